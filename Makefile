@@ -1,0 +1,45 @@
+# `make pretrain` and `make test` are all that a reader needs; each makes
+# the environment in .venv when it is not there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help venv pretrain test lint format test-matrix clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
+	  awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+venv: $(READY)  ## Make the environment in .venv
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet \
+	  --constraint constraints.txt --editable '.[torch,mxnet,dev]'
+	$(BIN)/d2lbert doctor --enable-mxnet
+	touch $@
+
+pretrain: $(READY)  ## Train the chapter's BERT in both frameworks
+	$(BIN)/d2lbert chapter
+
+test: $(READY)  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-matrix: $(READY)  ## Run the tests on every Python from 3.10 to 3.13
+	$(BIN)/nox
+
+clean:  ## Remove the environment, caches and runs
+	rm -rf $(VENV) .nox runs build dist *.egg-info .pytest_cache \
+	  .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
