@@ -1,0 +1,397 @@
+"""The MXNet backend. See `backends.base` for what each function does.
+
+MXNet's NumPy operators are slow on a processor where its older ones go
+through oneDNN: hence the `nd` operators below, whose arrays share memory
+with the `np` ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy
+
+from backends import base
+from backends.mxnet_import import import_mxnet
+
+mx: Any = import_mxnet()
+autograd: Any = mx.autograd
+gluon: Any = mx.gluon
+nd: Any = mx.nd
+nn: Any = mx.gluon.nn
+np: Any = mx.np
+npx: Any = mx.npx
+npx.set_np()
+
+# How many rows of logits exist at a time: see the PyTorch backend.
+CHUNK_ROWS = 256
+
+
+class Module(gluon.Block):
+    """A `gluon.Block` that knows its backend."""
+
+    backend: ClassVar[base.Backend]
+
+
+class Dropout(gluon.Block):
+    """Gluon's `Dropout` that can be told which elements to keep."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, X):
+        draw = base.dropout_source()
+        if draw is None or not autograd.is_training() or self.p == 0:
+            return npx.dropout(X, p=self.p)
+        return BACKEND.dropout(X, draw(X.shape, self.p), self.p)
+
+    def __repr__(self) -> str:
+        return f'Dropout(p = {self.p})'
+
+
+class LinearLogSumExp(autograd.Function):
+    """Weighted sum of log Σⱼ exp(zⱼ) over the rows of a linear layer.
+
+    Computed a few hundred rows at a time. Its arrays are `nd` ones: MXNet
+    gives no others to the backward pass of a function.
+    """
+
+    def forward(self, X, weight, bias, labels, label_logits, weights):
+        X, weight, bias, labels, label_logits, weights = (
+            array.as_nd_ndarray()
+            for array in (X, weight, bias, labels, label_logits, weights)
+        )
+        loss = nd.zeros(1, ctx=X.ctx, dtype=X.dtype)
+        dX = []
+        dweight, dbias = nd.zeros_like(weight), nd.zeros_like(bias)
+        for start in range(0, len(X), CHUNK_ROWS):
+            end = min(start + CHUNK_ROWS, len(X))
+            row_weights = weights[start:end]
+            column = row_weights.reshape((-1, 1))
+            logits = nd.FullyConnected(
+                X[start:end], weight, bias, num_hidden=len(weight)
+            )
+            # log z_label − log softmax(z)_label is the log of the sum. Two
+            # softmaxes through oneDNN cost a third of one exponential
+            log_probability = nd.pick(
+                nd.log_softmax(logits), labels[start:end]
+            )
+            loss = loss + nd.sum(
+                (label_logits[start:end] - log_probability) * row_weights
+            )
+            probability = nd.softmax(logits)
+            dX.append(nd.dot(probability, weight) * column)
+            dweight += nd.dot(
+                probability, X[start:end] * column, transpose_a=True
+            )
+            dbias += nd.dot(
+                row_weights.reshape((1, -1)), probability
+            ).reshape(-1)
+        self.gradients = nd.concat(*dX, dim=0), dweight, dbias
+        return loss.as_np_ndarray()
+
+    def backward(self, grad):
+        dX, dweight, dbias = self.gradients
+        nothing = (
+            nd.zeros(len(dX), ctx=dX.ctx, dtype=dX.dtype) for _ in range(3)
+        )
+        return (dX * grad, dweight * grad, dbias * grad, *nothing)
+
+
+class MXNetBackend(base.Backend):
+    name = 'mxnet'
+    Module = Module
+
+    # ---- tensor operations -------------------------------------------
+
+    def tensor(self, data, device=None):
+        data = numpy.asarray(data)
+        dtype = data.dtype if data.dtype.kind == 'f' else numpy.int32
+        return np.array(
+            data.astype(dtype, copy=False), dtype=dtype, ctx=device
+        )
+
+    def to_numpy(self, X):
+        return X.asnumpy()
+
+    def arange(self, num, like):
+        return np.arange(num, dtype=like.dtype, ctx=like.ctx)
+
+    def transpose(self, X, axes):
+        return nd.transpose(X.as_nd_ndarray(), axes).as_np_ndarray()
+
+    def batch_matmul(self, A, B, transpose_B=False):
+        product = npx.batch_dot(
+            A.reshape((-1, *A.shape[-2:])),
+            B.reshape((-1, *B.shape[-2:])),
+            transpose_b=transpose_B,
+        )
+        return product.reshape((*A.shape[:-1], product.shape[-1]))
+
+    def take(self, X, indices):
+        return npx.embedding(indices, X, *X.shape, dtype=X.dtype)
+
+    def relu(self, X):
+        return npx.relu(X)
+
+    def masked_softmax(self, X, valid_lens):
+        if valid_lens is None:
+            return npx.softmax(X, axis=-1)
+        keys = np.arange(X.shape[-1], dtype='float32', ctx=X.ctx)
+        padded = keys >= valid_lens.reshape((len(X), -1, 1)).astype('float32')
+        mask = padded.astype(X.dtype) * base.MASKED_SCORE
+        return npx.softmax(
+            X + (np.expand_dims(mask, 1) if X.ndim == 4 else mask), axis=-1
+        )
+
+    def dropout(self, X, keep, p):
+        scale = numpy.multiply(keep, 1 / (1 - p), dtype=X.dtype)
+        return X * np.array(scale, dtype=X.dtype, ctx=X.ctx)
+
+    def linear_cross_entropy(self, X, weight, bias, labels, weights):
+        weights = weights.astype(X.dtype)
+        label_logits = (
+            np.sum(X * self.take(weight, labels), axis=1)
+            + self.take(bias.reshape((-1, 1)), labels)[:, 0]
+        )
+        logsumexp = LinearLogSumExp()(
+            X, weight, bias, labels, label_logits.detach(), weights
+        )
+        return logsumexp[0] - np.sum(label_logits * weights)
+
+    # ---- layers ------------------------------------------------------
+
+    def Linear(
+        self, num_outputs, num_inputs=None, bias=True, activation=None
+    ):
+        return nn.Dense(
+            num_outputs,
+            activation,
+            use_bias=bias,
+            flatten=False,
+            in_units=num_inputs or 0,
+        )
+
+    def Embedding(self, num_embeddings, num_hiddens):
+        return nn.Embedding(num_embeddings, num_hiddens)
+
+    def LayerNorm(self, num_hiddens):
+        return nn.LayerNorm(
+            epsilon=base.LAYER_NORM_EPSILON, in_channels=num_hiddens
+        )
+
+    def Dropout(self, p):
+        return Dropout(p)
+
+    def Sequential(self, *layers):
+        native = nn.Sequential()
+        native.add(*layers)
+        return native
+
+    def parameter(self, module, name, shape):
+        if hasattr(gluon, 'ParameterDict'):  # MXNet 1
+            return module.params.get(name, shape=shape)
+        return gluon.Parameter(name, shape=shape)
+
+    def value(self, parameter, like):
+        return parameter.data(like.ctx)
+
+    # ---- devices -----------------------------------------------------
+
+    def num_gpus(self):
+        return npx.num_gpus()
+
+    def try_gpu(self, i=0):
+        return npx.gpu(i) if self.num_gpus() > i else npx.cpu()
+
+    def try_all_gpus(self):
+        return [npx.gpu(i) for i in range(self.num_gpus())] or [npx.cpu()]
+
+    def devices(self, spec):
+        kind, indices = base.parse_devices(spec)
+        if kind == 'all':
+            return self.try_all_gpus()
+        if kind == 'cpu':
+            return [npx.cpu(i) for i in indices]
+        base.check_gpus(self, indices)
+        return [npx.gpu(i) for i in indices]
+
+    def device_of(self, net):
+        return next(iter(_parameters(net).values())).list_ctx()[0]
+
+    def replicas(self, net, devices):
+        # One block holds its parameters on any number of devices
+        devices = list(dict.fromkeys(devices))
+        for parameter in _parameters(net).values():
+            if parameter.list_ctx() != devices:
+                parameter.reset_ctx(devices)
+        return [net] * len(devices)
+
+    def synchronize(self):
+        npx.waitall()
+
+    # ---- parameters and the optimizer step ---------------------------
+
+    def parameters(self, net):
+        return {
+            name: parameter.list_data()[0].asnumpy()
+            for name, parameter in _parameters(net).items()
+        }
+
+    def gradients(self, net):
+        return {
+            name: parameter.list_grad()[0].asnumpy()
+            for name, parameter in _parameters(net).items()
+        }
+
+    def parameter_shapes(self, net):
+        return {
+            name: tuple(parameter.shape)
+            for name, parameter in _parameters(net).items()
+        }
+
+    def load_parameters(self, net, arrays, devices=None):
+        base.check_parameters(self.parameter_shapes(net), arrays)
+        for name, parameter in _parameters(net).items():
+            array = numpy.asarray(arrays[name])
+            if parameter.dtype != array.dtype:
+                parameter.cast(array.dtype)
+            if parameter._data is None:
+                parameter.initialize(
+                    mx.init.Zero(), ctx=devices or [npx.cpu()]
+                )
+            elif devices:
+                parameter.reset_ctx(list(dict.fromkeys(devices)))
+            parameter.set_data(np.array(array, dtype=array.dtype))
+
+    @contextmanager
+    def accumulate_gradients(self, net) -> Iterator[None]:
+        before = {
+            parameter: parameter.grad_req
+            for parameter in _parameters(net).values()
+        }
+        for parameter in before:
+            parameter.grad_req = 'add'
+        try:
+            yield
+        finally:
+            for parameter, grad_req in before.items():
+                parameter.grad_req = grad_req
+
+    def zero_gradients(self, net):
+        for parameter in _parameters(net).values():
+            for grad in parameter.list_grad():
+                grad[:] = 0
+
+    def record(self, net):
+        return autograd.record()
+
+    @contextmanager
+    def evaluation(self, net) -> Iterator[None]:
+        with autograd.pause(train_mode=False):
+            yield
+
+    def backward(self, losses):
+        autograd.backward(list(losses))
+
+    def allreduce_gradients(self, replicas, devices):
+        for parameter in _parameters(replicas[0]).values():
+            first, *others = parameter.list_grad()
+            for other in others:
+                first += other.as_in_ctx(first.ctx)
+
+    def broadcast_parameters(self, replicas, devices):
+        for parameter in _parameters(replicas[0]).values():
+            first, *others = parameter.list_data()
+            for other in others:
+                first.copyto(other)
+
+    def Adam(self, net, lr, epsilon_inside, frozen=()):
+        return Adam(net, lr, epsilon_inside, frozen)
+
+
+class Adam(base.Optimizer):
+    """MXNet's Adam update, with epsilon where the recipe wants it.
+
+    The update operator adds epsilon to √v before the bias of v is
+    corrected. Its state is kept by structural name, where Gluon's trainer
+    keeps it by the index of an automatic name.
+    """
+
+    def __init__(
+        self, net: Any, lr: float, epsilon_inside: bool, frozen: Sequence[str]
+    ) -> None:
+        self.parameters = {
+            name: parameter
+            for name, parameter in _parameters(net).items()
+            if not name.endswith(tuple(frozen))
+        }
+        self.lr = lr
+        self.epsilon_inside = epsilon_inside
+        self.num_steps = 0
+        self.moments = {
+            name: (nd.zeros_like(data), nd.zeros_like(data))
+            for name, data in self._data()
+        }
+
+    def _data(self) -> Iterator[tuple[str, Any]]:
+        for name, parameter in self.parameters.items():
+            yield name, parameter.list_data()[0].as_nd_ndarray()
+
+    def step(self) -> None:
+        self.num_steps += 1
+        beta1, beta2 = base.ADAM_BETAS
+        root = (1 - beta2**self.num_steps) ** 0.5
+        lr = self.lr * root / (1 - beta1**self.num_steps)
+        epsilon = base.ADAM_EPSILON * (1 if self.epsilon_inside else root)
+        for name, data in self._data():
+            grad = self.parameters[name].list_grad()[0].as_nd_ndarray()
+            nd.adam_update(
+                data,
+                grad,
+                *self.moments[name],
+                lr=lr,
+                beta1=beta1,
+                beta2=beta2,
+                epsilon=epsilon,
+                wd=0,
+                lazy_update=False,
+                out=data,
+            )
+
+    def state(self) -> dict[str, numpy.ndarray]:
+        return {
+            f'{name}.{short}': moment.asnumpy()
+            for name, moments in self.moments.items()
+            for short, moment in zip('mv', moments, strict=True)
+        }
+
+    def load_state(
+        self, arrays: Mapping[str, numpy.ndarray], num_steps: int
+    ) -> None:
+        base.check_parameters(
+            {
+                f'{name}.{short}': moment.shape
+                for name, moments in self.moments.items()
+                for short, moment in zip('mv', moments, strict=True)
+            },
+            arrays,
+        )
+        self.num_steps = num_steps
+        for name, moments in self.moments.items():
+            for short, moment in zip('mv', moments, strict=True):
+                moment[:] = arrays[f'{name}.{short}']
+
+
+def _parameters(net: Any) -> dict[str, Any]:
+    """Return the parameters of a block by their structural names."""
+    if hasattr(net, '_collect_params_with_prefix'):  # MXNet 1
+        return net._collect_params_with_prefix()
+    return dict(net.collect_params())
+
+
+BACKEND = MXNetBackend()
+Module.backend = BACKEND

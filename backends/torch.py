@@ -1,0 +1,365 @@
+"""The PyTorch backend. See `backends.base` for what each function does."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from backends import base
+
+# How many rows of logits exist at a time: enough for a fast matrix product,
+# few enough to stay in reach of the caches.
+CHUNK_ROWS = 512
+ACTIVATIONS = {'relu': nn.ReLU, 'tanh': nn.Tanh}
+
+
+class Module(nn.Module):
+    """A `torch.nn.Module` that knows its backend."""
+
+    backend: ClassVar[base.Backend]
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` that can be told which elements to keep."""
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        draw = base.dropout_source()
+        if draw is None or not self.training or self.p == 0:
+            return super().forward(X)
+        return BACKEND.dropout(X, draw(tuple(X.shape), self.p), self.p)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a linear layer, a few hundred rows at a time."""
+
+    @staticmethod
+    def forward(ctx, X, weight, bias, labels, weights):
+        loss = X.new_zeros(())
+        dX = torch.empty_like(X)
+        dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
+        for start in range(0, len(X), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            label = labels[rows].unsqueeze(1)
+            row_weights = weights[rows].unsqueeze(1)
+            logits = torch.addmm(bias, X[rows], weight.T)
+            logsumexp = logits.logsumexp(dim=1, keepdim=True)
+            losses = logsumexp - logits.gather(1, label)
+            loss += (losses * row_weights).sum()
+            # From here on `logits` holds its own gradient: softmax − one-hot
+            logits.sub_(logsumexp).exp_()
+            logits.scatter_add_(1, label, -torch.ones_like(losses))
+            logits.mul_(row_weights)
+            torch.mm(logits, weight, out=dX[rows])
+            dweight.addmm_(logits.T, X[rows])
+            dbias += logits.sum(dim=0)
+        ctx.save_for_backward(dX, dweight, dbias)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        dX, dweight, dbias = ctx.saved_tensors
+        return grad * dX, grad * dweight, grad * dbias, None, None
+
+
+class TorchBackend(base.Backend):
+    name = 'torch'
+    Module = Module
+
+    # ---- tensor operations -------------------------------------------
+
+    def tensor(self, data, device=None):
+        X = torch.as_tensor(np.asarray(data))
+        if not X.is_floating_point():
+            X = X.long()
+        # as_tensor shares memory with NumPy, which the caller may reuse
+        return X.to(device, copy=True)
+
+    def to_numpy(self, X):
+        return X.detach().cpu().numpy()
+
+    def arange(self, num, like):
+        return torch.arange(num, dtype=like.dtype, device=like.device)
+
+    def transpose(self, X, axes):
+        return X.permute(*axes)
+
+    def batch_matmul(self, A, B, transpose_B=False):
+        return A @ (B.transpose(-1, -2) if transpose_B else B)
+
+    def take(self, X, indices):
+        return F.embedding(indices, X)
+
+    def relu(self, X):
+        return torch.relu(X)
+
+    def masked_softmax(self, X, valid_lens):
+        if valid_lens is None:
+            return torch.softmax(X, dim=-1)
+        keys = torch.arange(X.shape[-1], device=X.device)
+        padded = keys >= valid_lens.reshape(len(X), -1, 1)
+        mask = padded.to(X.dtype) * base.MASKED_SCORE
+        return torch.softmax(
+            X + (mask.unsqueeze(1) if X.dim() == 4 else mask), dim=-1
+        )
+
+    def dropout(self, X, keep, p):
+        scale = torch.from_numpy(keep).to(X.device, X.dtype)
+        return X * scale.div_(1 - p)
+
+    def linear_cross_entropy(self, X, weight, bias, labels, weights):
+        return LinearCrossEntropy.apply(
+            X, weight, bias, labels, weights.to(X.dtype)
+        )
+
+    # ---- layers ------------------------------------------------------
+
+    def Linear(
+        self, num_outputs, num_inputs=None, bias=True, activation=None
+    ):
+        layer = (
+            nn.LazyLinear(num_outputs, bias=bias)
+            if num_inputs is None
+            else nn.Linear(num_inputs, num_outputs, bias=bias)
+        )
+        if activation is None:
+            return layer
+        return nn.Sequential(layer, ACTIVATIONS[activation]())
+
+    def Embedding(self, num_embeddings, num_hiddens):
+        return nn.Embedding(num_embeddings, num_hiddens)
+
+    def LayerNorm(self, num_hiddens):
+        return nn.LayerNorm(num_hiddens, eps=base.LAYER_NORM_EPSILON)
+
+    def Dropout(self, p):
+        return Dropout(p)
+
+    def Sequential(self, *layers):
+        native = nn.Sequential()
+        for layer in layers:
+            # A linear layer with its activation is two layers here
+            for part in (
+                layer if isinstance(layer, nn.Sequential) else [layer]
+            ):
+                native.append(part)
+        return native
+
+    def parameter(self, module, name, shape):
+        parameter = nn.Parameter(torch.randn(shape))
+        module.register_parameter(name, parameter)
+        return parameter
+
+    def value(self, parameter, like):
+        return parameter
+
+    # ---- devices -----------------------------------------------------
+
+    def num_gpus(self):
+        return torch.cuda.device_count()
+
+    def try_gpu(self, i=0):
+        if self.num_gpus() > i:
+            return torch.device(f'cuda:{i}')
+        return torch.device('cpu')
+
+    def try_all_gpus(self):
+        return [
+            torch.device(f'cuda:{i}') for i in range(self.num_gpus())
+        ] or [torch.device('cpu')]
+
+    def devices(self, spec):
+        kind, indices = base.parse_devices(spec)
+        if kind == 'all':
+            return self.try_all_gpus()
+        if kind == 'cpu':
+            return [torch.device('cpu') for _ in indices]
+        base.check_gpus(self, indices)
+        return [torch.device(f'cuda:{i}') for i in indices]
+
+    def device_of(self, net):
+        return next(net.parameters()).device
+
+    def replicas(self, net, devices):
+        by_device = {devices[0]: net.to(devices[0])}
+        for device in devices:
+            if device not in by_device:
+                by_device[device] = copy.deepcopy(net).to(device)
+        return [by_device[device] for device in devices]
+
+    def synchronize(self):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    # ---- parameters and the optimizer step ---------------------------
+
+    def parameters(self, net):
+        return {
+            name: parameter.detach().cpu().numpy().copy()
+            for name, parameter in net.named_parameters()
+        }
+
+    def gradients(self, net):
+        return {
+            name: parameter.grad.detach().cpu().numpy().copy()
+            for name, parameter in net.named_parameters()
+        }
+
+    def parameter_shapes(self, net):
+        return {
+            name: tuple(parameter.shape)
+            for name, parameter in net.named_parameters()
+        }
+
+    @torch.no_grad()
+    def load_parameters(self, net, arrays, devices=None):
+        base.check_parameters(self.parameter_shapes(net), arrays)
+        if devices:
+            net.to(devices[0])
+        for name, parameter in net.named_parameters():
+            parameter.copy_(torch.from_numpy(np.array(arrays[name])))
+
+    def accumulate_gradients(self, net):
+        return nullcontext()  # PyTorch's gradients always add up
+
+    def zero_gradients(self, net):
+        for parameter in net.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad.detach_().zero_()
+
+    @contextmanager
+    def record(self, net) -> Iterator[None]:
+        with _mode(net, training=True), torch.enable_grad():
+            yield
+
+    @contextmanager
+    def evaluation(self, net) -> Iterator[None]:
+        with _mode(net, training=False), torch.no_grad():
+            yield
+
+    def backward(self, losses):
+        torch.autograd.backward(list(losses))
+
+    @torch.no_grad()
+    def allreduce_gradients(self, replicas, devices):
+        first, *others = _distinct(replicas)
+        for other in others:
+            for target, source in zip(
+                first.parameters(), other.parameters(), strict=True
+            ):
+                target.grad += source.grad.to(target.device)
+
+    @torch.no_grad()
+    def broadcast_parameters(self, replicas, devices):
+        first, *others = _distinct(replicas)
+        for other in others:
+            for source, target in zip(
+                first.parameters(), other.parameters(), strict=True
+            ):
+                target.copy_(source)
+
+    def Adam(self, net, lr, epsilon_inside, frozen=()):
+        return Adam(net, lr, epsilon_inside, frozen)
+
+
+class Adam(base.Optimizer):
+    """`torch.optim.Adam`, with epsilon where the recipe wants it."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        lr: float,
+        epsilon_inside: bool,
+        frozen: Sequence[str],
+    ) -> None:
+        self.parameters = {
+            name: parameter
+            for name, parameter in net.named_parameters()
+            if not name.endswith(tuple(frozen))
+        }
+        self.adam = torch.optim.Adam(
+            self.parameters.values(),
+            lr,
+            betas=base.ADAM_BETAS,
+            eps=base.ADAM_EPSILON,
+        )
+        self.epsilon_inside = epsilon_inside
+        self.num_steps = 0
+
+    def step(self) -> None:
+        self.num_steps += 1
+        if self.epsilon_inside:
+            # PyTorch divides √v by this root before it adds epsilon
+            root = math.sqrt(1 - base.ADAM_BETAS[1] ** self.num_steps)
+            self.adam.param_groups[0]['eps'] = base.ADAM_EPSILON / root
+        self.adam.step()
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {
+            f'{name}.{short}': self._state(parameter)[key]
+            .detach()
+            .cpu()
+            .numpy()
+            .copy()
+            for name, parameter in self.parameters.items()
+            for short, key in (('m', 'exp_avg'), ('v', 'exp_avg_sq'))
+        }
+
+    def _state(self, parameter: torch.Tensor) -> Mapping[str, Any]:
+        zeros = torch.zeros_like(parameter)
+        return self.adam.state.get(parameter) or {
+            'exp_avg': zeros,
+            'exp_avg_sq': zeros,
+        }
+
+    def load_state(
+        self, arrays: Mapping[str, np.ndarray], num_steps: int
+    ) -> None:
+        base.check_parameters(
+            {
+                f'{name}.{moment}': tuple(parameter.shape)
+                for name, parameter in self.parameters.items()
+                for moment in 'mv'
+            },
+            arrays,
+        )
+        self.num_steps = num_steps
+        for name, parameter in self.parameters.items():
+            self.adam.state[parameter] = {
+                'step': torch.tensor(float(num_steps)),
+                'exp_avg': torch.from_numpy(arrays[f'{name}.m'].copy()).to(
+                    parameter.device
+                ),
+                'exp_avg_sq': torch.from_numpy(arrays[f'{name}.v'].copy()).to(
+                    parameter.device
+                ),
+            }
+
+
+def _distinct(replicas: Sequence[nn.Module]) -> list[nn.Module]:
+    return list(dict.fromkeys(replicas))
+
+
+@contextmanager
+def _mode(net: nn.Module, training: bool) -> Iterator[None]:
+    """Put every part of `net` in one mode, and back into its own after."""
+    before = {module: module.training for module in net.modules()}
+    net.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+BACKEND = TorchBackend()
+Module.backend = BACKEND
