@@ -1,0 +1,383 @@
+"""Importing MXNet 1.9.1 and 2.0.0b1 under today's Python and NumPy.
+
+MXNet was last released before NumPy 1.24, so it asks NumPy for names that
+are gone, writes NumPy scalars into text that its C++ side reads, and asks for
+`distutils`, which Python 3.12 dropped. The mend is confined to MXNet's own
+modules: each is executed with a `__builtins__` of its own, in which
+
+- `import numpy` gives a copy of NumPy's namespace that also holds what NumPy
+  has removed, so that NumPy itself is neither replaced nor added to;
+- `from distutils.version import ...` gives the two classes that MXNet
+  compares version numbers with;
+- `str` writes NumPy scalars inside tuples and lists as they were written
+  before NumPy 2 (only in the modules whose text goes to C++).
+
+That a module's globals may bring their own `__builtins__` is documented with
+Python's `exec`. Nothing else in the process sees any of it.
+
+`import_mxnet()` is for this project's code; `enable()` is for readers who
+write `import mxnet` first: it puts a hook into an environment's
+site-packages, which this file's `install()` takes over from.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import importlib
+import os
+import re
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Iterable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any, Literal, cast
+
+HOOK = '_d2lbert_mxnet'
+"""The name of the `.pth` and of the module that `enable` writes."""
+
+# Modules of MXNet 1.9.1 or 2.0.0b1 whose str(...) is read by C++.
+WRITES_FOR_CPP = frozenset({
+    'mxnet._ctypes.cached_op',
+    'mxnet._ctypes.ndarray',
+    'mxnet._ctypes.symbol',
+    'mxnet.io.io',
+    'mxnet.symbol.symbol',
+})
+
+
+def import_mxnet() -> types.ModuleType:
+    """Import MXNet, mended for this Python and NumPy, and return it.
+
+    An MXNet that is already imported is returned as it is. Later imports of
+    MXNet's submodules are mended too.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        With `name == 'mxnet'` where MXNet is not installed, and with another
+        name where something that MXNet needs is not.
+    OSError
+        Where a library that MXNet loads is missing (`libquadmath.so.0`, ...).
+    """
+    if 'mxnet' not in sys.modules:
+        install()
+    return importlib.import_module('mxnet')
+
+
+# --- what MXNet's modules are given ----------------------------------------
+
+
+def _call_as(name: str, **fixed: Any) -> Callable[..., Any]:
+    """A function of its own that calls NumPy's function `name`.
+
+    MXNet registers overrides by function object, so an old name must not be
+    the same object as the new one.
+    """
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        import numpy
+        return getattr(numpy, name)(*args, **fixed, **kwargs)
+    renamed.__doc__ = f'See `numpy.{name}`.'  # MXNet 2 edits docstrings
+    return renamed
+
+
+def _in1d(ar1: Any, *args: Any, **kwargs: Any) -> Any:
+    """See `numpy.isin`; the first array is taken flat."""
+    import numpy
+    return numpy.isin(numpy.ravel(ar1), *args, **kwargs)
+
+
+def _expired(name: str) -> Callable[..., Any]:
+    """A financial function, which has only raised since NumPy 1.20."""
+    def expired(*args: Any, **kwargs: Any) -> Any:
+        """See the package `numpy_financial`."""
+        raise RuntimeError(
+            f'NumPy removed the financial function {name} in version 1.20; '
+            f'call numpy_financial.{name} instead '
+            '(pip install numpy-financial).')
+    return expired
+
+
+def _removed_from_numpy() -> dict[str, Any]:
+    """The names that MXNet asks for and some NumPy from 1.23 on lacks."""
+    inf, nan = float('inf'), float('nan')
+    financial = ('fv', 'ipmt', 'irr', 'mirr', 'nper', 'npv', 'pmt', 'ppmt',
+                 'pv', 'rate')
+    return {
+        'int': int, 'float': float, 'complex': complex, 'object': object,
+        'Inf': inf, 'PINF': inf, 'NINF': -inf, 'NAN': nan, 'NaN': nan,
+        'PZERO': 0.0, 'NZERO': -0.0,
+        'alltrue': _call_as('all'), 'sometrue': _call_as('any'),
+        'product': _call_as('prod'), 'cumproduct': _call_as('cumprod'),
+        'round_': _call_as('round'), 'row_stack': _call_as('vstack'),
+        'trapz': _call_as('trapezoid'), 'msort': _call_as('sort', axis=0),
+        'in1d': _in1d,
+        'compat': types.SimpleNamespace(basestring=str),
+        **{name: _expired(name) for name in financial},
+    }
+
+
+@functools.cache
+def numpy_for_mxnet() -> types.ModuleType:
+    """A module with all of NumPy's names and those that MXNet still uses.
+
+    It holds the very objects that NumPy holds, so that types and `isinstance`
+    agree. What NumPy imports lazily is asked of NumPy: its module-level
+    `__getattr__` is among the copied names.
+    """
+    import numpy
+    module = types.ModuleType('numpy')
+    names = vars(module)
+    names.update(_removed_from_numpy())
+    names.update(vars(numpy))
+    names['bool'] = bool  # NumPy 2 gives this name to a scalar type
+    return module
+
+
+class Version:
+    """`distutils`' version, as far as MXNet uses it: to compare NumPy's."""
+
+    def __init__(self, text: str) -> None:
+        self.numbers = [int(part) for part in re.findall(r'\d+', text)]
+
+    def __ge__(self, other: Version) -> bool:
+        return self.numbers >= other.numbers
+
+
+def _distutils_version() -> types.SimpleNamespace:
+    return types.SimpleNamespace(LooseVersion=Version, StrictVersion=Version)
+
+
+class _TypeOfText(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, str)
+
+
+class Text(str, metaclass=_TypeOfText):
+    """`str` for MXNet: as a type it is `str`; called, it is `write_value`."""
+
+    def __new__(cls, value: object = '') -> str:  # type: ignore[misc]
+        return write_value(value)
+
+
+def write_value(value: object) -> str:
+    """Write `value` as `str` did before NumPy 2.
+
+    NumPy 2 writes `(np.int64(3), 4)` where NumPy 1 wrote `(3, 4)`, which is
+    what MXNet's C++ reads as a shape.
+    """
+    text = str(value)
+    if 'np.' in text and isinstance(value, (tuple, list)):
+        return _write_sequence(value)
+    return text
+
+
+def _write_sequence(values: tuple[Any, ...] | list[Any]) -> str:
+    parts = ', '.join(_write_element(value) for value in values)
+    if isinstance(values, list):
+        return f'[{parts}]'
+    return f'({parts},)' if len(values) == 1 else f'({parts})'
+
+
+def _write_element(value: object) -> str:
+    import numpy
+    if isinstance(value, (numpy.number, numpy.bool_)):
+        return str(value)
+    if isinstance(value, (tuple, list)):
+        return _write_sequence(value)
+    return repr(value)
+
+
+def _import(name: str, globals: Any = None, locals: Any = None,
+            fromlist: Any = (), level: int = 0) -> Any:
+    """`__import__` as MXNet's modules see it."""
+    if level == 0 and name == 'distutils.version':
+        return _distutils_version()
+    module = builtins.__import__(name, globals, locals, fromlist, level)
+    if module is sys.modules.get('numpy'):
+        return numpy_for_mxnet()
+    return module
+
+
+def _builtins_for(module_name: str) -> dict[str, Any]:
+    changed = dict(vars(builtins), __import__=_import)
+    if module_name in WRITES_FOR_CPP:
+        changed['str'] = Text
+    return changed
+
+
+# --- how they are given it -------------------------------------------------
+
+
+class MXNetLoader:
+    """The loader of a module of MXNet, giving it mended builtins.
+
+    Executing the module is left to `loader` itself, so that tracebacks stay
+    as short as they are without us.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        if spec.name == 'mxnet':
+            _forget_submodules()
+        module = (self.loader.create_module(spec)
+                  or types.ModuleType(spec.name))
+        vars(module)['__builtins__'] = _builtins_for(spec.name)
+        return module
+
+
+def _forget_submodules() -> None:
+    """Drop what an earlier `import mxnet` that failed has left behind."""
+    for name in [name for name in sys.modules if name.startswith('mxnet.')]:
+        del sys.modules[name]
+
+
+class MXNetFinder:
+    """A finder for `sys.meta_path` that mends MXNet's modules only."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None
+                  ) -> ModuleSpec | None:
+        if name != 'mxnet' and not name.startswith('mxnet.'):
+            return None
+        spec = _first_spec(self._finders_after_this_one(), name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = MXNetLoader(spec.loader)  # type: ignore[assignment]
+        return spec
+
+    def _finders_after_this_one(self) -> list[Any]:
+        return sys.meta_path[sys.meta_path.index(self) + 1:]
+
+
+def _first_spec(finders: Iterable[Any], name: str, path: Any, target: Any
+                ) -> ModuleSpec | None:
+    specs = (finder.find_spec(name, path, target) for finder in finders)
+    return next((spec for spec in specs if spec is not None), None)
+
+
+def install() -> MXNetFinder:
+    """Mend every import of MXNet from here on; give the finder.
+
+    Takes the place of the hook, where that is on. Doing it twice is doing it
+    once, also where the hook has loaded this file a second time: hence the
+    comparison by name.
+    """
+    for finder in sys.meta_path:
+        if type(finder).__name__ == MXNetFinder.__name__:
+            return cast(MXNetFinder, finder)
+    finder = MXNetFinder()
+    sys.meta_path[:] = [finder] + [
+        other for other in sys.meta_path
+        if getattr(other, '__name__', None) != HOOK]
+    return finder
+
+
+# --- the hook at interpreter start -----------------------------------------
+
+# One line, because that is what a `.pth` may hold, and without an import of
+# its own, which would cost a bare start of Python 2 ms.
+_PTH = (
+    f"import sys; sys.meta_path.insert(0, type('{HOOK}', (), "
+    "{'find_spec': staticmethod(lambda name, path=None, target=None: "
+    f"__import__('{HOOK}').find_spec(name, path, target) "
+    "if name == 'mxnet' else None)}))\n")
+
+_MODULE = '''\
+"""Lets `import mxnet` work under today's Python and NumPy.
+
+Written by `d2lbert doctor --enable-mxnet`; `d2lbert doctor --disable-mxnet`
+removes it. The `.pth` beside it imports it when mxnet is asked for.
+"""
+from importlib import util
+
+MEND = {mend!r}
+
+
+def find_spec(name, path, target):
+    """Find mxnet by way of d2lbert's mend, where that is still there."""
+    spec = util.spec_from_file_location('_d2lbert_mxnet_mend', MEND)
+    mend = util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(mend)
+    except FileNotFoundError:  # d2lbert has been moved or uninstalled
+        return None
+    return mend.install().find_spec(name, path, target)
+'''
+
+
+def enable(site_packages: str | os.PathLike[str] | None = None) -> Path:
+    """Mend `import mxnet` in every Python started in this environment.
+
+    Writes a `.pth` of one line and a small module into `site_packages` (that
+    of the running interpreter when not given), and returns the path of the
+    `.pth`. Twice is once, and renews what an older version wrote. It adds
+    under 1 ms to the start of an interpreter, most of which is Python's own
+    cost of having any `.pth`.
+
+    Raises
+    ------
+    OSError
+        Where the folder is missing or cannot be written to.
+    """
+    module, pth = _hook_files(site_packages)
+    mend = os.path.abspath(__file__)
+    _write(module, _MODULE.format(mend=mend))
+    _write(pth, _PTH)
+    return pth
+
+
+def disable(site_packages: str | os.PathLike[str] | None = None) -> bool:
+    """Undo `enable`; say whether there was anything to undo."""
+    module, pth = _hook_files(site_packages)
+    was_there = pth.exists() or module.exists()
+    for path in (pth, module, *module.parent.glob(f'__pycache__/{HOOK}.*')):
+        path.unlink(missing_ok=True)
+    return was_there
+
+
+def hook_state(site_packages: str | os.PathLike[str] | None = None
+               ) -> Literal['off', 'on', 'stale']:
+    """Whether Pythons started from now on have the hook.
+
+    'stale' is a hook that does nothing, since the d2lbert that wrote it has
+    been moved or uninstalled.
+    """
+    module, pth = _hook_files(site_packages)
+    if not pth.exists():
+        return 'off'
+    if not module.exists():
+        return 'stale'
+    mend = re.search(r'^MEND = (.*)$', module.read_text('utf-8'), re.M)
+    there = mend is not None and os.path.exists(ast.literal_eval(mend[1]))
+    return 'on' if there else 'stale'
+
+
+def _hook_files(site_packages: str | os.PathLike[str] | None
+                ) -> tuple[Path, Path]:
+    folder = Path(site_packages or sysconfig.get_path('purelib'))
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f'{folder} is not a folder; give the site-packages folder of the '
+            'environment in which `import mxnet` is to work.')
+    return folder / f'{HOOK}.py', folder / f'{HOOK}.pth'
+
+
+def _write(path: Path, text: str) -> None:
+    """Write all of `text` or leave `path` as it was."""
+    part = path.with_suffix('.part')
+    try:
+        part.write_text(text, 'utf-8')
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(
+            error.errno, f'cannot write {path} ({error.strerror}); use a '
+            'virtual environment that you own: python -m venv .venv'
+        ) from error
