@@ -1,0 +1,48 @@
+"""Minibatches of examples, in an order that only a seed decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from d2lbert.data.examples import Batch
+from d2lbert.errors import InputError
+from d2lbert.randomness import generator
+
+
+class Batches:
+    """The examples in minibatches, newly shuffled in each epoch.
+
+    Iterating gives one epoch's batches, the next epoch's the next time; the
+    last batch of an epoch has the rows that are left. `epoch` is the number
+    of the next one.
+    """
+
+    def __init__(
+        self, examples: Batch, batch_size: int, seed: int = 0
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f'batch_size = {batch_size}: expected 1 or more')
+        self.examples = examples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.examples.tokens) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        order = generator(self.seed, 'order', epoch).permutation(
+            len(self.examples.tokens)
+        )
+        for start in range(0, len(order), self.batch_size):
+            yield self.examples.rows(order[start : start + self.batch_size])
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Yield batches without end, from the one that `step` trains on."""
+        self.epoch, skipped = divmod(step, len(self))
+        while True:
+            for i, batch in enumerate(self):
+                if i >= skipped:
+                    yield batch
+            skipped = 0

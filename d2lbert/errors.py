@@ -1,0 +1,35 @@
+"""The errors that d2lbert raises on purpose.
+
+Each message is one paragraph: what was given, what was expected, what to
+do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class D2LBertError(Exception):
+    """The base of every error that d2lbert raises on purpose."""
+
+
+class InputError(D2LBertError, ValueError):
+    """An argument, option or path that cannot be used as it was given."""
+
+
+class CorpusError(D2LBertError):
+    """A corpus that is not what it should be, or cannot be fetched."""
+
+
+class RunError(D2LBertError):
+    """A folder that should hold a run and does not, or a damaged one."""
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Turn the `ValueError` of a backend into an `InputError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(str(error)) from error
