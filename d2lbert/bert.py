@@ -1,0 +1,408 @@
+"""BERT, defined once for both frameworks.
+
+Devlin, Chang, Lee and Toutanova, "BERT: pre-training of deep bidirectional
+transformers for language understanding" (2019), as *Dive into Deep
+Learning* teaches it: post-norm encoder blocks, learned positions, no
+normalisation of the embeddings, an output layer that is not tied to them.
+
+The classes here are not networks yet. A tab module (`d2lbert.torch`,
+`d2lbert.mxnet`) joins each with its framework's own base class, which
+brings the attribute `backend`; names and shapes of the parameters are then
+those of that tab of the textbook.
+
+Shapes are written with B examples, T tokens an example, H hidden units,
+P predicted positions an example.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from backends.base import Array, Backend
+
+# The gradient of these is zero, because the softmax does not change when
+# the same number is added to all scores of a query. What a framework
+# computes instead is rounding noise, which Adam would turn into steps of
+# full size.
+ZERO_GRADIENT = ('W_k.bias',)
+
+
+class DotProductAttention:
+    """Scaled dot-product attention."""
+
+    backend: ClassVar[Backend]
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = self.backend.Dropout(dropout)
+
+    def forward(
+        self,
+        queries: Array,
+        keys: Array,
+        values: Array,
+        valid_lens: Array | None = None,
+    ) -> Array:
+        """Return a weighted mean of the values for each query.
+
+        `queries`: `(…, num_queries, d)`; `keys`: `(…, num_keys, d)`;
+        `values`: `(…, num_keys, dv)`, where … is B or B and the number of
+        heads; `valid_lens`: how many keys count, `(B,)` or
+        `(B, num_queries)`. Returns `(…, num_queries, dv)`.
+        """
+        scores = self.backend.batch_matmul(
+            queries / math.sqrt(queries.shape[-1]), keys, transpose_B=True
+        )
+        weights = self.backend.masked_softmax(scores, valid_lens)
+        return self.backend.batch_matmul(self.dropout(weights), values)
+
+
+class MultiHeadAttention:
+    """Attention by several heads side by side, each with its own share."""
+
+    backend: ClassVar[Backend]
+    Attention: ClassVar[Any]
+
+    def __init__(
+        self,
+        num_hiddens: int,
+        num_heads: int,
+        dropout: float,
+        bias: bool = False,
+        num_inputs: int | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or num_hiddens % num_heads:
+            raise ValueError(
+                f'num_hiddens = {num_hiddens} does not divide into '
+                f'num_heads = {num_heads}: choose a divisor'
+            )
+        self.num_heads = num_heads
+        self.attention = self.Attention(dropout)
+        Linear = self.backend.Linear
+        self.W_q = Linear(num_hiddens, num_inputs, bias)
+        self.W_k = Linear(num_hiddens, num_inputs, bias)
+        self.W_v = Linear(num_hiddens, num_inputs, bias)
+        self.W_o = Linear(num_hiddens, num_hiddens, bias)
+
+    def forward(
+        self,
+        queries: Array,
+        keys: Array,
+        values: Array,
+        valid_lens: Array | None,
+    ) -> Array:
+        """Attend from `queries` `(B, num_queries, ·)` to `keys` and `values`.
+
+        Returns `(B, num_queries, H)`.
+        """
+        heads = self.attention(
+            self.split_heads(self.W_q(queries)),
+            self.split_heads(self.W_k(keys)),
+            self.split_heads(self.W_v(values)),
+            valid_lens,
+        )
+        return self.W_o(self.join_heads(heads))
+
+    def split_heads(self, X: Array) -> Array:
+        """`(B, T, H)` to `(B, num_heads, T, H / num_heads)`."""
+        batch_size, num_steps, num_hiddens = X.shape
+        X = X.reshape(
+            (
+                batch_size,
+                num_steps,
+                self.num_heads,
+                num_hiddens // self.num_heads,
+            )
+        )
+        return self.backend.transpose(X, (0, 2, 1, 3))
+
+    def join_heads(self, X: Array) -> Array:
+        """`(B, num_heads, T, H / num_heads)` to `(B, T, H)`."""
+        batch_size, num_heads, num_steps, size = X.shape
+        return self.backend.transpose(X, (0, 2, 1, 3)).reshape(
+            (batch_size, num_steps, num_heads * size)
+        )
+
+
+class PositionWiseFFN:
+    """Two linear layers with a ReLU between, alike for every position."""
+
+    backend: ClassVar[Backend]
+
+    def __init__(
+        self,
+        ffn_num_hiddens: int,
+        ffn_num_outputs: int,
+        ffn_num_inputs: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.dense1 = self.backend.Linear(ffn_num_hiddens, ffn_num_inputs)
+        self.dense2 = self.backend.Linear(ffn_num_outputs, ffn_num_hiddens)
+
+    def forward(self, X: Array) -> Array:
+        """`(…, ffn_num_inputs)` to `(…, ffn_num_outputs)`."""
+        return self.dense2(self.backend.relu(self.dense1(X)))
+
+
+class AddNorm:
+    """Residual connection, then layer normalisation."""
+
+    backend: ClassVar[Backend]
+
+    def __init__(self, norm_shape: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = self.backend.Dropout(dropout)
+        self.ln = self.backend.LayerNorm(norm_shape)
+
+    def forward(self, X: Array, Y: Array) -> Array:
+        """Return the normalised X + dropout(Y), of the shape of both."""
+        return self.ln(self.dropout(Y) + X)
+
+
+class TransformerEncoderBlock:
+    """Self-attention and a feed-forward network, each with an `AddNorm`."""
+
+    backend: ClassVar[Backend]
+    Attention: ClassVar[Any]
+    FFN: ClassVar[Any]
+    AddNorm: ClassVar[Any]
+
+    def __init__(
+        self,
+        num_hiddens: int,
+        ffn_num_hiddens: int,
+        num_heads: int,
+        dropout: float,
+        use_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.attention = self.Attention(
+            num_hiddens, num_heads, dropout, use_bias, num_hiddens
+        )
+        self.addnorm1 = self.AddNorm(num_hiddens, dropout)
+        self.ffn = self.FFN(ffn_num_hiddens, num_hiddens, num_hiddens)
+        self.addnorm2 = self.AddNorm(num_hiddens, dropout)
+
+    def forward(self, X: Array, valid_lens: Array | None) -> Array:
+        """`(B, T, H)` to `(B, T, H)`."""
+        Y = self.addnorm1(X, self.attention(X, X, X, valid_lens))
+        return self.addnorm2(Y, self.ffn(Y))
+
+
+class BERTEncoder:
+    """Embeddings and a stack of Transformer encoder blocks."""
+
+    backend: ClassVar[Backend]
+    Block: ClassVar[Any]
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_hiddens: int,
+        ffn_num_hiddens: int,
+        num_heads: int,
+        num_blks: int,
+        dropout: float,
+        max_len: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.token_embedding = self.backend.Embedding(vocab_size, num_hiddens)
+        self.segment_embedding = self.backend.Embedding(2, num_hiddens)
+        self.blks = self.backend.Sequential(
+            *(
+                self.Block(
+                    num_hiddens,
+                    ffn_num_hiddens,
+                    num_heads,
+                    dropout,
+                    use_bias=True,
+                )
+                for _ in range(num_blks)
+            )
+        )
+        self.pos_embedding = self.backend.parameter(
+            self, 'pos_embedding', (1, max_len, num_hiddens)
+        )
+
+    def forward(
+        self, tokens: Array, segments: Array, valid_lens: Array | None = None
+    ) -> Array:
+        """Encode token sequences.
+
+        `tokens` and `segments` (0 or 1): indices `(B, T)`; `valid_lens`:
+        how many tokens of each row are not padding, `(B,)`. Returns
+        `(B, T, H)`.
+        """
+        X = self.token_embedding(tokens) + self.segment_embedding(segments)
+        positions = self.backend.value(self.pos_embedding, X)
+        X = X + positions[:, : X.shape[1]]
+        for blk in self.blks:
+            X = blk(X, valid_lens)
+        return X
+
+
+class MaskLM:
+    """Masked language modelling: guess tokens from their encodings."""
+
+    backend: ClassVar[Backend]
+
+    def __init__(
+        self, vocab_size: int, num_hiddens: int, num_inputs: int | None = None
+    ) -> None:
+        super().__init__()
+        Linear = self.backend.Linear
+        self.mlp = self.backend.Sequential(
+            Linear(num_hiddens, num_inputs, activation='relu'),
+            self.backend.LayerNorm(num_hiddens),
+            Linear(vocab_size, num_hiddens),
+        )
+
+    def forward(self, X: Array, pred_positions: Array) -> Array:
+        """Return the logits of the tokens at `pred_positions`.
+
+        `X`: `(B, T, H)`; `pred_positions`: `(B, P)`. Returns
+        `(B, P, vocab_size)`.
+        """
+        batch_size, num_steps, num_hiddens = X.shape
+        row_starts = (
+            self.backend.arange(batch_size, like=pred_positions).reshape(
+                (-1, 1)
+            )
+            * num_steps
+        )
+        masked_X = self.backend.take(
+            X.reshape((-1, num_hiddens)), row_starts + pred_positions
+        )
+        return self.mlp(masked_X)
+
+    def features(self, masked_X: Array) -> Array:
+        """Return what the last layer of `mlp` gets: `(N, H)` to `(N, H)`."""
+        *hidden_layers, _ = self.mlp
+        for layer in hidden_layers:
+            masked_X = layer(masked_X)
+        return masked_X
+
+
+class NextSentencePred:
+    """Next sentence prediction: does the second sentence follow?"""
+
+    backend: ClassVar[Backend]
+
+    def __init__(self, num_inputs: int | None = None) -> None:
+        super().__init__()
+        self.output = self.backend.Linear(2, num_inputs)
+
+    def forward(self, X: Array) -> Array:
+        """`(B, H)` to logits `(B, 2)`: class 1 is "it follows"."""
+        return self.output(X)
+
+
+class BERTModel:
+    """BERT with the heads of its two pretraining tasks."""
+
+    backend: ClassVar[Backend]
+    Encoder: ClassVar[Any]
+    MaskLM: ClassVar[Any]
+    NextSentencePred: ClassVar[Any]
+    #: Where the names of a tab's parameters differ from the neutral ones:
+    #: regular expressions and what to put in their place, in order.
+    NEUTRAL_NAMES: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_hiddens: int,
+        ffn_num_hiddens: int,
+        num_heads: int,
+        num_blks: int,
+        dropout: float,
+        max_len: int = 1000,
+    ) -> None:
+        super().__init__()
+        self.encoder = self.Encoder(
+            vocab_size,
+            num_hiddens,
+            ffn_num_hiddens,
+            num_heads,
+            num_blks,
+            dropout,
+            max_len,
+        )
+        self.hidden = self.backend.Linear(
+            num_hiddens, num_hiddens, activation='tanh'
+        )
+        self.mlm = self.MaskLM(vocab_size, num_hiddens, num_hiddens)
+        self.nsp = self.NextSentencePred(num_hiddens)
+
+    def forward(
+        self,
+        tokens: Array,
+        segments: Array,
+        valid_lens: Array | None = None,
+        pred_positions: Array | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """Encode token sequences and predict for both tasks.
+
+        `tokens` and `segments`: indices `(B, T)`; `valid_lens`: `(B,)`;
+        `pred_positions`: `(B, P)`. Returns the encodings `(B, T, H)`, the
+        logits `(B, P, vocab_size)` or `None` without `pred_positions`, and
+        the logits `(B, 2)` of next sentence prediction.
+        """
+        encoded_X = self.encoder(tokens, segments, valid_lens)
+        mlm_Y_hat = (
+            None
+            if pred_positions is None
+            else self.mlm(encoded_X, pred_positions)
+        )
+        nsp_Y_hat = self.nsp(self.hidden(encoded_X[:, 0, :]))
+        return encoded_X, mlm_Y_hat, nsp_Y_hat
+
+    def losses(
+        self,
+        tokens: Array,
+        segments: Array,
+        valid_lens: Array,
+        slots: Array,
+        mlm_labels: Array,
+        mlm_weights: Array,
+        nsp_labels: Array,
+        nsp_weights: Array,
+    ) -> tuple[Array, Array]:
+        """Return the weighted sums of the cross-entropies of both tasks.
+
+        What `forward` and a loss over its outputs give, without holding
+        the logits. `slots`: the N tokens to predict, `row · T + position`,
+        `(N,)`; `mlm_labels`, `mlm_weights`: `(N,)`; `nsp_labels`,
+        `nsp_weights`: `(B,)`.
+        """
+        encoded_X = self.encoder(tokens, segments, valid_lens)
+        masked_X = self.backend.take(
+            encoded_X.reshape((-1, encoded_X.shape[-1])), slots
+        )
+        mlm_l = self.linear_cross_entropy(
+            self.mlm.mlp[-1],
+            self.mlm.features(masked_X),
+            mlm_labels,
+            mlm_weights,
+        )
+        nsp_l = self.linear_cross_entropy(
+            self.nsp.output,
+            self.hidden(encoded_X[:, 0, :]),
+            nsp_labels,
+            nsp_weights,
+        )
+        return mlm_l, nsp_l
+
+    def linear_cross_entropy(
+        self, layer: Any, X: Array, labels: Array, weights: Array
+    ) -> Array:
+        """Return the weighted cross-entropy of a linear layer's outputs."""
+        return self.backend.linear_cross_entropy(
+            X,
+            self.backend.value(layer.weight, X),
+            self.backend.value(layer.bias, X),
+            labels,
+            weights,
+        )

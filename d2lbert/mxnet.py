@@ -1,0 +1,59 @@
+"""The MXNet tab: `from d2lbert import mxnet as d2l`."""
+
+from __future__ import annotations
+
+from backends.mxnet import BACKEND, Module
+from d2lbert import bert
+
+num_gpus = BACKEND.num_gpus
+try_gpu = BACKEND.try_gpu
+try_all_gpus = BACKEND.try_all_gpus
+
+
+class DotProductAttention(bert.DotProductAttention, Module):
+    pass
+
+
+class MultiHeadAttention(bert.MultiHeadAttention, Module):
+    Attention = DotProductAttention
+
+
+class PositionWiseFFN(bert.PositionWiseFFN, Module):
+    pass
+
+
+class AddNorm(bert.AddNorm, Module):
+    pass
+
+
+class TransformerEncoderBlock(bert.TransformerEncoderBlock, Module):
+    Attention = MultiHeadAttention
+    FFN = PositionWiseFFN
+    AddNorm = AddNorm
+
+
+class BERTEncoder(bert.BERTEncoder, Module):
+    Block = TransformerEncoderBlock
+
+
+class MaskLM(bert.MaskLM, Module):
+    pass
+
+
+class NextSentencePred(bert.NextSentencePred, Module):
+    pass
+
+
+class BERTModel(bert.BERTModel, Module):
+    Encoder = BERTEncoder
+    MaskLM = MaskLM
+    NextSentencePred = NextSentencePred
+    # Gluon's layers have their activations inside, where PyTorch counts
+    # them as layers of their own
+    NEUTRAL_NAMES = (
+        (r'\.gamma$', '.weight'),
+        (r'\.beta$', '.bias'),
+        (r'^hidden\.', 'hidden.0.'),
+        (r'^mlm\.mlp\.2\.', 'mlm.mlp.3.'),
+        (r'^mlm\.mlp\.1\.', 'mlm.mlp.2.'),
+    )

@@ -1,0 +1,112 @@
+"""Parameters under names that belong to no framework.
+
+The neutral names are those of the PyTorch tab's state dict. A tab whose own
+names differ lists how in its `BERTModel.NEUTRAL_NAMES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from backends.base import Device
+from d2lbert.randomness import generator
+
+
+def neutral_name(net: Any, name: str) -> str:
+    """Return the neutral name of a parameter of `net`."""
+    for pattern, replacement in net.NEUTRAL_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def neutral_shapes(net: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all parameters by their neutral names."""
+    return {
+        neutral_name(net, name): shape
+        for name, shape in net.backend.parameter_shapes(net).items()
+    }
+
+
+def get_weights(net: Any) -> dict[str, np.ndarray]:
+    """Return copies of all parameters by their neutral names."""
+    return {
+        neutral_name(net, name): array
+        for name, array in net.backend.parameters(net).items()
+    }
+
+
+def set_weights(
+    net: Any,
+    arrays: Mapping[str, np.ndarray],
+    devices: Sequence[Device] | None = None,
+) -> None:
+    """Set all parameters of `net` by their neutral names.
+
+    Raises `ValueError`, with nothing changed, where names or shapes differ.
+    """
+    native = {
+        neutral_name(net, name): name
+        for name in net.backend.parameter_shapes(net)
+    }
+    net.backend.load_parameters(
+        net,
+        {native.get(name, name): array for name, array in arrays.items()},
+        devices,
+    )
+
+
+def initial_weights(
+    shapes: Mapping[str, tuple[int, ...]], initialization: str, seed: int
+) -> dict[str, np.ndarray]:
+    """Draw a network's initial weights, float32.
+
+    `shapes`: by neutral names; `initialization`: see `Recipe`.
+    """
+    rng = generator(seed, 'weights')
+    draw = {'xavier': xavier, 'torch': torch_default}[initialization]
+    # In alphabetical order, which is the same in both frameworks
+    return {
+        name: _norm(name, shapes[name])
+        if '.ln.' in name or name.startswith('mlm.mlp.2.')
+        else draw(name, shapes, rng).astype(np.float32)
+        for name in sorted(shapes)
+    }
+
+
+def _norm(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Layer normalisation starts as the identity."""
+    return (np.ones if name.endswith('weight') else np.zeros)(
+        shape, np.float32
+    )
+
+
+def xavier(
+    name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
+) -> np.ndarray:
+    """Draw as Gluon's `Xavier()`: uniform, scaled by the mean fan.
+
+    Glorot and Bengio, "Understanding the difficulty of training deep
+    feedforward neural networks" (2010): U(±√(6 / (fan_in + fan_out))) for
+    every array with two axes or more; biases are zero.
+    """
+    shape = shapes[name]
+    if len(shape) < 2:
+        return np.zeros(shape)
+    fan_out, fan_in, *rest = shape
+    bound = np.sqrt(6 / ((fan_in + fan_out) * np.prod(rest)))
+    return rng.uniform(-bound, bound, shape)
+
+
+def torch_default(
+    name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
+) -> np.ndarray:
+    """Draw as PyTorch does: embeddings N(0, 1), linear U(±1/√fan_in)."""
+    if 'embedding' in name:
+        return rng.standard_normal(shapes[name])
+    *_, fan_in = shapes[name.replace('.bias', '.weight')]
+    bound = 1 / np.sqrt(fan_in)
+    return rng.uniform(-bound, bound, shapes[name])
