@@ -1,0 +1,221 @@
+"""The one training loop.
+
+A step takes a batch, gives each device its share of the rows, cuts each
+share into micro-batches of similar length, adds up their gradients, updates
+the parameters once, and reports both losses. How a loss is normalised is
+the recipe's business, how arrays are computed the backend's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from backends import base
+from d2lbert import bert
+from d2lbert.data.examples import Batch
+from d2lbert.errors import InputError
+from d2lbert.randomness import DropoutMasks
+from d2lbert.recipes import Recipe
+
+# A micro-batch of this many tokens keeps both the processor and its caches
+# busy; larger ones only take more memory.
+MICRO_BATCH_TOKENS = 8192
+
+
+class Step(NamedTuple):
+    """What one training step reports."""
+
+    mlm_loss: float
+    nsp_loss: float
+    num_pairs: int
+    seconds: float
+
+
+class Trainer:
+    """Trains a network on batches by a recipe.
+
+    `net`: a `BERTModel` of either tab with its parameters set; `devices`:
+    the backend's devices, a shard for each; `micro_batch`: how many rows go
+    through the network at a time, by default as many as make about 8,000
+    tokens; `seed`: decides the dropout masks.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        recipe: Recipe,
+        *,
+        lr: float,
+        devices: Sequence[base.Device],
+        micro_batch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_positive(lr=lr)
+        if micro_batch is not None:
+            check_positive(micro_batch=micro_batch)
+        self.net = net
+        self.backend = net.backend
+        self.recipe = recipe
+        self.devices = devices
+        self.micro_batch = micro_batch
+        self.seed = seed
+        self.replicas = self.backend.replicas(net, devices)
+        self.optimizer = self.backend.Adam(
+            net, lr, recipe.epsilon_inside, bert.ZERO_GRADIENT
+        )
+        self.num_steps = 0
+
+    def train(
+        self, batches: Iterable[Batch], num_steps: int
+    ) -> Iterator[Step]:
+        """Take `num_steps` steps, yielding what each reports."""
+        with self.backend.accumulate_gradients(self.net):
+            for _, batch in zip(range(num_steps), batches, strict=False):
+                yield self.step(batch)
+
+    def step(self, batch: Batch) -> Step:
+        """Train on one batch."""
+        start = time.perf_counter()
+        with self.backend.accumulate_gradients(self.net):
+            losses = self.accumulate(batch)
+            self.backend.allreduce_gradients(self.replicas, self.devices)
+            self.optimizer.step()
+        self.backend.broadcast_parameters(self.replicas, self.devices)
+        self.num_steps += 1
+        self.backend.synchronize()
+        mlm_loss, nsp_loss = (
+            self.recipe.reported(loss, len(self.devices))
+            for loss in self.read(losses)
+        )
+        return Step(
+            mlm_loss, nsp_loss, len(batch.tokens), time.perf_counter() - start
+        )
+
+    def accumulate(self, batch: Batch) -> list[tuple[Any, Any]]:
+        """Add up the gradients of a batch on every replica.
+
+        Returns both losses of each micro-batch, not yet waited for.
+        """
+        shards = base.shard_slices(len(batch.tokens), len(self.devices))
+        mlm_weights, nsp_weights = self.recipe.loss_weights(batch, shards)
+        queues = [
+            micro_batches(batch, rows, self.rows_at_a_time(batch))
+            for rows in shards
+        ]
+        losses = []
+        for replica in self.replicas:
+            self.backend.zero_gradients(replica)
+        # One micro-batch of every shard at a time, so that devices which
+        # compute asynchronously compute side by side
+        for rows_by_shard in zip_longest(*queues):
+            parts = [
+                self.forward(
+                    replica,
+                    device,
+                    batch.rows(rows),
+                    rows,
+                    mlm_weights[rows],
+                    nsp_weights[rows],
+                )
+                for replica, device, rows in zip(
+                    self.replicas, self.devices, rows_by_shard, strict=True
+                )
+                if rows is not None
+            ]
+            self.backend.backward(list(chain.from_iterable(parts)))
+            losses += parts
+        return losses
+
+    def forward(
+        self,
+        net: Any,
+        device: base.Device,
+        batch: Batch,
+        rows: np.ndarray,
+        mlm_weights: np.ndarray,
+        nsp_weights: np.ndarray,
+    ) -> tuple[Any, Any]:
+        """Return both losses of a micro-batch, recorded for `backward`."""
+        inputs = [
+            self.backend.tensor(array, device)
+            for array in loss_inputs(batch, mlm_weights, nsp_weights)
+        ]
+        masks = DropoutMasks(
+            self.seed, self.num_steps, rows, batch.valid_lens
+        )
+        with self.backend.record(net), base.dropout_masks(masks):
+            return net.losses(*inputs)
+
+    def rows_at_a_time(self, batch: Batch) -> int:
+        """Return how many rows a micro-batch has."""
+        return self.micro_batch or max(
+            1, MICRO_BATCH_TOKENS // batch.tokens.shape[1]
+        )
+
+    def read(self, losses: Sequence[tuple[Any, Any]]) -> np.ndarray:
+        """Wait for the losses of a step's micro-batches and add them up."""
+        return np.sum(
+            [
+                [self.backend.to_numpy(loss).item() for loss in pair]
+                for pair in losses
+            ],
+            axis=0,
+        )
+
+
+def micro_batches(
+    batch: Batch, shard: slice, num_rows: int
+) -> list[np.ndarray]:
+    """Return the rows of each micro-batch of a shard, longest rows first.
+
+    Rows of similar length go together, so that little is padding. The
+    longest come first because they decide how much memory is needed.
+    """
+    rows = np.arange(len(batch.tokens))[shard]
+    rows = rows[np.argsort(-batch.valid_lens[rows], kind='stable')]
+    return [
+        rows[start : start + num_rows]
+        for start in range(0, len(rows), num_rows)
+    ]
+
+
+def loss_inputs(
+    batch: Batch, mlm_weights: np.ndarray, nsp_weights: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Return the arguments of `BERTModel.losses` for a micro-batch.
+
+    Rows are cut to the longest. Slots that ask the same of the same
+    position, as all padding of a row does, become one with the sum of their
+    weights, and slots without weight are left out: the loss is the same.
+    """
+    num_tokens = int(batch.valid_lens.max())
+    slots = (
+        np.arange(len(batch.tokens))[:, None] * num_tokens
+        + batch.pred_positions
+    )
+    questions = np.stack([slots.ravel(), batch.mlm_labels.ravel()])
+    (slots, labels), which = np.unique(questions, axis=1, return_inverse=True)
+    weights = np.bincount(which.ravel(), mlm_weights.ravel(), len(slots))
+    asked = weights > 0
+    return (
+        batch.tokens[:, :num_tokens],
+        batch.segments[:, :num_tokens],
+        batch.valid_lens,
+        slots[asked],
+        labels[asked],
+        weights[asked].astype(np.float32),
+        batch.nsp_labels,
+        nsp_weights,
+    )
+
+
+def check_positive(**values: float) -> None:
+    """Raise `InputError` for a value that is not finite and positive."""
+    for name, value in values.items():
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(f'{name} = {value}: expected a positive number')
