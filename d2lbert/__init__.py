@@ -1,0 +1,39 @@
+"""BERT pretraining from *Dive into Deep Learning*, in MXNet and PyTorch.
+
+    import d2lbert
+    run = d2lbert.pretrain(backend='torch', steps=50)
+    print(run.summary())
+
+One definition (`d2lbert.bert`) and one trainer (`d2lbert.trainer`) reproduce
+both tabs of the chapter. A reader of it imports a tab instead:
+`from d2lbert import torch as d2l`, or `mxnet`. Importing this package
+imports neither framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from d2lbert.representation import represent
+    from d2lbert.run import Run, load_run, pretrain
+
+__version__ = '0.1.0'
+__all__ = ['Run', 'load_run', 'pretrain', 'represent']
+
+_HOMES = {
+    'Run': 'd2lbert.run',
+    'load_run': 'd2lbert.run',
+    'pretrain': 'd2lbert.run',
+    'represent': 'd2lbert.representation',
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,368 @@
+"""The `d2lbert` command.
+
+Exit status: 0 done, 1 failed, 2 bad input, 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from d2lbert.errors import D2LBertError, InputError
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help='BERT pretraining from Dive into Deep Learning, in MXNet and '
+    'PyTorch.',
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+class Backend(str, Enum):
+    """The frameworks."""
+
+    torch = 'torch'
+    mxnet = 'mxnet'
+
+
+class RecipeName(str, Enum):
+    """The recipes."""
+
+    mxnet = 'mxnet'
+    pytorch = 'pytorch'
+    corrected = 'corrected'
+
+
+BackendOption = Annotated[
+    Backend, typer.Option(help='The framework that computes.')
+]
+RecipeOption = Annotated[
+    RecipeName | None,
+    typer.Option(
+        help='How to start and to normalise the loss.',
+        show_default="that of the backend's own tab",
+    ),
+]
+CorpusOption = Annotated[
+    str,
+    typer.Option(
+        metavar='sample|wikitext-2|PATH',
+        help='The embedded text, WikiText-2, or an archive, folder or UTF-8 '
+        'text file with a paragraph a line.',
+    ),
+]
+StepsOption = Annotated[int, typer.Option(help='Training steps.')]
+BatchSizeOption = Annotated[
+    int, typer.Option(help='Sentence pairs in a step.')
+]
+MaxLenOption = Annotated[
+    int, typer.Option(help='Tokens of an example; longer pairs are dropped.')
+]
+DevicesOption = Annotated[
+    str,
+    typer.Option(
+        metavar='all|cpu|cpu:N|gpu:I,J',
+        help='Where to compute, a shard of the batch for each: all GPUs '
+        'or else the processor, N shards on it, or those GPUs.',
+    ),
+]
+SeedOption = Annotated[
+    int, typer.Option(help='Decides weights, examples, order and dropout.')
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        '--json', help='Print the results as one JSON object, the last line.'
+    ),
+]
+
+
+@app.command()
+def pretrain(
+    backend: BackendOption = Backend.torch,
+    recipe: RecipeOption = None,
+    corpus: CorpusOption = 'sample',
+    steps: StepsOption = 50,
+    batch_size: BatchSizeOption = 512,
+    max_len: MaxLenOption = 64,
+    num_hiddens: Annotated[int, typer.Option(help='Hidden units.')] = 128,
+    ffn_num_hiddens: Annotated[
+        int, typer.Option(help='Hidden units of the feed-forward networks.')
+    ] = 256,
+    num_heads: Annotated[int, typer.Option(help='Attention heads.')] = 2,
+    num_blks: Annotated[int, typer.Option(help='Encoder blocks.')] = 2,
+    dropout: Annotated[
+        float,
+        typer.Option(help='Probability of dropping, from 0 to below 1.'),
+    ] = 0.2,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Adam's learning rate.", show_default="the recipe's, 0.01"
+        ),
+    ] = None,
+    devices: DevicesOption = 'all',
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            help='Rows that go through the network at a time.',
+            show_default='about 8,000 tokens',
+        ),
+    ] = None,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help='The folder to keep the run in.',
+            show_default='a new one under runs/',
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train BERT as the chapter does and keep the run in a folder."""
+    from d2lbert.run import pretrain as train
+
+    name = recipe.value if recipe else None
+    out = out or free_folder(
+        Path('runs') / '-'.join(filter(None, (backend.value, name)))
+    )
+    run = train(
+        backend=backend.value,
+        recipe=name,
+        corpus=corpus,
+        steps=steps,
+        batch_size=batch_size,
+        max_len=max_len,
+        num_hiddens=num_hiddens,
+        ffn_num_hiddens=ffn_num_hiddens,
+        num_heads=num_heads,
+        num_blks=num_blks,
+        dropout=dropout,
+        lr=lr,
+        devices=devices,
+        micro_batch=micro_batch,
+        seed=seed,
+        out=out,
+    )
+    print(
+        f'The run is in {out}, its loss curves in {out / "losses.png"}',
+        file=sys.stderr,
+    )
+    print(run.summary())
+    if as_json:
+        print(json.dumps(run.results()))
+
+
+@app.command()
+def chapter(
+    corpus: CorpusOption = 'sample',
+    steps: StepsOption = 50,
+    batch_size: BatchSizeOption = 512,
+    max_len: MaxLenOption = 64,
+    devices: DevicesOption = 'all',
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help='The folder to keep the runs in.',
+            show_default='a new one under runs/',
+        ),
+    ] = None,
+) -> None:
+    """Train in both frameworks, each by its own tab, and draw the curves.
+
+    A framework that is not installed is left out.
+    """
+    import backends
+    from d2lbert import display
+    from d2lbert.run import pretrain as train
+
+    names = backends.installed()
+    if not names:
+        raise InputError(
+            'neither framework is installed: run pip install '
+            "'d2lbert[torch]' or 'd2lbert[mxnet]'"
+        )
+    out = out or free_folder(Path('runs') / 'chapter')
+    histories, vocab_size = {}, 0
+    for name in names:
+        run = train(
+            backend=name,
+            corpus=corpus,
+            steps=steps,
+            batch_size=batch_size,
+            max_len=max_len,
+            devices=devices,
+            seed=seed,
+            out=out / name,
+        )
+        histories[f'{name}, recipe {run.config.recipe}'] = run.history
+        vocab_size = len(run.vocab)
+        print(
+            f'{display.LABELS[name]} (recipe {run.config.recipe})\n'
+            f'{run.summary()}'
+        )
+    picture, _ = display.draw_losses(histories, out / 'losses', vocab_size)
+    print(f'Loss curves: {picture}')
+
+
+@app.command()
+def encode(
+    folder: Annotated[
+        Path, typer.Argument(metavar='DIR', help='The folder of a run.')
+    ],
+    text: Annotated[
+        str, typer.Argument(help='A sentence, its words separated by spaces.')
+    ],
+    second: Annotated[
+        str | None,
+        typer.Argument(
+            metavar='[TEXT2]', help='A second sentence, for a pair.'
+        ),
+    ] = None,
+    backend: Annotated[
+        Backend | None,
+        typer.Option(
+            help='The framework that computes.', show_default="the run's"
+        ),
+    ] = None,
+    npy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar='FILE',
+            help='Write all features as a NumPy file, '
+            'float32 (tokens, features).',
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            '--json',
+            help='Print tokens and all features as one JSON object, '
+            'the last line.',
+        ),
+    ] = False,
+) -> None:
+    """Represent a sentence or a pair of them."""
+    from d2lbert.representation import represent, to_tokens
+    from d2lbert.run import load_run
+
+    run = load_run(folder, backend.value if backend else None)
+    given = text if second is None else (text, second)
+    tokens, _ = to_tokens(given)
+    (X,) = represent(run.net, run.vocab, [given])
+    print(f'encoded text {(1, *X.shape)}, <cls> {(1, X.shape[1])}')
+    width = max(map(len, tokens))
+    for token, features in zip(tokens, X, strict=True):
+        unknown = '' if token in run.vocab.token_to_idx else '  (unknown)'
+        print(
+            f'{token:{width}}  '
+            + ' '.join(f'{value:8.4f}' for value in features[:3])
+            + f' …{unknown}'
+        )
+    if npy:
+        save_array(npy, X)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    'tokens': tokens,
+                    'shape': list(X.shape),
+                    'features': X.tolist(),
+                }
+            )
+        )
+
+
+@app.command()
+def doctor(
+    enable_mxnet: Annotated[
+        bool,
+        typer.Option(
+            '--enable-mxnet',
+            help='Let `import mxnet` work in this '
+            'environment, whatever is imported first.',
+        ),
+    ] = False,
+    disable_mxnet: Annotated[
+        bool, typer.Option('--disable-mxnet', help='Take that back.')
+    ] = False,
+) -> None:
+    """Say what is installed, what is broken, and why."""
+    from backends import mxnet_import
+    from d2lbert.doctor import examine
+
+    if enable_mxnet and disable_mxnet:
+        raise InputError(
+            '--enable-mxnet and --disable-mxnet exclude each other: give one'
+        )
+    if enable_mxnet:
+        print(f'The import hook is on: {mxnet_import.enable()}')
+    elif disable_mxnet:
+        found = mxnet_import.disable()
+        print(
+            'The import hook is off.'
+            if found
+            else 'The import hook was not on.'
+        )
+    else:
+        report = examine()
+        print(report.text())
+        raise typer.Exit(report.exit_status)
+
+
+def free_folder(path: Path) -> Path:
+    """Return `path`, or with the first number that is not taken yet."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f'{path.name}-{number}')
+    return candidate
+
+
+def save_array(path: Path, array: Any) -> None:
+    """Write a NumPy file, under exactly this name."""
+    import numpy as np
+
+    try:
+        with path.open('wb') as file:
+            np.save(file, array, allow_pickle=False)
+    except OSError as error:
+        raise InputError(
+            f'{path} cannot be written: {error.strerror}. Give another --npy'
+        ) from error
+
+
+def main() -> None:
+    """Run the command and turn errors into one line and a status."""
+    try:
+        app()
+    except InputError as error:
+        stop(error, BAD_INPUT)
+    except ModuleNotFoundError as error:
+        if error.__cause__ is None:
+            raise
+        stop(error, BAD_INPUT)
+    except D2LBertError as error:
+        stop(error, FAILED)
+    except KeyboardInterrupt:
+        stop('interrupted', INTERRUPTED)
+
+
+def stop(reason: object, status: int) -> None:
+    """Leave with a message on stderr."""
+    print(f'd2lbert: {reason}', file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,125 @@
+"""What a training run is asked to do, checked before anything starts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import backends
+from backends.base import parse_devices
+from d2lbert.data.examples import check_max_len
+from d2lbert.errors import InputError, input_errors
+from d2lbert.recipes import TAB_RECIPES, Recipe, get_recipe
+
+#: The longest sequence that the network has positions for.
+MAX_POSITIONS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options of a run, by the names of the command line.
+
+    `recipe` and `lr` may be `None`: the recipe of the backend's own tab,
+    and the recipe's learning rate. Raises `InputError` for a value that
+    cannot be used.
+    """
+
+    backend: str = 'torch'
+    recipe: str | None = None
+    corpus: str = 'sample'
+    steps: int = 50
+    batch_size: int = 512
+    max_len: int = 64
+    num_hiddens: int = 128
+    ffn_num_hiddens: int = 256
+    num_heads: int = 2
+    num_blks: int = 2
+    dropout: float = 0.2
+    lr: float | None = None
+    devices: str = 'all'
+    micro_batch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.backend not in backends.names():
+            raise InputError(
+                f'unknown backend {self.backend!r}: expected '
+                + ' or '.join(map(repr, backends.names()))
+            )
+        if self.recipe is None:
+            # Frozen for everybody else
+            object.__setattr__(self, 'recipe', TAB_RECIPES[self.backend])
+        self.get_recipe()
+        with input_errors():
+            parse_devices(self.devices)
+        for name in (
+            'steps',
+            'batch_size',
+            'num_hiddens',
+            'ffn_num_hiddens',
+            'num_heads',
+            'num_blks',
+            'micro_batch',
+        ):
+            self._check_count(name, least=1)
+        self._check_count('seed', least=0)
+        check_max_len(self.max_len)
+        if self.max_len > MAX_POSITIONS:
+            raise InputError(
+                f'max_len = {self.max_len}: the network has '
+                f'positions for {MAX_POSITIONS} tokens'
+            )
+        if self.num_hiddens % self.num_heads:
+            raise InputError(
+                f'num_hiddens = {self.num_hiddens} does not divide into '
+                f'num_heads = {self.num_heads}: choose a divisor'
+            )
+        if not 0 <= self.dropout < 1:
+            raise InputError(
+                f'dropout = {self.dropout}: expected a number '
+                'from 0 to below 1'
+            )
+        lr = self.learning_rate
+        if not (math.isfinite(lr) and lr > 0):
+            raise InputError(f'lr = {lr}: expected a positive number')
+
+    def _check_count(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and (
+            not isinstance(value, int) or value < least
+        ):
+            raise InputError(
+                f'{name} = {value!r}: expected a whole number from {least} up'
+            )
+
+    @property
+    def learning_rate(self) -> float:
+        """Return the learning rate, the recipe's unless one was given."""
+        return self.get_recipe().lr if self.lr is None else self.lr
+
+    def get_recipe(self) -> Recipe:
+        """Return the recipe itself."""
+        assert self.recipe is not None
+        return get_recipe(self.recipe)
+
+    def net_arguments(self, vocab_size: int) -> dict[str, Any]:
+        """Return the arguments of `BERTModel` for a vocabulary."""
+        return (
+            {'vocab_size': vocab_size}
+            | {
+                name: getattr(self, name)
+                for name in (
+                    'num_hiddens',
+                    'ffn_num_hiddens',
+                    'num_heads',
+                    'num_blks',
+                    'dropout',
+                )
+            }
+            | {'max_len': MAX_POSITIONS}
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options by name, ready for JSON."""
+        return asdict(self)

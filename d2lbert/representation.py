@@ -1,0 +1,113 @@
+"""Text in, representations out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from d2lbert.data.examples import NUM_SPECIAL_TOKENS, join_pair
+from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
+from d2lbert.errors import InputError
+
+Text = str | tuple[str, str]
+
+
+def represent(
+    net: Any, vocab: Vocab, texts: Sequence[Text], batch_size: int = 256
+) -> list[np.ndarray]:
+    """Return BERT's representation of every token of many texts.
+
+    `texts`: sentences, or pairs of them, whose words are separated by
+    spaces; upper case does not matter. The network is in evaluation mode
+    meanwhile. `batch_size`: how many texts go through it at a time.
+
+    Returns a float32 array `(num_tokens, num_hiddens)` for each text, where
+    the tokens are those of `to_tokens`: `<cls>`, the words, `<sep>`.
+
+    Raises `InputError` for a text that is empty, too long for the network,
+    or all unknown words.
+    """
+    if isinstance(texts, str):
+        raise InputError(
+            f'texts = {texts!r}: expected a list of texts; '
+            'put the one text into a list'
+        )
+    encoded = [encode_text(vocab, text) for text in texts]
+    check_lengths(net, texts, encoded)
+    # Texts of similar length go together, so that little is padding
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
+    results: list[Any] = [None] * len(encoded)
+    with net.backend.evaluation(net):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = _forward(net, [encoded[i] for i in chosen], vocab[PAD])
+            for i, X in zip(chosen, batch, strict=True):
+                results[i] = X[: len(encoded[i][0])]
+    return results
+
+
+def to_tokens(text: Text) -> tuple[list[str], list[int]]:
+    """Return the tokens of a sentence or a pair, and their segments."""
+    sentences = (text,) if isinstance(text, str) else text
+    if not 1 <= len(sentences) <= 2:
+        raise InputError(f'{text!r}: expected a sentence or a pair of them')
+    tokens = [sentence.lower().split() for sentence in sentences]
+    if not all(tokens):
+        raise InputError(
+            f'{text!r} has no words: give a sentence of one word or more'
+        )
+    return join_pair(
+        tokens[0], tokens[1] if len(tokens) == 2 else None, CLS, SEP
+    )
+
+
+def encode_text(vocab: Vocab, text: Text) -> tuple[list[int], list[int]]:
+    """Return the indices of the tokens of a text, and their segments."""
+    tokens, segments = to_tokens(text)
+    words = [token for token in tokens if token not in (CLS, SEP)]
+    if all(vocab[word] == vocab.unk for word in words):
+        raise InputError(
+            f'no word of {text!r} is in the vocabulary of {len(vocab):,} '
+            'tokens: use words of the corpus, separated by spaces'
+        )
+    return vocab[tokens], segments
+
+
+def check_lengths(
+    net: Any,
+    texts: Sequence[Text],
+    encoded: Sequence[tuple[list[int], list[int]]],
+) -> None:
+    """Raise `InputError` for a text beyond the network's positions."""
+    _, max_len, _ = net.encoder.pos_embedding.shape
+    for text, (tokens, _) in zip(texts, encoded, strict=True):
+        if len(tokens) > max_len:
+            raise InputError(
+                f'a text of {len(tokens)} tokens, {text!r:.40}…, is longer '
+                f'than the {max_len} positions of the network: cut it to '
+                f'{max_len - NUM_SPECIAL_TOKENS} words'
+            )
+
+
+def _forward(
+    net: Any, encoded: Sequence[tuple[list[int], list[int]]], pad: int
+) -> np.ndarray:
+    """Encode texts as one padded batch: `(len(encoded), T, H)`."""
+    valid_lens = np.array([len(tokens) for tokens, _ in encoded], np.float32)
+    shape = len(encoded), int(valid_lens.max())
+    tokens, segments = np.full(shape, pad), np.zeros(shape, int)
+    for i, (text_tokens, text_segments) in enumerate(encoded):
+        tokens[i, : len(text_tokens)] = text_tokens
+        segments[i, : len(text_segments)] = text_segments
+    backend = net.backend
+    device = backend.device_of(net)
+    return backend.to_numpy(
+        net.encoder(
+            *(
+                backend.tensor(array, device)
+                for array in (tokens, segments, valid_lens)
+            )
+        )
+    )
