@@ -1,0 +1,276 @@
+"""The one training loop, under every recipe and however it is cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends import base
+from d2lbert.data.examples import Batch
+from d2lbert.errors import InputError
+from d2lbert.randomness import DropoutMasks
+from d2lbert.recipes import RECIPES, TAB_RECIPES, get_recipe
+from d2lbert.trainer import Trainer, loss_inputs, micro_batches
+from d2lbert.weights import get_weights
+from test_bert import SIZES, forward, new_net
+
+
+def make_batch(num_rows, seed=0, num_tokens=16, num_slots=4):
+    """A batch of rows of all lengths, with padded slots."""
+    rng = np.random.default_rng(seed)
+    lens = rng.integers(3, num_tokens + 1, num_rows)
+    lens[0] = num_tokens
+    padded = np.arange(num_tokens) >= lens[:, None]
+    num_real = rng.integers(1, num_slots + 1, num_rows)
+    real = np.arange(num_slots) < num_real[:, None]
+    tokens = rng.integers(0, SIZES['vocab_size'], (num_rows, num_tokens))
+    segments = rng.integers(0, 2, (num_rows, num_tokens))
+    positions = rng.integers(1, lens[:, None], (num_rows, num_slots))
+    labels = rng.integers(0, SIZES['vocab_size'], (num_rows, num_slots))
+    return Batch(
+        np.where(padded, 0, tokens).astype(np.int32),
+        np.where(padded, 0, segments).astype(np.int32),
+        lens.astype(np.float32),
+        (positions * real).astype(np.int32),
+        real.astype(np.float32),
+        (labels * real).astype(np.int32),
+        rng.integers(0, 2, num_rows).astype(np.int32),
+    )
+
+
+def new_trainer(tab, recipe='corrected', devices='cpu', **options):
+    dropout = options.pop('dropout', 0.3)
+    net = new_net(tab, devices=devices, dropout=dropout)
+    return Trainer(
+        net, get_recipe(recipe), lr=options.pop('lr', 0.01),
+        devices=net.backend.devices(devices), **options,
+    )  # fmt: skip
+
+
+def train(trainer, sizes=(9, 9, 7)):
+    batches = [make_batch(size, seed) for seed, size in enumerate(sizes)]
+    steps = list(trainer.train(batches, len(batches)))
+    losses = [[step.mlm_loss, step.nsp_loss] for step in steps]
+    return np.array(losses), get_weights(trainer.net)
+
+
+# ---- recipes ---------------------------------------------------------
+
+
+def cross_entropy(Y_hat, labels):
+    logsumexp = np.log(np.exp(Y_hat.astype(np.float64)).sum(-1))
+    return (
+        logsumexp
+        - np.take_along_axis(Y_hat, labels[..., None].astype(int), -1)[..., 0]
+    )
+
+
+def tab_losses(net, batch, recipe, num_shards):
+    """Both losses of a batch by the formulas of the chapter's tabs."""
+    _, mlm_Y_hat, nsp_Y_hat = forward(net, *batch[:4])
+    mlm_l = cross_entropy(mlm_Y_hat, batch.mlm_labels)
+    nsp_l = cross_entropy(nsp_Y_hat, batch.nsp_labels)
+    weights = batch.mlm_weights
+    if recipe == 'pytorch':
+        return [mlm_l.mean(), nsp_l.mean()]
+    if recipe == 'corrected':
+        return [(mlm_l * weights).sum() / weights.sum(), nsp_l.mean()]
+    shards = np.array_split(np.arange(len(nsp_l)), num_shards)
+    return np.mean(
+        [
+            [(mlm_l[s] * weights[s]).sum() / weights[s].sum(),
+             nsp_l[s].mean()]
+            for s in shards
+        ],
+        axis=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('num_shards', [1, 2, 3])
+def test_losses_are_those_of_the_recipe(tab, recipe, num_shards):
+    trainer = new_trainer(tab, recipe, f'cpu:{num_shards}', dropout=0)
+    batch = make_batch(7)
+    expected = tab_losses(trainer.net, batch, recipe, num_shards)
+    step = trainer.step(batch)
+    np.testing.assert_allclose(
+        [step.mlm_loss, step.nsp_loss], expected, rtol=1e-5
+    )
+
+
+def test_each_backend_has_a_tab(backend_name):
+    assert TAB_RECIPES[backend_name] in RECIPES
+
+
+def test_unknown_recipe():
+    with pytest.raises(InputError, match=r"'x'.*'mxnet', 'pytorch'"):
+        get_recipe('x')
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_loss_weights_sum_to_the_shards(name):
+    recipe, batch = RECIPES[name], make_batch(5)
+    shards = base.shard_slices(5, 4)
+    num_losses = 4 if recipe.per_shard else 1
+    for weights in recipe.loss_weights(batch, shards):
+        assert abs(weights.sum() - num_losses) < 1e-5
+
+
+# ---- shards, micro-batches, backends ---------------------------------
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_both_backends_train_alike(both_tabs, recipe):
+    (ours, w), (theirs, v) = (
+        train(new_trainer(tab, recipe)) for tab in both_tabs
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=2e-4)
+    for name, array in w.items():
+        np.testing.assert_allclose(array, v[name], atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize('num_shards', [2, 3, 5])
+def test_corrected_does_not_depend_on_the_shards(tab, num_shards):
+    whole, w = train(new_trainer(tab))
+    cut, v = train(new_trainer(tab, devices=f'cpu:{num_shards}'))
+    np.testing.assert_allclose(cut, whole, rtol=1e-4)
+    for name, array in w.items():
+        np.testing.assert_allclose(array, v[name], atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('micro_batch', [1, 4])
+def test_micro_batches_change_nothing(tab, recipe, micro_batch):
+    whole, _ = train(new_trainer(tab, recipe))
+    cut, _ = train(new_trainer(tab, recipe, micro_batch=micro_batch))
+    np.testing.assert_allclose(cut, whole, rtol=1e-4)
+
+
+def test_mxnet_recipe_does_depend_on_the_shards(tab):
+    whole, _ = train(new_trainer(tab, 'mxnet'))
+    cut, _ = train(new_trainer(tab, 'mxnet', 'cpu:3'))
+    assert abs(cut - whole).max() > 1e-3
+
+
+def test_the_same_seed_gives_the_same_bits(tab):
+    (ours, w), (theirs, v) = (train(new_trainer(tab)) for _ in range(2))
+    np.testing.assert_array_equal(ours, theirs)
+    for name, array in w.items():
+        np.testing.assert_array_equal(array, v[name])
+
+
+def test_the_seed_decides_the_dropout(tab):
+    a, b = (train(new_trainer(tab, seed=seed))[0] for seed in (0, 1))
+    assert abs(a - b).max() > 1e-3
+
+
+def test_training_learns(tab):
+    trainer, batch = new_trainer(tab, dropout=0), make_batch(9)
+    first, *_, last = trainer.train([batch] * 20, 20)
+    assert last.mlm_loss < 0.5 * first.mlm_loss
+    assert last.nsp_loss < 0.5 * first.nsp_loss
+
+
+def test_key_biases_stay(tab):
+    trainer = new_trainer(tab)
+    before = get_weights(trainer.net)
+    _, after = train(trainer)
+    for name, array in after.items():
+        changed = (array != before[name]).any()
+        assert changed == (not name.endswith('W_k.bias')), name
+
+
+def test_training_stops_after_its_steps(tab):
+    trainer, batches = new_trainer(tab), iter([make_batch(3)] * 3)
+    assert len(list(trainer.train(batches, 2))) == 2
+    assert len(list(batches)) == 1
+
+
+@pytest.mark.mxnet
+def test_mxnet_gradients_are_left_as_gluon_wants_them(both_tabs):
+    trainer = new_trainer(both_tabs[0])
+    train(trainer)
+    for parameter in trainer.net.collect_params().values():
+        assert parameter.grad_req == 'write'
+
+
+def test_more_devices_than_rows(tab):
+    with pytest.raises(ValueError, match='2 rows cannot be split'):
+        new_trainer(tab, devices='cpu:3').step(make_batch(2))
+
+
+@pytest.mark.parametrize(
+    'options', [{'lr': 0.0}, {'lr': float('nan')}, {'micro_batch': 0}]
+)
+def test_bad_options(tab, options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        new_trainer(tab, **options)
+
+
+# ---- what goes in ----------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 9))
+def test_micro_batches_cover_a_shard(num_rows, size, seed):
+    batch = make_batch(num_rows, seed)
+    parts = micro_batches(batch, slice(0, num_rows), size)
+    assert sorted(np.concatenate(parts)) == list(range(num_rows))
+    assert max(map(len, parts)) <= size
+    lens = batch.valid_lens[np.concatenate(parts)]
+    assert (np.diff(lens) <= 0).all()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(0, 99), st.sampled_from([*RECIPES]))
+def test_slots_are_merged_without_loss(num_rows, seed, name):
+    batch = make_batch(num_rows, seed)
+    weights, _ = RECIPES[name].loss_weights(batch, [slice(None)])
+    inputs = loss_inputs(batch, weights, batch.nsp_labels)
+    num_tokens, (slots, labels, merged) = inputs[0].shape[1], inputs[3:6]
+    assert num_tokens == batch.valid_lens.max()
+    asked = {}
+    for row, slot in np.argwhere(weights > 0):
+        key = (
+            row * num_tokens + batch.pred_positions[row, slot],
+            batch.mlm_labels[row, slot],
+        )
+        asked[key] = asked.get(key, 0) + weights[row, slot]
+    assert len(slots) == len(asked)
+    for slot, label, weight in zip(slots, labels, merged, strict=True):
+        assert abs(asked[slot, label] - weight) < 1e-6
+
+
+# ---- dropout masks ---------------------------------------------------
+
+
+def masks(rows, lens, shapes, step=0, seed=0):
+    draw = DropoutMasks(seed, step, np.array(rows), np.array(lens))
+    return [draw(shape, 0.2) for shape in shapes]
+
+
+def test_masks_belong_to_rows():
+    lens = [5, 3, 4]
+    whole = masks([0, 1, 2], lens, [(3, 2, 6, 6), (3, 6, 7)])
+    part = masks([2, 1], [4, 3], [(2, 2, 4, 4), (2, 4, 7)])
+    for i, row in enumerate([2, 1]):
+        n = lens[row]
+        np.testing.assert_array_equal(
+            part[0][i][:, :n, :n], whole[0][row][:, :n, :n]
+        )
+        np.testing.assert_array_equal(part[1][i][:n], whole[1][row][:n])
+
+
+def test_masks_keep_the_right_share():
+    (keep,) = masks([0], [100], [(1, 100, 500)])
+    assert abs(keep.mean() - 0.8) < 0.01
+
+
+def test_masks_differ():
+    shapes = [(2, 9, 9), (2, 9, 9)]
+    (a, b), (c, _), (d, _) = (
+        masks([0, 1], [9, 9], shapes, step, seed)
+        for step, seed in ((0, 0), (1, 0), (0, 1))
+    )
+    for other in (b, c, d):
+        assert (a != other).any()
+    assert (a[0] != a[1]).any()
