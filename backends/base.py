@@ -211,6 +211,16 @@ class Backend(ABC):
         `weights`: `(num_rows,)`, which get no gradient.
         """
 
+    @abstractmethod
+    def cross_entropy(
+        self, logits: Array, labels: Array, weights: Array
+    ) -> Array:
+        """Weighted sum of the cross-entropies of given logits, a scalar.
+
+        `logits`: `(num_rows, num_classes)`; `labels`, `weights`:
+        `(num_rows,)`.
+        """
+
     # ---- layers ------------------------------------------------------
 
     @abstractmethod
@@ -232,8 +242,11 @@ class Backend(ABC):
         """Return a table that maps indices to vectors."""
 
     @abstractmethod
-    def LayerNorm(self, num_hiddens: int) -> Net:
-        """Return layer normalisation over the last axis, epsilon 1e-5."""
+    def LayerNorm(self, num_hiddens: int | None) -> Net:
+        """Return layer normalisation over the last axis, epsilon 1e-5.
+
+        In MXNet `None` leaves the size to the first input.
+        """
 
     @abstractmethod
     def Dropout(self, p: float) -> Net:

@@ -162,6 +162,10 @@ class MXNetBackend(base.Backend):
         )
         return logsumexp[0] - np.sum(label_logits * weights)
 
+    def cross_entropy(self, logits, labels, weights):
+        log_probability = npx.pick(npx.log_softmax(logits, axis=-1), labels)
+        return -np.sum(log_probability * weights.astype(logits.dtype))
+
     # ---- layers ------------------------------------------------------
 
     def Linear(
@@ -180,7 +184,7 @@ class MXNetBackend(base.Backend):
 
     def LayerNorm(self, num_hiddens):
         return nn.LayerNorm(
-            epsilon=base.LAYER_NORM_EPSILON, in_channels=num_hiddens
+            epsilon=base.LAYER_NORM_EPSILON, in_channels=num_hiddens or 0
         )
 
     def Dropout(self, p):

@@ -40,13 +40,15 @@ HOOK = '_d2lbert_mxnet'
 """The name of the `.pth` and of the module that `enable` writes."""
 
 # Modules of MXNet 1.9.1 or 2.0.0b1 whose str(...) is read by C++.
-WRITES_FOR_CPP = frozenset({
-    'mxnet._ctypes.cached_op',
-    'mxnet._ctypes.ndarray',
-    'mxnet._ctypes.symbol',
-    'mxnet.io.io',
-    'mxnet.symbol.symbol',
-})
+WRITES_FOR_CPP = frozenset(
+    {
+        'mxnet._ctypes.cached_op',
+        'mxnet._ctypes.ndarray',
+        'mxnet._ctypes.symbol',
+        'mxnet.io.io',
+        'mxnet.symbol.symbol',
+    }
+)
 
 
 def import_mxnet() -> types.ModuleType:
@@ -77,9 +79,12 @@ def _call_as(name: str, **fixed: Any) -> Callable[..., Any]:
     MXNet registers overrides by function object, so an old name must not be
     the same object as the new one.
     """
+
     def renamed(*args: Any, **kwargs: Any) -> Any:
         import numpy
+
         return getattr(numpy, name)(*args, **fixed, **kwargs)
+
     renamed.__doc__ = f'See `numpy.{name}`.'  # MXNet 2 edits docstrings
     return renamed
 
@@ -87,33 +92,59 @@ def _call_as(name: str, **fixed: Any) -> Callable[..., Any]:
 def _in1d(ar1: Any, *args: Any, **kwargs: Any) -> Any:
     """See `numpy.isin`; the first array is taken flat."""
     import numpy
+
     return numpy.isin(numpy.ravel(ar1), *args, **kwargs)
 
 
 def _expired(name: str) -> Callable[..., Any]:
     """A financial function, which has only raised since NumPy 1.20."""
+
     def expired(*args: Any, **kwargs: Any) -> Any:
         """See the package `numpy_financial`."""
         raise RuntimeError(
             f'NumPy removed the financial function {name} in version 1.20; '
             f'call numpy_financial.{name} instead '
-            '(pip install numpy-financial).')
+            '(pip install numpy-financial).'
+        )
+
     return expired
 
 
 def _removed_from_numpy() -> dict[str, Any]:
     """The names that MXNet asks for and some NumPy from 1.23 on lacks."""
     inf, nan = float('inf'), float('nan')
-    financial = ('fv', 'ipmt', 'irr', 'mirr', 'nper', 'npv', 'pmt', 'ppmt',
-                 'pv', 'rate')
+    financial = (
+        'fv',
+        'ipmt',
+        'irr',
+        'mirr',
+        'nper',
+        'npv',
+        'pmt',
+        'ppmt',
+        'pv',
+        'rate',
+    )
     return {
-        'int': int, 'float': float, 'complex': complex, 'object': object,
-        'Inf': inf, 'PINF': inf, 'NINF': -inf, 'NAN': nan, 'NaN': nan,
-        'PZERO': 0.0, 'NZERO': -0.0,
-        'alltrue': _call_as('all'), 'sometrue': _call_as('any'),
-        'product': _call_as('prod'), 'cumproduct': _call_as('cumprod'),
-        'round_': _call_as('round'), 'row_stack': _call_as('vstack'),
-        'trapz': _call_as('trapezoid'), 'msort': _call_as('sort', axis=0),
+        'int': int,
+        'float': float,
+        'complex': complex,
+        'object': object,
+        'Inf': inf,
+        'PINF': inf,
+        'NINF': -inf,
+        'NAN': nan,
+        'NaN': nan,
+        'PZERO': 0.0,
+        'NZERO': -0.0,
+        'alltrue': _call_as('all'),
+        'sometrue': _call_as('any'),
+        'product': _call_as('prod'),
+        'cumproduct': _call_as('cumprod'),
+        'round_': _call_as('round'),
+        'row_stack': _call_as('vstack'),
+        'trapz': _call_as('trapezoid'),
+        'msort': _call_as('sort', axis=0),
         'in1d': _in1d,
         'compat': types.SimpleNamespace(basestring=str),
         **{name: _expired(name) for name in financial},
@@ -129,6 +160,7 @@ def numpy_for_mxnet() -> types.ModuleType:
     `__getattr__` is among the copied names.
     """
     import numpy
+
     module = types.ModuleType('numpy')
     names = vars(module)
     names.update(_removed_from_numpy())
@@ -184,6 +216,7 @@ def _write_sequence(values: tuple[Any, ...] | list[Any]) -> str:
 
 def _write_element(value: object) -> str:
     import numpy
+
     if isinstance(value, (numpy.number, numpy.bool_)):
         return str(value)
     if isinstance(value, (tuple, list)):
@@ -191,8 +224,13 @@ def _write_element(value: object) -> str:
     return repr(value)
 
 
-def _import(name: str, globals: Any = None, locals: Any = None,
-            fromlist: Any = (), level: int = 0) -> Any:
+def _import(
+    name: str,
+    globals: Any = None,
+    locals: Any = None,
+    fromlist: Any = (),
+    level: int = 0,
+) -> Any:
     """`__import__` as MXNet's modules see it."""
     if level == 0 and name == 'distutils.version':
         return _distutils_version()
@@ -228,8 +266,9 @@ class MXNetLoader:
     def create_module(self, spec: ModuleSpec) -> types.ModuleType:
         if spec.name == 'mxnet':
             _forget_submodules()
-        module = (self.loader.create_module(spec)
-                  or types.ModuleType(spec.name))
+        module = self.loader.create_module(spec) or types.ModuleType(
+            spec.name
+        )
         vars(module)['__builtins__'] = _builtins_for(spec.name)
         return module
 
@@ -243,8 +282,9 @@ def _forget_submodules() -> None:
 class MXNetFinder:
     """A finder for `sys.meta_path` that mends MXNet's modules only."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None
-                  ) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Any = None, target: Any = None
+    ) -> ModuleSpec | None:
         if name != 'mxnet' and not name.startswith('mxnet.'):
             return None
         spec = _first_spec(self._finders_after_this_one(), name, path, target)
@@ -253,11 +293,12 @@ class MXNetFinder:
         return spec
 
     def _finders_after_this_one(self) -> list[Any]:
-        return sys.meta_path[sys.meta_path.index(self) + 1:]
+        return sys.meta_path[sys.meta_path.index(self) + 1 :]
 
 
-def _first_spec(finders: Iterable[Any], name: str, path: Any, target: Any
-                ) -> ModuleSpec | None:
+def _first_spec(
+    finders: Iterable[Any], name: str, path: Any, target: Any
+) -> ModuleSpec | None:
     specs = (finder.find_spec(name, path, target) for finder in finders)
     return next((spec for spec in specs if spec is not None), None)
 
@@ -274,8 +315,10 @@ def install() -> MXNetFinder:
             return cast(MXNetFinder, finder)
     finder = MXNetFinder()
     sys.meta_path[:] = [finder] + [
-        other for other in sys.meta_path
-        if getattr(other, '__name__', None) != HOOK]
+        other
+        for other in sys.meta_path
+        if getattr(other, '__name__', None) != HOOK
+    ]
     return finder
 
 
@@ -287,7 +330,8 @@ _PTH = (
     f"import sys; sys.meta_path.insert(0, type('{HOOK}', (), "
     "{'find_spec': staticmethod(lambda name, path=None, target=None: "
     f"__import__('{HOOK}').find_spec(name, path, target) "
-    "if name == 'mxnet' else None)}))\n")
+    "if name == 'mxnet' else None)}))\n"
+)
 
 _MODULE = '''\
 """Lets `import mxnet` work under today's Python and NumPy.
@@ -342,8 +386,9 @@ def disable(site_packages: str | os.PathLike[str] | None = None) -> bool:
     return was_there
 
 
-def hook_state(site_packages: str | os.PathLike[str] | None = None
-               ) -> Literal['off', 'on', 'stale']:
+def hook_state(
+    site_packages: str | os.PathLike[str] | None = None,
+) -> Literal['off', 'on', 'stale']:
     """Whether Pythons started from now on have the hook.
 
     'stale' is a hook that does nothing, since the d2lbert that wrote it has
@@ -359,13 +404,15 @@ def hook_state(site_packages: str | os.PathLike[str] | None = None
     return 'on' if there else 'stale'
 
 
-def _hook_files(site_packages: str | os.PathLike[str] | None
-                ) -> tuple[Path, Path]:
+def _hook_files(
+    site_packages: str | os.PathLike[str] | None,
+) -> tuple[Path, Path]:
     folder = Path(site_packages or sysconfig.get_path('purelib'))
     if not folder.is_dir():
         raise NotADirectoryError(
             f'{folder} is not a folder; give the site-packages folder of the '
-            'environment in which `import mxnet` is to work.')
+            'environment in which `import mxnet` is to work.'
+        )
     return folder / f'{HOOK}.py', folder / f'{HOOK}.pth'
 
 
@@ -378,6 +425,7 @@ def _write(path: Path, text: str) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise OSError(
-            error.errno, f'cannot write {path} ({error.strerror}); use a '
-            'virtual environment that you own: python -m venv .venv'
+            error.errno,
+            f'cannot write {path} ({error.strerror}); use a '
+            'virtual environment that you own: python -m venv .venv',
         ) from error

@@ -119,6 +119,10 @@ class TorchBackend(base.Backend):
             X, weight, bias, labels, weights.to(X.dtype)
         )
 
+    def cross_entropy(self, logits, labels, weights):
+        losses = F.cross_entropy(logits, labels, reduction='none')
+        return (losses * weights).sum()
+
     # ---- layers ------------------------------------------------------
 
     def Linear(

@@ -49,8 +49,12 @@ class Report:
 
     @property
     def problems(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings
-                     if finding.status == 'problem')
+        """What is broken."""
+        return tuple(
+            finding
+            for finding in self.findings
+            if finding.status == 'problem'
+        )
 
     @property
     def exit_status(self) -> int:
@@ -58,9 +62,13 @@ class Report:
         return 1 if self.problems else 0
 
     def text(self) -> str:
+        """The report as it is printed."""
         width = max(len(finding.subject) for finding in self.findings)
-        lines = [line for finding in self.findings
-                 for line in _lines_of(finding, width)]
+        lines = [
+            line
+            for finding in self.findings
+            for line in _lines_of(finding, width)
+        ]
         return '\n'.join([*lines, '', self._verdict()])
 
     def _verdict(self) -> str:
@@ -76,10 +84,16 @@ def _lines_of(finding: Finding, width: int) -> Iterator[str]:
     text = finding.text
     if finding.mend:
         text += f'\nmend: {finding.mend}'
-    lines = [part for line in text.splitlines()
-             for part in textwrap.wrap(line, 78 - len(indent),
-                                       break_long_words=False,
-                                       break_on_hyphens=False)]
+    lines = [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(
+            line,
+            78 - len(indent),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    ]
     yield f'{mark} {finding.subject:<{width}}  {lines[0]}'
     yield from (indent + line for line in lines[1:])
 
@@ -95,16 +109,18 @@ def examine(patience: float = PATIENCE) -> Report:
         mxnet = pool.submit(probe, 'mxnet', patience)
         plain = pool.submit(probe, 'mxnet-plain', patience)
         probes = torch.result(), mxnet.result(), plain.result()
-    return Report((
-        *_about_python(),
-        *_about_torch(probes[0]),
-        *_about_mxnet(probes[1], probes[2]),
-        *_about_backends(),
-        *_about_hook(probes[2]),
-        *_about_gpus(probes[0], probes[1]),
-        *_about_extras(),
-        *_about_corpus(),
-    ))
+    return Report(
+        (
+            *_about_python(),
+            *_about_torch(probes[0]),
+            *_about_mxnet(probes[1], probes[2]),
+            *_about_backends(),
+            *_about_hook(probes[2]),
+            *_about_gpus(probes[0], probes[1]),
+            *_about_extras(),
+            *_about_corpus(),
+        )
+    )
 
 
 # --- imports, each in a process of its own ---------------------------------
@@ -113,15 +129,16 @@ def examine(patience: float = PATIENCE) -> Report:
 # `import mxnet` before anything of ours gets, with the hook where it is on.
 _IMPORTS = {
     'torch': 'import torch as framework; '
-             'gpus = framework.cuda.device_count()',
+    'gpus = framework.cuda.device_count()',
     'mxnet': 'from backends import mxnet_import; '
-             'framework = mxnet_import.import_mxnet(); '
-             'gpus = framework.context.num_gpus()',
+    'framework = mxnet_import.import_mxnet(); '
+    'gpus = framework.context.num_gpus()',
     'mxnet-plain': 'import mxnet as framework; gpus = 0',
 }
 _FIND_BACKENDS = 'import sys; sys.path.insert(0, sys.argv[1]); '
-_REPORT = ('; import json; print(); '
-           'print(json.dumps([framework.__version__, gpus]))')
+_REPORT = (
+    '; import json; print(); print(json.dumps([framework.__version__, gpus]))'
+)
 
 
 @dataclass(frozen=True)
@@ -142,9 +159,16 @@ def probe(name: str, patience: float = PATIENCE) -> Probe:
         return Probe(absent=True)
     try:
         done = subprocess.run(
-            [sys.executable, '-c', _FIND_BACKENDS + _IMPORTS[name] + _REPORT,
-             str(Path(mxnet_import.__file__).parents[1])],
-            capture_output=True, text=True, timeout=patience)
+            [
+                sys.executable,
+                '-c',
+                _FIND_BACKENDS + _IMPORTS[name] + _REPORT,
+                str(Path(mxnet_import.__file__).parents[1]),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=patience,
+        )
     except subprocess.TimeoutExpired:
         return Probe(error=f'not imported within {patience:g} seconds')
     if done.returncode:
@@ -166,9 +190,13 @@ def _how_it_ended(done: subprocess.CompletedProcess[str]) -> str:
 
 def error_of(traceback: str) -> str:
     """The error of a printed traceback, without its frames."""
-    starts = [match.start() for match in re.finditer(
-        r'^[A-Za-z_][\w.]*(?:Error|Exception|Exit)\b', traceback, re.M)]
-    return traceback[starts[-1]:].strip() if starts else traceback.strip()
+    starts = [
+        match.start()
+        for match in re.finditer(
+            r'^[A-Za-z_][\w.]*(?:Error|Exception|Exit)\b', traceback, re.M
+        )
+    ]
+    return traceback[starts[-1] :].strip() if starts else traceback.strip()
 
 
 # --- what is said about each -----------------------------------------------
@@ -177,40 +205,60 @@ def error_of(traceback: str) -> str:
 def _about_python() -> Iterator[Finding]:
     version = platform.python_version()
     fine = sys.version_info >= (3, 10)
-    yield Finding('Python', 'ok' if fine else 'problem',
-                  f'{version} at {sys.executable}',
-                  '' if fine else 'use Python 3.10 or later')
+    yield Finding(
+        'Python',
+        'ok' if fine else 'problem',
+        f'{version} at {sys.executable}',
+        '' if fine else 'use Python 3.10 or later',
+    )
     yield Finding('platform', 'ok', platform.platform())
     numpy = _version_of('numpy')
-    yield Finding('NumPy', 'ok' if numpy else 'problem',
-                  numpy or 'not installed',
-                  '' if numpy else 'pip install numpy')
+    yield Finding(
+        'NumPy',
+        'ok' if numpy else 'problem',
+        numpy or 'not installed',
+        '' if numpy else 'pip install numpy',
+    )
 
 
 def _about_torch(torch: Probe) -> Iterator[Finding]:
     if torch.absent:
-        yield Finding('torch', 'note', 'not installed',
-                      "pip install 'd2lbert[torch]'")
+        yield Finding(
+            'torch', 'note', 'not installed', "pip install 'd2lbert[torch]'"
+        )
     elif torch.error:
-        yield Finding('torch', 'problem', 'installed, and cannot be '
-                      f'imported:\n{torch.error}',
-                      'pip install --force-reinstall torch')
+        yield Finding(
+            'torch',
+            'problem',
+            f'installed, and cannot be imported:\n{torch.error}',
+            'pip install --force-reinstall torch',
+        )
     else:
         yield Finding('torch', 'ok', f'{torch.version}, imports')
 
 
 def _about_mxnet(mxnet: Probe, plain: Probe) -> Iterator[Finding]:
     if mxnet.absent:
-        yield Finding('mxnet', 'note', 'not installed',
-                      "pip install 'd2lbert[mxnet]'")
+        yield Finding(
+            'mxnet', 'note', 'not installed', "pip install 'd2lbert[mxnet]'"
+        )
     elif mxnet.error:
-        yield Finding('mxnet', 'problem', 'installed, and cannot be '
-                      f'imported, by d2lbert either:\n{mxnet.error}',
-                      mend_of(mxnet.error))
+        yield Finding(
+            'mxnet',
+            'problem',
+            'installed, and cannot be '
+            f'imported, by d2lbert either:\n{mxnet.error}',
+            mend_of(mxnet.error),
+        )
     elif plain.error:
-        yield Finding('mxnet', 'note', f'{mxnet.version}, imports through '
-                      'd2lbert; `import mxnet` before d2lbert fails:\n'
-                      f'{plain.error}', 'd2lbert doctor --enable-mxnet')
+        yield Finding(
+            'mxnet',
+            'note',
+            f'{mxnet.version}, imports through '
+            'd2lbert; `import mxnet` before d2lbert fails:\n'
+            f'{plain.error}',
+            'd2lbert doctor --enable-mxnet',
+        )
     else:
         yield Finding('mxnet', 'ok', f'{mxnet.version}, imports')
 
@@ -232,9 +280,12 @@ def mend_of(error: str) -> str:
 
 def _about_backends() -> Iterator[Finding]:
     if not _installed('torch') and not _installed('mxnet'):
-        yield Finding('backends', 'problem', 'neither torch nor mxnet is '
-                      'installed, so nothing can be trained',
-                      "pip install 'd2lbert[torch]'")
+        yield Finding(
+            'backends',
+            'problem',
+            'neither torch nor mxnet is installed, so nothing can be trained',
+            "pip install 'd2lbert[torch]'",
+        )
 
 
 def _about_hook(plain: Probe) -> Iterator[Finding]:
@@ -243,38 +294,54 @@ def _about_hook(plain: Probe) -> Iterator[Finding]:
     if state == 'off':
         yield Finding('mxnet hook', 'ok', f'off in {where}')
     elif state == 'stale':
-        yield Finding('mxnet hook', 'problem', f'on in {where}, but the '
-                      'd2lbert that wrote it is gone',
-                      'd2lbert doctor --enable-mxnet')
+        yield Finding(
+            'mxnet hook',
+            'problem',
+            f'on in {where}, but the d2lbert that wrote it is gone',
+            'd2lbert doctor --enable-mxnet',
+        )
     elif plain.error:
-        yield Finding('mxnet hook', 'problem', f'on in {where}, and `import '
-                      'mxnet` still fails', 'd2lbert doctor --enable-mxnet')
+        yield Finding(
+            'mxnet hook',
+            'problem',
+            f'on in {where}, and `import mxnet` still fails',
+            'd2lbert doctor --enable-mxnet',
+        )
     else:
         yield Finding('mxnet hook', 'ok', f'on in {where}')
 
 
 def _about_gpus(torch: Probe, mxnet: Probe) -> Iterator[Finding]:
     cards = _nvidia_cards()
-    seen = [f'{name} sees {one.gpus}'
-            for name, one in (('torch', torch), ('mxnet', mxnet))
-            if one.version]
+    seen = [
+        f'{name} sees {one.gpus}'
+        for name, one in (('torch', torch), ('mxnet', mxnet))
+        if one.version
+    ]
     text = f'{len(cards)} on this machine' + ''.join(
-        f'; {part}' for part in seen)
+        f'; {part}' for part in seen
+    )
     unused = cards and not (torch.gpus or mxnet.gpus)
-    yield Finding('GPUs', 'note' if unused else 'ok',
-                  '\n'.join([text, *cards]),
-                  'install a build of the framework for CUDA' if unused
-                  else '')
+    yield Finding(
+        'GPUs',
+        'note' if unused else 'ok',
+        '\n'.join([text, *cards]),
+        'install a build of the framework for CUDA' if unused else '',
+    )
 
 
 def _nvidia_cards() -> list[str]:
     try:
-        done = subprocess.run(['nvidia-smi', '-L'], capture_output=True,
-                              text=True, timeout=30)
+        done = subprocess.run(
+            ['nvidia-smi', '-L'], capture_output=True, text=True, timeout=30
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [line.partition(' (UUID')[0] for line in done.stdout.splitlines()
-            if line.startswith('GPU ')]
+    return [
+        line.partition(' (UUID')[0]
+        for line in done.stdout.splitlines()
+        if line.startswith('GPU ')
+    ]
 
 
 def _about_extras() -> Iterator[Finding]:
@@ -282,25 +349,39 @@ def _about_extras() -> Iterator[Finding]:
     try:
         extras = metadata.metadata('d2lbert').get_all('Provides-Extra') or []
     except metadata.PackageNotFoundError:
-        yield Finding('d2lbert', 'note', 'run from a folder, not installed',
-                      'pip install -e .')
+        yield Finding(
+            'd2lbert',
+            'note',
+            'run from a folder, not installed',
+            'pip install -e .',
+        )
         return
     yield Finding('d2lbert', 'ok', metadata.version('d2lbert'))
     for extra in extras:
-        missing = [name for name in _required_by(extra)
-                   if not _version_of(name)]
+        missing = [
+            name for name in _required_by(extra) if not _version_of(name)
+        ]
         text = f'lacks {", ".join(missing)}' if missing else 'complete'
-        yield Finding(f'extra [{extra}]', 'ok', text,
-                      f"pip install 'd2lbert[{extra}]'" if missing else '')
+        yield Finding(
+            f'extra [{extra}]',
+            'ok',
+            text,
+            f"pip install 'd2lbert[{extra}]'" if missing else '',
+        )
 
 
 def _required_by(extra: str) -> list[str]:
     """The packages that an extra names, those of the extra alone."""
     from packaging.requirements import Requirement
+
     requirements = map(Requirement, metadata.requires('d2lbert') or [])
-    return [one.name for one in requirements
-            if one.marker and one.marker.evaluate({'extra': extra})
-            and not one.marker.evaluate({'extra': ''})]
+    return [
+        one.name
+        for one in requirements
+        if one.marker
+        and one.marker.evaluate({'extra': extra})
+        and not one.marker.evaluate({'extra': ''})
+    ]
 
 
 def _version_of(distribution: str) -> str:
@@ -312,11 +393,16 @@ def _version_of(distribution: str) -> str:
 
 def _about_corpus() -> Iterator[Finding]:
     from d2lbert.data import corpus
+
     try:
         cache = corpus.cache_folder()
     except ImportError as error:
-        yield Finding('cache', 'problem', f'd2lbert needs {error.name}, '
-                      'which is not installed', f'pip install {error.name}')
+        yield Finding(
+            'cache',
+            'problem',
+            f'd2lbert needs {error.name}, which is not installed',
+            f'pip install {error.name}',
+        )
         return
     yield Finding('cache', 'ok', str(cache))
     given = os.environ.get('D2LBERT_WIKITEXT2')
@@ -324,9 +410,15 @@ def _about_corpus() -> Iterator[Finding]:
     if path.exists():
         yield Finding('WikiText-2', 'ok', f'at {path}')
     elif given:
-        yield Finding('WikiText-2', 'problem', 'D2LBERT_WIKITEXT2 names '
-                      f'{given}, which is not there',
-                      'name the archive, or unset the variable')
+        yield Finding(
+            'WikiText-2',
+            'problem',
+            f'D2LBERT_WIKITEXT2 names {given}, which is not there',
+            'name the archive, or unset the variable',
+        )
     else:
-        yield Finding('WikiText-2', 'ok', 'not fetched yet; the first '
-                      'training fetches it')
+        yield Finding(
+            'WikiText-2',
+            'ok',
+            'not fetched yet; the first training fetches it',
+        )

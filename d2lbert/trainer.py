@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
@@ -141,15 +142,20 @@ class Trainer:
         nsp_weights: np.ndarray,
     ) -> tuple[Any, Any]:
         """Return both losses of a micro-batch, recorded for `backward`."""
-        inputs = [
+        if type(net).forward is bert.BERTModel.forward:
+            losses, inputs = net.losses, loss_inputs
+        else:
+            # A reader's own: nothing is known of it but its outputs
+            losses, inputs = partial(losses_of_forward, net), plain_inputs
+        arrays = [
             self.backend.tensor(array, device)
-            for array in loss_inputs(batch, mlm_weights, nsp_weights)
+            for array in inputs(batch, mlm_weights, nsp_weights)
         ]
         masks = DropoutMasks(
             self.seed, self.num_steps, rows, batch.valid_lens
         )
         with self.backend.record(net), base.dropout_masks(masks):
-            return net.losses(*inputs)
+            return losses(*arrays)
 
     def rows_at_a_time(self, batch: Batch) -> int:
         """Return how many rows a micro-batch has."""
@@ -166,6 +172,46 @@ class Trainer:
             ],
             axis=0,
         )
+
+
+def losses_of_forward(
+    net: Any,
+    tokens: base.Array,
+    segments: base.Array,
+    valid_lens: base.Array,
+    pred_positions: base.Array,
+    mlm_labels: base.Array,
+    mlm_weights: base.Array,
+    nsp_labels: base.Array,
+    nsp_weights: base.Array,
+) -> tuple[Any, Any]:
+    """Return what `BERTModel.losses` does, from the outputs of `forward`.
+
+    The plain way, which holds all logits.
+    """
+    _, mlm_Y_hat, nsp_Y_hat = net(
+        tokens, segments, valid_lens, pred_positions
+    )
+    cross_entropy = net.backend.cross_entropy
+    mlm_l = cross_entropy(
+        mlm_Y_hat.reshape((-1, mlm_Y_hat.shape[-1])),
+        mlm_labels.reshape((-1,)),
+        mlm_weights.reshape((-1,)),
+    )
+    return mlm_l, cross_entropy(nsp_Y_hat, nsp_labels, nsp_weights)
+
+
+def plain_inputs(
+    batch: Batch, mlm_weights: np.ndarray, nsp_weights: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Return the arguments of `losses_of_forward` for a micro-batch."""
+    return (
+        *batch[:4],
+        batch.mlm_labels,
+        mlm_weights,
+        batch.nsp_labels,
+        nsp_weights,
+    )
 
 
 def micro_batches(

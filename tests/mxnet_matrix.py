@@ -47,17 +47,21 @@ MXNETS = ('1.9.1', '2.0.0b1')
 COMBINATIONS = tuple(
     Combination(python, mxnet, numpy)
     for python, numpys in NUMPYS.items()
-    for mxnet in MXNETS for numpy in numpys)
+    for mxnet in MXNETS
+    for numpy in numpys
+)
 
 
 def find_python(version: str) -> str | None:
     """The interpreter of this version (such as '3.12'), or None."""
     if version == f'{sys.version_info.major}.{sys.version_info.minor}':
         return sys.executable
-    installed = sorted(Path.home().glob(
-        f'.pyenv/versions/{version}.*/bin/python{version}'))
-    return (str(installed[-1]) if installed
-            else shutil.which(f'python{version}'))
+    installed = sorted(
+        Path.home().glob(f'.pyenv/versions/{version}.*/bin/python{version}')
+    )
+    return (
+        str(installed[-1]) if installed else shutil.which(f'python{version}')
+    )
 
 
 def make_environment(combination: Combination, cache: Path) -> str:
@@ -77,29 +81,44 @@ def make_environment(combination: Combination, cache: Path) -> str:
 
 
 def _pip(python: str, *arguments: str) -> None:
-    _run(python, '-m', 'pip', 'install', '--quiet',
-         '--disable-pip-version-check', *arguments)
+    _run(
+        python,
+        '-m',
+        'pip',
+        'install',
+        '--quiet',
+        '--disable-pip-version-check',
+        *arguments,
+    )
 
 
 def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or 'Warning:' in done.stderr:
-        raise RuntimeError(f'{" ".join(command)} ended with '
-                           f'{done.returncode}:\n{done.stderr[-2000:]}')
+        raise RuntimeError(
+            f'{" ".join(command)} ended with '
+            f'{done.returncode}:\n{done.stderr[-2000:]}'
+        )
     return done.stdout
 
 
 def turn_hook(python: str, state: str) -> None:
     """Turn the hook of the environment of `python` on or off."""
     name = {'on': 'enable', 'off': 'disable'}[state]
-    _run(python, '-c', 'import sys; sys.path.insert(0, sys.argv[1]); '
-         f'from backends import mxnet_import as m; m.{name}()', str(ROOT))
+    _run(
+        python,
+        '-c',
+        'import sys; sys.path.insert(0, sys.argv[1]); '
+        f'from backends import mxnet_import as m; m.{name}()',
+        str(ROOT),
+    )
 
 
 def alone(python: str) -> str:
     """What `import mxnet` gives with no help: 'works' or its error."""
-    done = subprocess.run([python, '-c', 'import mxnet'],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [python, '-c', 'import mxnet'], capture_output=True, text=True
+    )
     if done.returncode == 0:
         return 'works'
     errors = re.findall(r'^\w*Error: .*', done.stderr, re.MULTILINE)
@@ -124,47 +143,62 @@ def check(combination: Combination, cache: Path) -> dict[str, Any]:
 def step(scratch: Path) -> dict[str, Any]:
     """Train a small network with MXNet; raise if anything is not right."""
     import numpy
+
     before, names = dict(vars(numpy)), dir(numpy)
     options = str(numpy.get_printoptions())
     import mxnet as mx
+
     losses = _train(mx, scratch)
     _convert(mx)
     _same_numpy(before, names)
     assert sys.modules['numpy'] is numpy
     assert str(numpy.get_printoptions()) == options
-    return {'mxnet': mx.__version__, 'numpy': numpy.__version__,
-            'losses': losses}
+    return {
+        'mxnet': mx.__version__,
+        'numpy': numpy.__version__,
+        'losses': losses,
+    }
 
 
 def _same_numpy(before: dict[str, Any], names: list[str]) -> None:
     import numpy
+
     assert dir(numpy) == names
     after = dict(vars(numpy))
     changed = [name for name in before if after[name] is not before[name]]
     assert not changed, changed
-    added = [name for name in after if name not in before
-             and sys.modules.get(f'numpy.{name}') is not after[name]]
+    added = [
+        name
+        for name in after
+        if name not in before
+        and sys.modules.get(f'numpy.{name}') is not after[name]
+    ]
     assert not added, added
 
 
 def _train(mx: Any, scratch: Path) -> list[float]:
     import numpy
     from mxnet import autograd, gluon, init, np, npx
+
     npx.set_np()
     mx.random.seed(0)
     net = gluon.nn.HybridSequential()
-    net.add(gluon.nn.Embedding(numpy.int64(20), 8),
-            gluon.nn.Dense(16, activation='relu', flatten=False),
-            gluon.nn.LayerNorm(), gluon.nn.Dropout(0.1),
-            gluon.nn.Dense(numpy.int64(4)))
+    net.add(
+        gluon.nn.Embedding(numpy.int64(20), 8),
+        gluon.nn.Dense(16, activation='relu', flatten=False),
+        gluon.nn.LayerNorm(),
+        gluon.nn.Dropout(0.1),
+        gluon.nn.Dense(numpy.int64(4)),
+    )
     net.initialize(init.Xavier())
     net.hybridize()
     rng = numpy.random.RandomState(0)
     X = np.array(rng.randint(0, 20, (6, 5)))
     y = np.array(rng.randint(0, 4, 6))
     loss = gluon.loss.SoftmaxCELoss()
-    trainer = gluon.Trainer(net.collect_params(), 'adam',
-                            {'learning_rate': numpy.float64(0.01)})
+    trainer = gluon.Trainer(
+        net.collect_params(), 'adam', {'learning_rate': numpy.float64(0.01)}
+    )
     losses = []
     for _ in range(3):
         with autograd.record():
@@ -184,10 +218,17 @@ def _train(mx: Any, scratch: Path) -> list[float]:
 def _convert(mx: Any) -> None:
     """Arrays and scalars to and fro; scalars in operators' arguments."""
     import numpy
+
     np, npx = mx.np, mx.npx
     two = numpy.int64(2)
-    for given in ([1, 2], numpy.float32(2), numpy.int64(3), numpy.arange(4),
-                  numpy.ones((2, 3), 'float16'), [numpy.float32(1)]):
+    for given in (
+        [1, 2],
+        numpy.float32(2),
+        numpy.int64(3),
+        numpy.arange(4),
+        numpy.ones((2, 3), 'float16'),
+        [numpy.float32(1)],
+    ):
         numpy.testing.assert_array_equal(np.array(given).asnumpy(), given)
     x = np.arange(12).reshape(two, numpy.int64(6)).astype('float32')
     assert x.shape == (2, 6)
@@ -205,7 +246,8 @@ def _convert(mx: Any) -> None:
     mx.random.seed(two)
     assert np.random.uniform(size=(two, 3)).shape == (2, 3)
     shards = mx.gluon.utils.split_and_load(
-        np.ones((5, 2)), [mx.cpu(0), mx.cpu(1)], even_split=False)
+        np.ones((5, 2)), [mx.cpu(0), mx.cpu(1)], even_split=False
+    )
     assert [len(shard) for shard in shards] in ([3, 2], [2, 3])
     assert '1.' in repr(np.ones(3)) and str(np.ones(2)) == '[1. 1.]'
 
@@ -221,10 +263,16 @@ def main() -> int:
     if given.step:
         print(json.dumps(step(given.step)))
         return 0
-    return table([one for one in COMBINATIONS
-                  if given.python in (None, one.python)
-                  and given.mxnet in (None, one.mxnet)
-                  and given.numpy in (None, one.numpy)], given.cache)
+    return table(
+        [
+            one
+            for one in COMBINATIONS
+            if given.python in (None, one.python)
+            and given.mxnet in (None, one.mxnet)
+            and given.numpy in (None, one.numpy)
+        ],
+        given.cache,
+    )
 
 
 def table(combinations: list[Combination], cache: Path) -> int:
@@ -241,8 +289,11 @@ def table(combinations: list[Combination], cache: Path) -> int:
             failed += 1
             reason = str(error).strip().splitlines()[-1]
             alone, mended = '', f'FAILED: {reason}'
-        print(f'| {one.python} | {one.mxnet} | {one.numpy} | {alone} '
-              f'| {mended} |', flush=True)
+        print(
+            f'| {one.python} | {one.mxnet} | {one.numpy} | {alone} '
+            f'| {mended} |',
+            flush=True,
+        )
     return failed
 
 

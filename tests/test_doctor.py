@@ -17,13 +17,13 @@ from d2lbert.doctor import Finding, Report
 
 ROOT = Path(mxnet_import.__file__).parents[1]
 
-EXAMINE = '''
+EXAMINE = """
 import sys
 from d2lbert import doctor
 report = doctor.examine(patience=60)
 print(report.text())
 sys.exit(report.exit_status)
-'''
+"""
 
 
 def package(folder, name, code):
@@ -35,20 +35,27 @@ def package(folder, name, code):
 def examine(path, code=EXAMINE, **environment):
     """Run the doctor in a new Python that finds `path` first."""
     done = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True,
-        env=dict(os.environ, PYTHONPATH=f'{path}{os.pathsep}{ROOT}',
-                 D2LBERT_CACHE=str(path), **environment))
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        env=dict(
+            os.environ,
+            PYTHONPATH=f'{path}{os.pathsep}{ROOT}',
+            D2LBERT_CACHE=str(path),
+            **environment,
+        ),
+    )
     assert not done.stderr, done.stderr
     return done.returncode, ' '.join(done.stdout.split())
 
 
-WORKING = '''
+WORKING = """
     __version__ = '9.9'
     class cuda:
         device_count = staticmethod(lambda: 2)
     class context:
         num_gpus = staticmethod(lambda: 3)
-'''
+"""
 
 
 def test_both_frameworks_work(tmp_path):
@@ -62,12 +69,16 @@ def test_both_frameworks_work(tmp_path):
 
 
 def test_neither_framework_is_installed(tmp_path):
-    status, text = examine(tmp_path, '''
+    status, text = examine(
+        tmp_path,
+        """
 import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: (
     None if name in ('torch', 'mxnet') else find(name, package))
-''' + EXAMINE)
+"""
+        + EXAMINE,
+    )
     assert status == 1
     assert "pip install 'd2lbert[mxnet]'" in text
     assert "pip install 'd2lbert[torch]'" in text
@@ -75,10 +86,14 @@ importlib.util.find_spec = lambda name, package=None: (
 
 
 def test_a_framework_that_crashes_or_hangs(tmp_path):
-    package(tmp_path, 'torch', '''
+    package(
+        tmp_path,
+        'torch',
+        """
         import os, signal
         os.kill(os.getpid(), signal.SIGSEGV)
-        ''')
+        """,
+    )
     package(tmp_path, 'mxnet', 'import time; time.sleep(600)')
     status, text = examine(tmp_path, EXAMINE.replace('60', '3'))
     assert status == 1
@@ -88,10 +103,14 @@ def test_a_framework_that_crashes_or_hangs(tmp_path):
 
 
 def test_a_library_that_is_missing(tmp_path):
-    package(tmp_path, 'mxnet', '''
+    package(
+        tmp_path,
+        'mxnet',
+        """
         raise OSError('libquadmath.so.0: cannot open shared object file: '
                       'No such file or directory')
-        ''')
+        """,
+    )
     status, text = examine(tmp_path)
     assert status == 1
     assert 'OSError: libquadmath.so.0: cannot open shared' in text
@@ -101,11 +120,16 @@ def test_a_library_that_is_missing(tmp_path):
 def test_mxnet_that_only_d2lbert_can_import(tmp_path):
     """Not a problem: the environment has not asked for the hook."""
     package(tmp_path, 'torch', WORKING)
-    package(tmp_path, 'mxnet', '''
+    package(
+        tmp_path,
+        'mxnet',
+        """
     import numpy, sys
     if numpy is sys.modules['numpy']:  # as the real one with NumPy 2
         raise AttributeError("module 'numpy' has no attribute 'bool'.")
-    ''' + WORKING)
+    """
+        + WORKING,
+    )
     if mxnet_import.hook_state() == 'on':
         pytest.skip('the hook is on in this environment')
     status, text = examine(tmp_path)
@@ -126,25 +150,30 @@ def test_a_corpus_that_is_and_is_not_there(tmp_path):
 
 
 @pytest.mark.mxnet
-@pytest.mark.skipif(importlib.util.find_spec('mxnet') is None,
-                    reason='mxnet not installed')
+@pytest.mark.skipif(
+    importlib.util.find_spec('mxnet') is None, reason='mxnet not installed'
+)
 def test_the_mxnet_that_is_here():
     found = doctor.probe('mxnet')
     assert found.error == '' and found.version and found.gpus >= 0
 
 
 @pytest.mark.torch
-@pytest.mark.skipif(importlib.util.find_spec('torch') is None,
-                    reason='torch not installed')
+@pytest.mark.skipif(
+    importlib.util.find_spec('torch') is None, reason='torch not installed'
+)
 def test_the_torch_that_is_here():
     found = doctor.probe('torch')
     assert found.error == '' and found.version and found.gpus >= 0
 
 
 def test_the_report_fits_a_terminal():
-    report = Report((
-        Finding('Python', 'ok', 'word ' * 50),
-        Finding('a long subject', 'problem', 'first\nsecond', 'do this')))
+    report = Report(
+        (
+            Finding('Python', 'ok', 'word ' * 50),
+            Finding('a long subject', 'problem', 'first\nsecond', 'do this'),
+        )
+    )
     lines = report.text().splitlines()
     assert max(map(len, lines)) <= 78
     assert '! a long subject  first' in lines
@@ -153,19 +182,28 @@ def test_the_report_fits_a_terminal():
     assert Report(report.findings[:1]).exit_status == 0
 
 
-@pytest.mark.parametrize(('error', 'mend'), [
-    ('OSError: libgomp.so.1: cannot open shared object file: No such file',
-     'apt install libgomp1'),
-    ("ModuleNotFoundError: No module named 'requests'",
-     'pip install requests'),
-    ('the import crashed (SIGSEGV)', '--force-reinstall'),
-])
+@pytest.mark.parametrize(
+    ('error', 'mend'),
+    [
+        (
+            'OSError: libgomp.so.1: cannot open shared object file: No such file',
+            'apt install libgomp1',
+        ),
+        (
+            "ModuleNotFoundError: No module named 'requests'",
+            'pip install requests',
+        ),
+        ('the import crashed (SIGSEGV)', '--force-reinstall'),
+    ],
+)
 def test_what_to_do(error, mend):
     assert mend in doctor.mend_of(error)
 
 
 def test_the_error_of_a_traceback():
-    assert doctor.error_of(textwrap.dedent('''\
+    assert (
+        doctor.error_of(
+            textwrap.dedent("""\
         Traceback (most recent call last):
           File "x.py", line 1, in <module>
         ValueError: the first
@@ -176,4 +214,7 @@ def test_the_error_of_a_traceback():
           File "x.py", line 3, in <module>
         numpy.exceptions.AxisError: the last
         with two lines
-        ''')) == 'numpy.exceptions.AxisError: the last\nwith two lines'
+        """)
+        )
+        == 'numpy.exceptions.AxisError: the last\nwith two lines'
+    )

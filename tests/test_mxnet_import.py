@@ -14,20 +14,24 @@ import sys
 import textwrap
 from pathlib import Path
 
-import mxnet_matrix
 import numpy
 import pytest
 
+import mxnet_matrix
 from backends import mxnet_import
 
 ROOT = Path(mxnet_import.__file__).parents[1]
 
 needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec('torch') is None, reason='torch not installed')
+    importlib.util.find_spec('torch') is None, reason='torch not installed'
+)
 needs_mxnet = [
     pytest.mark.mxnet,
-    pytest.mark.skipif(importlib.util.find_spec('mxnet') is None,
-                       reason='mxnet not installed')]
+    pytest.mark.skipif(
+        importlib.util.find_spec('mxnet') is None,
+        reason='mxnet not installed',
+    ),
+]
 
 
 def mxnet_test(function):
@@ -38,10 +42,14 @@ def mxnet_test(function):
 
 def run(code, *, python=sys.executable, cwd=None, path=(ROOT,), status=0):
     """Run code in a new Python that finds `path`; give what it printed."""
-    environment = dict(os.environ,
-                       PYTHONPATH=os.pathsep.join(map(str, path)))
-    done = subprocess.run([python, '-c', textwrap.dedent(code)], cwd=cwd,
-                          capture_output=True, text=True, env=environment)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(map(str, path)))
+    done = subprocess.run(
+        [python, '-c', textwrap.dedent(code)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert done.returncode == status, done.stderr
     return done.stdout if status == 0 else done.stderr
 
@@ -64,7 +72,7 @@ def is_of_packages(entry):
 
 @mxnet_test
 def test_a_training_step_leaves_numpy_as_it_was(tmp_path):
-    run(f'''
+    run(f"""
         import sys
         sys.path.insert(0, {str(ROOT / 'tests')!r})
         from backends import mxnet_import
@@ -72,7 +80,7 @@ def test_a_training_step_leaves_numpy_as_it_was(tmp_path):
         from pathlib import Path
         import mxnet_matrix
         mxnet_matrix.step(Path({str(tmp_path)!r}))
-        ''')
+        """)
 
 
 @mxnet_test
@@ -83,19 +91,27 @@ def test_torch_in_either_order(first):
     imports = ['import torch', 'mx = mxnet_import.import_mxnet()']
     if first == 'mxnet':
         imports.reverse()
-    assert run('\n'.join([
-        'from backends import mxnet_import', *imports,
-        'import numpy',
-        'a = numpy.arange(3, dtype="float32")',
-        'assert torch.from_numpy(a).numpy() is not None',
-        'print((torch.tensor(a) * 2).tolist())',
-        'print((mx.np.array(a) * 2).tolist())',
-    ])).split('\n')[-3:-1] == ['[0.0, 2.0, 4.0]'] * 2
+    assert (
+        run(
+            '\n'.join(
+                [
+                    'from backends import mxnet_import',
+                    *imports,
+                    'import numpy',
+                    'a = numpy.arange(3, dtype="float32")',
+                    'assert torch.from_numpy(a).numpy() is not None',
+                    'print((torch.tensor(a) * 2).tolist())',
+                    'print((mx.np.array(a) * 2).tolist())',
+                ]
+            )
+        ).split('\n')[-3:-1]
+        == ['[0.0, 2.0, 4.0]'] * 2
+    )
 
 
 @mxnet_test
 def test_numpy_imported_afterwards_is_numpy():
-    run('''
+    run("""
         from backends import mxnet_import
         mxnet_import.import_mxnet()
         import numpy, sys
@@ -104,12 +120,13 @@ def test_numpy_imported_afterwards_is_numpy():
         assert numpy.testing.assert_allclose and numpy.linalg.norm
         assert (str((numpy.int64(3), 4)) == '(3, 4)') == (
             int(numpy.__version__[0]) < 2)
-        ''')
+        """)
 
 
 @mxnet_test
 def test_nothing_is_printed_and_twice_is_once():
-    assert run('''
+    assert (
+        run("""
         import warnings
         warnings.simplefilter('error')
         from backends import mxnet_import
@@ -121,12 +138,14 @@ def test_nothing_is_printed_and_twice_is_once():
         assert mxnet_import.install() in finders
         assert sys.meta_path == finders
         assert (builtins.__import__, builtins.str) == real
-        ''') == ''
+        """)
+        == ''
+    )
 
 
 @mxnet_test
 def test_it_recovers_from_an_import_that_failed_before():
-    run('''
+    run("""
         try:
             import mxnet
         except AttributeError:
@@ -135,23 +154,28 @@ def test_it_recovers_from_an_import_that_failed_before():
         mx = mxnet_import.import_mxnet()
         assert mx.base is __import__('sys').modules['mxnet.base']
         assert mx.np.ones(3).sum().item() == 3
-        ''')
+        """)
 
 
 @mxnet_test
 def test_two_threads_import_it_at_once():
-    assert run('''
+    assert (
+        run("""
         from concurrent.futures import ThreadPoolExecutor
         from backends import mxnet_import
         with ThreadPoolExecutor(4) as pool:
             jobs = [pool.submit(mxnet_import.import_mxnet) for _ in range(4)]
             print(len({id(job.result()) for job in jobs}))
-        ''') == '1\n'
+        """)
+        == '1\n'
+    )
 
 
 def test_only_mxnet_sees_it(tmp_path):
     """Not what mxnet imports, and not what imports mxnet."""
-    fake_mxnet(tmp_path, __init__='''
+    fake_mxnet(
+        tmp_path,
+        __init__="""
         import numpy as np
         from distutils.version import LooseVersion
         import neighbour
@@ -160,9 +184,11 @@ def test_only_mxnet_sees_it(tmp_path):
         def late():
             import numpy.linalg
             return numpy
-        ''')
+        """,
+    )
     (tmp_path / 'neighbour.py').write_text('import numpy\n')
-    run('''
+    run(
+        """
         from backends import mxnet_import
         mxnet_import.install()
         import numpy, mxnet, neighbour, sys
@@ -176,15 +202,22 @@ def test_only_mxnet_sees_it(tmp_path):
             mxnet.np.nonsense
         except AttributeError:
             pass
-        ''', path=(ROOT, tmp_path))
+        """,
+        path=(ROOT, tmp_path),
+    )
 
 
 def test_a_failing_import_shows_its_own_error_and_leaves_nothing(tmp_path):
-    fake_mxnet(tmp_path, __init__='from . import base', base='''
+    fake_mxnet(
+        tmp_path,
+        __init__='from . import base',
+        base="""
         import numpy
         raise OSError('libquadmath.so.0: cannot open shared object file')
-        ''')
-    error = run('''
+        """,
+    )
+    error = run(
+        """
         import sys
         from backends import mxnet_import
         import numpy
@@ -196,12 +229,15 @@ def test_a_failing_import_shows_its_own_error_and_leaves_nothing(tmp_path):
             assert sys.modules['numpy'] is numpy
             assert not [m for m in sys.modules if m.startswith('mxnet')]
         mxnet_import.import_mxnet()
-        ''', path=(ROOT, tmp_path), status=1)
+        """,
+        path=(ROOT, tmp_path),
+        status=1,
+    )
     assert error.splitlines()[-1].startswith('OSError: libquadmath.so.0')
 
 
 def test_mxnet_that_is_not_installed(tmp_path):
-    assert 'absent' in run('''
+    assert 'absent' in run("""
         import sys
         from backends import mxnet_import
         sys.path[:] = [entry for entry in sys.path
@@ -211,29 +247,42 @@ def test_mxnet_that_is_not_installed(tmp_path):
         except ModuleNotFoundError as error:
             assert error.name == 'mxnet'
             print('absent')
-        ''')
+        """)
 
 
 def test_importing_the_mend_imports_nothing_heavy():
-    assert run('''
+    assert (
+        run("""
         import sys
         from backends import mxnet_import
         mxnet_import.install()
         print([name for name in ('numpy', 'mxnet', 'torch')
                if name in sys.modules])
-        ''') == '[]\n'
+        """)
+        == '[]\n'
+    )
 
 
-@pytest.mark.parametrize(('value', 'text'), [
-    (numpy.float32(0.1), '0.1'),
-    (numpy.int64(3), '3'),
-    ((numpy.int64(3), 4), '(3, 4)'),
-    ((numpy.int64(3),), '(3,)'),
-    ([numpy.float64(1e-5), (numpy.bool_(1), None)], '[1e-05, (True, None)]'),
-    (('a', numpy.int8(1)), "('a', 1)"),
-    ((), '()'), ([], '[]'), ('text', 'text'), (None, 'None'), (True, 'True'),
-    ({'a': 1}, "{'a': 1}"),
-])
+@pytest.mark.parametrize(
+    ('value', 'text'),
+    [
+        (numpy.float32(0.1), '0.1'),
+        (numpy.int64(3), '3'),
+        ((numpy.int64(3), 4), '(3, 4)'),
+        ((numpy.int64(3),), '(3,)'),
+        (
+            [numpy.float64(1e-5), (numpy.bool_(1), None)],
+            '[1e-05, (True, None)]',
+        ),
+        (('a', numpy.int8(1)), "('a', 1)"),
+        ((), '()'),
+        ([], '[]'),
+        ('text', 'text'),
+        (None, 'None'),
+        (True, 'True'),
+        ({'a': 1}, "{'a': 1}"),
+    ],
+)
 def test_text_is_what_str_wrote_before_numpy_2(value, text):
     written = mxnet_import.Text(value)
     assert written == text and type(written) is str
@@ -244,12 +293,12 @@ def test_text_is_what_str_wrote_before_numpy_2(value, text):
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_the_names_that_numpy_removed():
     names = mxnet_import.numpy_for_mxnet()
-    x = numpy.array([[3., 1.], [2., 4.]])
+    x = numpy.array([[3.0, 1.0], [2.0, 4.0]])
     assert names.product(x) == 24 and names.alltrue(x > 0)
     assert names.sometrue(x > 3) and names.round_(x).shape == x.shape
     assert names.msort(x).tolist() == [[2, 1], [3, 4]]
-    assert names.in1d(x, [1., 4.]).tolist() == [False, True, False, True]
-    assert names.trapz([1., 2., 3.]) == 4 and names.isneginf(names.NINF)
+    assert names.in1d(x, [1.0, 4.0]).tolist() == [False, True, False, True]
+    assert names.trapz([1.0, 2.0, 3.0]) == 4 and names.isneginf(names.NINF)
     assert names.row_stack([[1], [2]]).tolist() == [[1], [2]]
     assert names.isinf(names.Inf) and names.isnan(names.NaN)
     with pytest.raises(RuntimeError, match='numpy-financial'):
@@ -263,14 +312,20 @@ def test_the_names_that_numpy_removed():
 def environment(tmp_path_factory):
     """A throwaway environment that sees this one's packages."""
     folder = tmp_path_factory.mktemp('environment')
-    subprocess.run([sys.executable, '-m', 'venv', '--without-pip',
-                    str(folder)], check=True)
+    subprocess.run(
+        [sys.executable, '-m', 'venv', '--without-pip', str(folder)],
+        check=True,
+    )
     python = folder / 'bin' / 'python'
-    site_packages = Path(run('import sysconfig; '
-                             'print(sysconfig.get_path("purelib"))',
-                             python=python).strip())
+    site_packages = Path(
+        run(
+            'import sysconfig; print(sysconfig.get_path("purelib"))',
+            python=python,
+        ).strip()
+    )
     (site_packages / 'packages_of_the_tests.pth').write_text(
-        '\n'.join(filter(is_of_packages, sys.path)))
+        '\n'.join(filter(is_of_packages, sys.path))
+    )
     return python, site_packages
 
 
@@ -286,31 +341,47 @@ def hooked(environment):
 @mxnet_test
 def test_a_reader_who_imports_mxnet_first(hooked, tmp_path):
     python, _ = hooked
-    assert run('import mxnet as mx, numpy; print(mx.np.ones((2, 3)).sum())',
-               python=python, cwd=tmp_path, path=()) == '6.0\n'
+    assert (
+        run(
+            'import mxnet as mx, numpy; print(mx.np.ones((2, 3)).sum())',
+            python=python,
+            cwd=tmp_path,
+            path=(),
+        )
+        == '6.0\n'
+    )
 
 
 @mxnet_test
 def test_the_hook_and_import_mxnet_agree(hooked):
-    run('''
+    run(
+        """
         import mxnet
         from backends import mxnet_import
         assert mxnet_import.import_mxnet() is mxnet
-        ''', python=hooked[0])
-    run('''
+        """,
+        python=hooked[0],
+    )
+    run(
+        """
         from backends import mxnet_import
         mx = mxnet_import.import_mxnet()
         import mxnet
         assert mxnet is mx
-        ''', python=hooked[0])
-    run('''
+        """,
+        python=hooked[0],
+    )
+    run(
+        """
         import importlib.util, sys
         assert importlib.util.find_spec('mxnet')
         before = list(sys.meta_path)
         from backends import mxnet_import
         mxnet_import.import_mxnet()
         assert sys.meta_path == before  # one finder of ours
-        ''', python=hooked[0])
+        """,
+        python=hooked[0],
+    )
 
 
 def test_enabling_twice_and_disabling_twice(environment):
@@ -330,8 +401,10 @@ def test_enabling_twice_and_disabling_twice(environment):
 
 def test_disabling_leaves_no_trace_in_a_new_interpreter(environment):
     python, site_packages = environment
-    see = ('import sys; print(any(one.__name__ == '
-           f'{mxnet_import.HOOK!r} for one in sys.meta_path))')
+    see = (
+        'import sys; print(any(one.__name__ == '
+        f'{mxnet_import.HOOK!r} for one in sys.meta_path))'
+    )
     mxnet_import.enable(site_packages)
     assert run(see, python=python, path=()) == 'True\n'
     mxnet_import.disable(site_packages)
@@ -352,12 +425,19 @@ def test_the_hook_costs_a_start_no_import(hooked):
 def test_the_hook_survives_the_end_of_d2lbert(hooked, tmp_path):
     python, site_packages = hooked
     module = site_packages / f'{mxnet_import.HOOK}.py'
-    module.write_text(module.read_text().replace(
-        'mxnet_import.py', 'no_longer_there.py'))
+    module.write_text(
+        module.read_text().replace('mxnet_import.py', 'no_longer_there.py')
+    )
     assert mxnet_import.hook_state(site_packages) == 'stale'
     fake_mxnet(tmp_path, __init__='import numpy')
-    assert run('import mxnet, numpy; print(mxnet.numpy is numpy)',
-               python=python, path=(tmp_path,)) == 'True\n'
+    assert (
+        run(
+            'import mxnet, numpy; print(mxnet.numpy is numpy)',
+            python=python,
+            path=(tmp_path,),
+        )
+        == 'True\n'
+    )
 
 
 def test_a_readers_own_package_called_backends(hooked, tmp_path):
@@ -365,8 +445,14 @@ def test_a_readers_own_package_called_backends(hooked, tmp_path):
     fake_mxnet(tmp_path, __init__='import numpy')
     (tmp_path / 'backends').mkdir()
     (tmp_path / 'backends' / '__init__.py').write_text('raise OSError\n')
-    assert run('import mxnet, numpy; print(mxnet.numpy.bool is bool)',
-               python=hooked[0], path=(tmp_path,)) == 'True\n'
+    assert (
+        run(
+            'import mxnet, numpy; print(mxnet.numpy.bool is bool)',
+            python=hooked[0],
+            path=(tmp_path,),
+        )
+        == 'True\n'
+    )
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
@@ -391,8 +477,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 def test_a_training_step_on_each_combination(combination, request):
     if mxnet_matrix.find_python(combination.python) is None:
         pytest.skip(f'no Python {combination.python} here')
-    cache = Path(os.environ.get(
-        'D2LBERT_MATRIX_CACHE',
-        request.config.cache.mkdir('mxnet-matrix')))
+    cache = Path(
+        os.environ.get(
+            'D2LBERT_MATRIX_CACHE', request.config.cache.mkdir('mxnet-matrix')
+        )
+    )
     result = mxnet_matrix.check(combination, cache)
     assert result['losses'][-1] < result['losses'][0]

@@ -1,0 +1,52 @@
+"""The tests on every Python that is here: `make test-matrix`.
+
+MXNet's metadata forbids NumPy 2, and so Python 3.13, where it works all the
+same: hence `--no-deps`. PyTorch comes along where a build for the processor
+can be had, the default being gigabytes of CUDA.
+"""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+NUMPYS = {
+    '3.10': '1.23.5',
+    '3.11': '2.4.6',
+    '3.12': '1.26.4',
+    '3.13': '2.5.5',
+}
+
+
+def interpreter(version: str) -> str:
+    """Return the path of a Python, also of one that only pyenv knows."""
+    pattern = f'.pyenv/versions/{version}.*/bin/python{version}'
+    found = sorted(Path.home().glob(pattern))
+    return str(found[-1]) if found else f'python{version}'
+
+
+PYTHONS = {
+    version: interpreter(version)
+    for version in NUMPYS
+    if shutil.which(interpreter(version))
+}
+
+
+@nox.session(venv_backend='none')
+@nox.parametrize('version', list(PYTHONS))
+def tests(session: nox.Session, version: str) -> None:
+    """Run the test suite in an environment of its own."""
+    folder = Path('.nox') / f'python-{version}'
+    python = str(folder / 'bin' / 'python')
+    pip = (python, '-m', 'pip', 'install', '--quiet')
+    session.run(PYTHONS[version], '-m', 'venv', str(folder))
+    session.run(
+        *pip, '--editable', '.', 'pytest', 'hypothesis', 'requests',
+        'graphviz', f'numpy=={NUMPYS[version]}',
+    )  # fmt: skip
+    session.run(*pip, '--no-deps', 'mxnet==1.9.1')
+    session.run(
+        *pip, '--only-binary=:all:', 'torch==2.13.0+cpu',
+        success_codes=[0, 1],
+    )  # fmt: skip
+    session.run(python, '-m', 'pytest', *session.posargs)
