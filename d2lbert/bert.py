@@ -20,6 +20,7 @@ import math
 from typing import Any, ClassVar
 
 from backends.base import Array, Backend
+from d2lbert import editions
 
 # The gradient of these is zero, because the softmax does not change when
 # the same number is added to all scores of a query. What a framework
@@ -151,7 +152,7 @@ class AddNorm:
 
     backend: ClassVar[Backend]
 
-    def __init__(self, norm_shape: int, dropout: float) -> None:
+    def __init__(self, norm_shape: int | None, dropout: float) -> None:
         super().__init__()
         self.dropout = self.backend.Dropout(dropout)
         self.ln = self.backend.LayerNorm(norm_shape)
@@ -181,9 +182,9 @@ class TransformerEncoderBlock:
         self.attention = self.Attention(
             num_hiddens, num_heads, dropout, use_bias, num_hiddens
         )
-        self.addnorm1 = self.AddNorm(num_hiddens, dropout)
+        self.addnorm1 = self.AddNorm(norm_shape=num_hiddens, dropout=dropout)
         self.ffn = self.FFN(ffn_num_hiddens, num_hiddens, num_hiddens)
-        self.addnorm2 = self.AddNorm(num_hiddens, dropout)
+        self.addnorm2 = self.AddNorm(norm_shape=num_hiddens, dropout=dropout)
 
     def forward(self, X: Array, valid_lens: Array | None) -> Array:
         """`(B, T, H)` to `(B, T, H)`."""
@@ -192,7 +193,10 @@ class TransformerEncoderBlock:
 
 
 class BERTEncoder:
-    """Embeddings and a stack of Transformer encoder blocks."""
+    """Embeddings and a stack of Transformer encoder blocks.
+
+    The arguments are those of `BERTModel`.
+    """
 
     backend: ClassVar[Backend]
     Block: ClassVar[Any]
@@ -203,11 +207,16 @@ class BERTEncoder:
         num_hiddens: int,
         ffn_num_hiddens: int,
         num_heads: int,
-        num_blks: int,
-        dropout: float,
+        num_blks: int | None = None,
+        dropout: float = 0.0,
         max_len: int = 1000,
+        *,
+        num_layers: int | None = None,
+        **implied_sizes: Any,
     ) -> None:
         super().__init__()
+        num_blks = editions.one_of(num_blks=num_blks, num_layers=num_layers)
+        editions.check_implied_sizes(num_hiddens, implied_sizes)
         self.token_embedding = self.backend.Embedding(vocab_size, num_hiddens)
         self.segment_embedding = self.backend.Embedding(2, num_hiddens)
         self.blks = self.backend.Sequential(
@@ -300,7 +309,18 @@ class NextSentencePred:
 
 
 class BERTModel:
-    """BERT with the heads of its two pretraining tasks."""
+    """BERT with the heads of its two pretraining tasks.
+
+    `vocab_size`: how many tokens there are; `num_hiddens`: the size H of an
+    encoding, a multiple of `num_heads`; `ffn_num_hiddens`: hidden units of
+    the feed-forward networks; `num_heads`: attention heads; `num_blks`, or
+    `num_layers`: how many encoder blocks; `dropout`: the probability of
+    dropping; `max_len`: for how many tokens there are positions.
+
+    The sizes that older PyTorch editions pass too (`norm_shape`,
+    `key_size`, …) are accepted where they equal what `num_hiddens` implies;
+    anything else is an `InputError`, a `ValueError`.
+    """
 
     backend: ClassVar[Backend]
     Encoder: ClassVar[Any]
@@ -316,11 +336,16 @@ class BERTModel:
         num_hiddens: int,
         ffn_num_hiddens: int,
         num_heads: int,
-        num_blks: int,
-        dropout: float,
+        num_blks: int | None = None,
+        dropout: float = 0.0,
         max_len: int = 1000,
+        *,
+        num_layers: int | None = None,
+        **implied_sizes: Any,
     ) -> None:
         super().__init__()
+        num_blks = editions.one_of(num_blks=num_blks, num_layers=num_layers)
+        editions.check_implied_sizes(num_hiddens, implied_sizes)
         self.encoder = self.Encoder(
             vocab_size,
             num_hiddens,

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from backends.mxnet import BACKEND, Module
-from d2lbert import bert
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from backends.mxnet import BACKEND, Module, gluon
+from d2lbert import bert, chapter
+from d2lbert.animator import Accumulator, Animator, Timer
+from d2lbert.data.textbook import (
+    _get_mlm_data_from_tokens,
+    _get_next_sentence,
+    _get_nsp_data_from_paragraph,
+    _read_wiki,
+    _replace_mlm_tokens,
+    get_tokens_and_segments,
+    pad_bert_inputs,
+    tokenize,
+)
+from d2lbert.data.vocab import Vocab
+from d2lbert.errors import InputError
+from d2lbert.recipes import RECIPES, Recipe
+
+data: Any = gluon.data
 
 num_gpus = BACKEND.num_gpus
 try_gpu = BACKEND.try_gpu
 try_all_gpus = BACKEND.try_all_gpus
+
+#: The vocabulary that `load_data_wiki` has made last.
+_last_vocab: Vocab | None = None
 
 
 class DotProductAttention(bert.DotProductAttention, Module):
@@ -17,13 +39,26 @@ class DotProductAttention(bert.DotProductAttention, Module):
 class MultiHeadAttention(bert.MultiHeadAttention, Module):
     Attention = DotProductAttention
 
+    def __init__(
+        self,
+        num_hiddens: int,
+        num_heads: int,
+        dropout: float,
+        use_bias: bool = False,
+        num_inputs: int | None = None,
+    ) -> None:
+        super().__init__(
+            num_hiddens, num_heads, dropout, use_bias, num_inputs
+        )
+
 
 class PositionWiseFFN(bert.PositionWiseFFN, Module):
     pass
 
 
 class AddNorm(bert.AddNorm, Module):
-    pass
+    def __init__(self, dropout: float, norm_shape: int | None = None) -> None:
+        super().__init__(norm_shape, dropout)
 
 
 class TransformerEncoderBlock(bert.TransformerEncoderBlock, Module):
@@ -56,4 +91,132 @@ class BERTModel(bert.BERTModel, Module):
         (r'^hidden\.', 'hidden.0.'),
         (r'^mlm\.mlp\.2\.', 'mlm.mlp.3.'),
         (r'^mlm\.mlp\.1\.', 'mlm.mlp.2.'),
+    )
+
+
+class _WikiTextDataset(chapter.WikiTextDataset, data.Dataset):
+    __doc__ = chapter.WikiTextDataset.__doc__
+    backend = BACKEND
+
+
+def _pad_bert_inputs(
+    examples: Any, max_len: int, vocab: Vocab
+) -> tuple[Any, ...]:
+    """Pad examples to `max_len`: seven native arrays, a row for each."""
+    return tuple(
+        map(BACKEND.tensor, pad_bert_inputs(examples, max_len, vocab))
+    )
+
+
+def load_data_wiki(
+    batch_size: int, max_len: int, corpus: str = 'wikitext-2'
+) -> tuple[chapter.TrainIter, Vocab]:
+    """Return the minibatches of a corpus and its vocabulary.
+
+    `batch_size`: examples a minibatch; `max_len`: tokens an example;
+    `corpus`: see `d2lbert.data.corpus.read_lines`. Python's `random`
+    decides the examples, as in the textbook.
+    """
+    global _last_vocab
+    train_set = _WikiTextDataset(_read_wiki(corpus), max_len)
+    _last_vocab = train_set.vocab
+    return chapter.TrainIter(train_set, batch_size), train_set.vocab
+
+
+def _get_batch_loss_bert(
+    net: Any,
+    loss: Any,
+    vocab_size: int,
+    tokens_X_shards: Sequence[Any],
+    segments_X_shards: Sequence[Any],
+    valid_lens_x_shards: Sequence[Any],
+    pred_positions_X_shards: Sequence[Any],
+    mlm_weights_X_shards: Sequence[Any],
+    mlm_Y_shards: Sequence[Any],
+    nsp_y_shards: Sequence[Any],
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return each shard's loss of each task, and their sums.
+
+    The first is the mean over the shard's real predictions, the second over
+    its rows; `loss`: `gluon.loss.SoftmaxCELoss()`.
+    """
+    mlm_ls, nsp_ls = [], []
+    for tokens, segments, lens, positions, weights, mlm_Y, nsp_y in zip(
+        tokens_X_shards,
+        segments_X_shards,
+        valid_lens_x_shards,
+        pred_positions_X_shards,
+        mlm_weights_X_shards,
+        mlm_Y_shards,
+        nsp_y_shards,
+        strict=True,
+    ):
+        _, mlm_Y_hat, nsp_Y_hat = net(
+            tokens, segments, lens.reshape(-1), positions
+        )
+        losses = loss(
+            mlm_Y_hat.reshape((-1, vocab_size)),
+            mlm_Y.reshape(-1),
+            weights.reshape((-1, 1)),
+        )
+        # The constant keeps a shard without any prediction from being 0 / 0
+        mlm_ls.append(losses.sum() / (weights.sum() + 1e-8))
+        nsp_ls.append(loss(nsp_Y_hat, nsp_y).mean())
+    ls = [mlm_l + nsp_l for mlm_l, nsp_l in zip(mlm_ls, nsp_ls, strict=True)]
+    return mlm_ls, nsp_ls, ls
+
+
+def train_bert(
+    train_iter: Iterable[Any],
+    net: Any,
+    loss: Any,
+    vocab_size: int,
+    devices: Sequence[Any] | None = None,
+    num_steps: int | None = None,
+    *older: int,
+    ctx: Sequence[Any] | None = None,
+    log_interval: int | None = None,
+) -> None:
+    """Pretrain BERT, plotting both losses, and print the chapter's lines.
+
+    `train_iter`, `vocab_size`: from `load_data_wiki`; `net`: an initialised
+    `BERTModel`; `loss`: `gluon.loss.SoftmaxCELoss()`; `devices`: a shard of
+    each batch for each; `num_steps`: how many batches to train on.
+
+    The edition of 2020 calls the devices `ctx`, takes `log_interval` before
+    `num_steps`, and learns at 0.001 instead of 0.01.
+    """
+    chapter.train_bert(
+        train_iter, net, _recipe_of(loss), vocab_size, devices, num_steps,
+        *older, ctx=ctx, log_interval=log_interval,
+    )  # fmt: skip
+
+
+def _recipe_of(loss: Any) -> Recipe:
+    """Return the recipe that a loss object stands for."""
+    published = gluon.loss.SoftmaxCELoss()
+    if isinstance(loss, gluon.loss.SoftmaxCELoss) and all(
+        getattr(loss, name) == getattr(published, name)
+        for name in ('_axis', '_sparse_label', '_from_logits', '_weight')
+    ):
+        return RECIPES['mxnet']
+    raise InputError(
+        f'loss = {loss!r}: expected gluon.loss.SoftmaxCELoss(); for another '
+        'loss write the loop yourself, with _get_batch_loss_bert'
+    )
+
+
+def get_bert_encoding(
+    net: Any,
+    tokens_a: list[str],
+    tokens_b: list[str] | None = None,
+    vocab: Vocab | None = None,
+) -> Any:
+    """Return BERT's encoding of one list of words or two, `(1, T, H)`.
+
+    The T tokens are `<cls>`, the words and a `<sep>` after each list.
+    `vocab`: by default the one that `load_data_wiki` has made last.
+    """
+    return chapter.get_bert_encoding(
+        net, tokens_a, tokens_b, vocab or _last_vocab
     )

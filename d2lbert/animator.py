@@ -1,0 +1,196 @@
+"""The book's `Timer`, `Accumulator` and `Animator`."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Timer:
+    """A stopwatch that keeps all its times, in seconds. It starts at once."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start the watch."""
+        self.tik = time.time()
+
+    def stop(self) -> float:
+        """Stop the watch, keep the time and return it."""
+        self.times.append(time.time() - self.tik)
+        return self.times[-1]
+
+    def avg(self) -> float:
+        """Return the mean time."""
+        return self.sum() / len(self.times)
+
+    def sum(self) -> float:
+        """Return the sum of the times."""
+        return sum(self.times)
+
+    def cumsum(self) -> list[float]:
+        """Return the time that had passed after each stop."""
+        return [sum(self.times[: i + 1]) for i in range(len(self.times))]
+
+
+class Accumulator:
+    """`n` running sums."""
+
+    def __init__(self, n: int) -> None:
+        self.data = [0.0] * n
+
+    def add(self, *args: float) -> None:
+        """Add a number to each sum."""
+        self.data = [
+            a + float(b) for a, b in zip(self.data, args, strict=True)
+        ]
+
+    def reset(self) -> None:
+        """Set all sums to zero."""
+        self.data = [0.0] * len(self.data)
+
+    def __getitem__(self, index: int) -> float:
+        return self.data[index]
+
+
+class Animator:
+    """Draws lines while their points come in.
+
+    In a notebook the picture grows in place. In a terminal or a script a
+    line on stderr shows the newest values, and the picture is written to
+    `loss.png` (the `ylabel`, with a number for a second one) when `x`
+    reaches the end of `xlim`, or else when Python exits.
+
+    `fmts`: Matplotlib's formats, one for each line; `nrows`, `ncols`: only
+    1 is drawn; `figsize`: in inches; `legend`: the names of the lines.
+    """
+
+    _names_taken: set[Path] = set()  # noqa: RUF012
+
+    def __init__(
+        self,
+        xlabel: str | None = None,
+        ylabel: str | None = None,
+        legend: Sequence[str] | None = None,
+        xlim: Sequence[float] | None = None,
+        ylim: Sequence[float] | None = None,
+        xscale: str = 'linear',
+        yscale: str = 'linear',
+        fmts: Sequence[str] = ('-', 'm--', 'g-.', 'r:'),
+        nrows: int = 1,
+        ncols: int = 1,
+        figsize: tuple[float, float] = (3.5, 2.5),
+    ) -> None:
+        from matplotlib.figure import Figure
+
+        self.legend = list(legend or [])
+        self.xlabel, self.xlim = xlabel or 'x', xlim
+        self.fmts = fmts
+        self.X: list[list[float]] = []
+        self.Y: list[list[float]] = []
+        self.fig = Figure(
+            (figsize[0] * ncols, figsize[1] * nrows), layout='constrained'
+        )
+        self.axes = self.fig.subplots()
+        self.options: dict[str, Any] = {
+            'xlabel': xlabel,
+            'ylabel': ylabel,
+            'xlim': xlim,
+            'ylim': ylim,
+            'xscale': xscale,
+            'yscale': yscale,
+        }
+        self.handle = _notebook_display(self.fig)
+        if self.handle is None:
+            self.path = self._free_path(ylabel or 'animator')
+            atexit.register(self.finish)
+
+    def add(self, x: Any, y: Any) -> None:
+        """Add a point to each line.
+
+        `y`: a number, or one for each line (`None`: no point); `x`: the
+        same, or one number for all lines.
+        """
+        y = list(y) if hasattr(y, '__len__') else [y]
+        x = list(x) if hasattr(x, '__len__') else [x] * len(y)
+        while len(self.Y) < len(y):
+            self.X.append([])
+            self.Y.append([])
+        for line, (a, b) in enumerate(zip(x, y, strict=True)):
+            if a is not None and b is not None:
+                self.X[line].append(float(a))
+                self.Y[line].append(float(b))
+        if self.handle is not None:
+            self.draw()
+            self.handle.update(self.fig)
+        else:
+            self._print_line(x[0], y)
+
+    def draw(self) -> None:
+        """Draw all points so far into `fig`."""
+        self.axes.cla()
+        for line, (X, Y) in enumerate(zip(self.X, self.Y, strict=True)):
+            self.axes.plot(X, Y, self.fmts[line % len(self.fmts)])
+        self.axes.set(
+            **{
+                name: value
+                for name, value in self.options.items()
+                if value is not None
+            }
+        )
+        if self.legend:
+            self.axes.legend(self.legend)
+        self.axes.grid()
+
+    def finish(self) -> None:
+        """Write the picture of a terminal session, once."""
+        atexit.unregister(self.finish)
+        if self.handle is None and any(self.X):
+            self.draw()
+            self.fig.savefig(self.path, dpi=144)
+            print(f'\nThe picture is in {self.path}', file=sys.stderr)
+
+    def _print_line(self, x: Any, y: list[Any]) -> None:
+        names = self.legend or [f'y{i}' for i in range(len(y))]
+        values = ', '.join(
+            f'{name} {float(value):.3f}'
+            for name, value in zip(names, y, strict=False)
+            if value is not None
+        )
+        print(
+            f'\r{self.xlabel} {float(x):g}: {values}   ',
+            end='',
+            file=sys.stderr,
+            flush=True,
+        )
+        if self.xlim and float(x) >= self.xlim[1]:
+            self.finish()
+
+    @classmethod
+    def _free_path(cls, stem: str) -> Path:
+        """Return a name that no animator of this session has had."""
+        path, number = Path(f'{stem}.png').absolute(), 1
+        while path in cls._names_taken:
+            number += 1
+            path = path.with_name(f'{stem}-{number}.png')
+        cls._names_taken.add(path)
+        return path
+
+
+def _notebook_display(figure: Any) -> Any:
+    """Show a figure in a notebook, and return its handle to update it."""
+    if 'IPython' not in sys.modules:
+        return None
+    from IPython import get_ipython
+    from IPython.display import display
+
+    shell = get_ipython()
+    if shell is None or not hasattr(shell, 'kernel'):
+        return None
+    return display(figure, display_id=True)

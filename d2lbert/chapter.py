@@ -1,0 +1,232 @@
+"""What both tabs offer a reader of the chapter, beside the model.
+
+`load_data_wiki`, `train_bert` and `get_bert_encoding` take what the chapter's
+cells give them; the shared trainer and data layer do the work. A tab module
+binds them to its framework.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from backends.base import Array, Backend, Device
+from d2lbert import editions
+from d2lbert.animator import Accumulator, Animator, Timer
+from d2lbert.data import examples
+from d2lbert.data.batches import Batches
+from d2lbert.data.examples import Batch
+from d2lbert.data.textbook import get_tokens_and_segments
+from d2lbert.data.vocab import Vocab
+from d2lbert.errors import InputError
+from d2lbert.recipes import Recipe
+from d2lbert.trainer import Step, Trainer
+
+LR = 0.01
+#: The English edition of 2020, whose `train_bert` takes `log_interval`.
+LR_2020 = 0.001
+
+
+class WikiTextDataset:
+    """Pretraining examples of a text; `dataset[i]` is seven native arrays.
+
+    `paragraphs`: a list of sentences each, as `_read_wiki` returns them.
+    The arrays, in order: token indices `(max_len,)`, segments `(max_len,)`,
+    valid length `()`, predicted positions, their weights and their labels
+    `(round(0.15 · max_len),)`, and 1 where the second sentence follows `()`.
+    """
+
+    backend: Backend
+
+    def __init__(
+        self, paragraphs: Sequence[Sequence[str]], max_len: int
+    ) -> None:
+        examples.check_max_len(max_len)
+        self.examples, self.vocab = examples.make_examples(
+            [examples.tokenize(paragraph) for paragraph in paragraphs],
+            max_len,
+        )
+
+    def __len__(self) -> int:
+        return len(self.examples.tokens)
+
+    def __getitem__(self, index: int) -> tuple[Array, ...]:
+        return tuple(
+            self.backend.tensor(array[index]) for array in self.examples
+        )
+
+
+class TrainIter:
+    """Minibatches of a dataset: lists of seven native arrays.
+
+    Each epoch has another order, which Python's `random` decides at the
+    time of making.
+    """
+
+    def __init__(self, dataset: WikiTextDataset, batch_size: int) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.batches = Batches(dataset.examples, batch_size, random_seed())
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Array]]:
+        for batch in self.batches:
+            yield [self.dataset.backend.tensor(array) for array in batch]
+
+
+def random_seed() -> int:
+    """Return a seed that `random.seed` decides, without drawing from it.
+
+    So a reader's seed decides order and dropout too, and what the reader
+    draws afterwards is what the textbook's package would leave.
+    """
+    copy = random.Random()
+    copy.setstate(random.getstate())
+    return copy.getrandbits(63)
+
+
+def numpy_batches(
+    backend: Backend, train_iter: Iterable[Any]
+) -> Iterator[Batch]:
+    """Yield the batches of `train_iter` in NumPy, epoch after epoch.
+
+    `train_iter`: what `load_data_wiki` returns, or anything that gives
+    batches of seven native arrays in the chapter's order.
+    """
+    while True:
+        empty = True
+        if isinstance(train_iter, TrainIter):
+            epoch: Iterable[Batch] = train_iter.batches
+        else:
+            epoch = (as_batch(backend, arrays) for arrays in train_iter)
+        for batch in epoch:
+            empty = False
+            yield batch
+        if empty:
+            raise InputError('train_iter gave no batch')
+
+
+def as_batch(backend: Backend, arrays: Sequence[Array]) -> Batch:
+    """Return seven native arrays as a checked `Batch`."""
+    if len(arrays) != len(Batch._fields):
+        raise InputError(
+            f'a batch of {len(arrays)} arrays: expected '
+            f'{len(Batch._fields)}, ' + ', '.join(Batch._fields)
+        )
+    tokens, segments, lens, positions, weights, labels, is_next = (
+        backend.to_numpy(array) for array in arrays
+    )
+    return Batch(
+        tokens.astype(np.int32),
+        segments.astype(np.int32),
+        lens.reshape(-1).astype(np.float32),
+        positions.astype(np.int32),
+        weights.astype(np.float32),
+        labels.astype(np.int32),
+        is_next.reshape(-1).astype(np.int32),
+    )
+
+
+def training_steps(
+    train_iter: Iterable[Any],
+    net: Any,
+    recipe: Recipe,
+    devices: Sequence[Device],
+    num_steps: int,
+    lr: float = LR,
+) -> Iterator[Step]:
+    """Train `net` and yield what each step reports."""
+    trainer = Trainer(net, recipe, lr=lr, devices=devices, seed=random_seed())
+    yield from trainer.train(
+        numpy_batches(net.backend, train_iter), num_steps
+    )
+
+
+def train_bert(
+    train_iter: Iterable[Any],
+    net: Any,
+    recipe: Recipe,
+    vocab_size: int,
+    devices: Sequence[Device] | None,
+    num_steps: int | None,
+    *older: int,
+    ctx: Sequence[Device] | None = None,
+    log_interval: int | None = None,
+) -> None:
+    """Train as the chapter's `train_bert`, plot, and print its two lines."""
+    if older:
+        # 2020: train_bert(…, ctx, log_interval, num_steps)
+        log_interval, num_steps = num_steps, *older
+    num_steps = editions.one_of(num_steps=num_steps)
+    devices = editions.one_of(devices=devices, ctx=ctx)
+    check_vocab_size(net, vocab_size)
+    animator = Animator(
+        xlabel='step',
+        ylabel='loss',
+        xlim=[1, num_steps],
+        legend=['mlm', 'nsp'],
+    )
+    # Sums of both losses, of sentence pairs and of steps
+    metric, timer = Accumulator(4), Timer()
+    timer.times.clear()
+    for step in training_steps(
+        train_iter,
+        net,
+        recipe,
+        devices,
+        num_steps,
+        LR if log_interval is None else LR_2020,
+    ):
+        timer.times.append(step.seconds)
+        metric.add(step.mlm_loss, step.nsp_loss, step.num_pairs, 1)
+        animator.add(
+            metric[3], (metric[0] / metric[3], metric[1] / metric[3])
+        )
+    print(
+        f'MLM loss {metric[0] / metric[3]:.3f}, '
+        f'NSP loss {metric[1] / metric[3]:.3f}'
+    )
+    print(
+        f'{metric[2] / timer.sum():.1f} sentence pairs/sec on {list(devices)}'
+    )
+
+
+def check_vocab_size(net: Any, vocab_size: int) -> None:
+    """Raise `InputError` where a network has another vocabulary."""
+    expected, _ = net.encoder.token_embedding.weight.shape
+    if vocab_size != expected:
+        raise InputError(
+            f'vocab_size = {vocab_size}: this network has {expected} tokens; '
+            'give it the vocabulary that it was made for'
+        )
+
+
+def get_bert_encoding(
+    net: Any,
+    tokens_a: list[str],
+    tokens_b: list[str] | None,
+    vocab: Vocab | None,
+) -> Array:
+    """Return the encoding of one list of words or two, `(1, T, H)`.
+
+    In evaluation mode, whatever mode `net` is in.
+    """
+    if vocab is None:
+        raise InputError(
+            'no vocabulary yet: call load_data_wiki first, or give vocab='
+        )
+    check_vocab_size(net, len(vocab))
+    tokens, segments = get_tokens_and_segments(tokens_a, tokens_b)
+    backend = net.backend
+    device = backend.device_of(net)
+    with backend.evaluation(net):
+        return net.encoder(
+            backend.tensor([vocab[tokens]], device),
+            backend.tensor([segments], device),
+            backend.tensor(np.array([len(tokens)], np.float32), device),
+        )
