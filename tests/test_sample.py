@@ -8,51 +8,65 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
 from d2lbert.data import sample
 
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 RESERVED = 5  # <unk> <pad> <mask> <cls> <sep>
-SHA256 = "to be pinned"
+SHA256 = 'c1e31fade6e4ada28780e8184c8b619700648f7ea6081db1203e020bf408849a'
 
 BIRD = {
-    "the crane and her nest", "the flight to the south",
-    "the crane watchers", "what a crane is , the bird",
+    'a bird diary',
+    'the crane and her nest',
+    'the crane watchers',
+    'the flight to the south',
+    'what a crane is , the bird',
 }
 MACHINE = {
-    "the crane on the quay", "the crane on the building site",
-    "the crane driver", "what a crane is , the machine",
+    'the crane on the quay',
+    'the crane on the building site',
+    'the crane driver',
+    'the log of the foreman',
+    'what a crane is , the machine',
 }
-BIRD_WORDS = set(
-    "bird birds nest nests nesting egg eggs wing wings feather feathers "
-    "beak flock fly flies flying flew fox reeds chick chicks hatch marsh "
-    "marshes lake pond bay fen meadow meadows wetlands water heron stork "
-    "eagle mate danced dance dancing dances neck autumn winter south "
-    "spain france africa map parents hunter storm feed".split()
-)
-MACHINE_WORDS = set(
-    "machine hook cable load loads lift lifts lifted lifting driver cab "
-    "engine steel quay dockers docker winch lever levers truck trucks "
-    "tons site builders foreman helmet ladder brakes brake wheels wagons "
-    "wooden workers scaffold motor hold wall bolt ship unload unloads "
-    "unloading gate container containers rails mechanic".split()
-)
+BIRD_WORDS = words("""
+    bird birds nest nests nesting egg eggs wing wings feather feathers beak
+    flock fly flies flying flew fox reeds chick chicks hatch marsh marshes
+    lake pond bay fen meadow meadows wetlands water heron stork eagle mate
+    danced dance dancing dances neck autumn winter south spain france africa
+    map parents hunter storm feed grass mother leg legs frog insects worms
+    wild call calls called whistle
+""")
+MACHINE_WORDS = words("""
+    machine hook cable load loads lift lifts lifted lifting driver cab
+    engine steel quay dockers docker winch lever levers truck trucks tons
+    site builders foreman helmet ladder brakes brake wheels wagons wooden
+    workers scaffold motor hold wall bolt ship unload unloads unloading gate
+    container containers rails mechanic beam crate pipe bricks concrete
+    drive arm
+""")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def lines() -> list[str]:
     return sample.lines()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def texts(lines) -> list[list[list[str]]]:
     """Paragraphs as the chapter reads them: sentences of words."""
-    split = [line.strip().lower().split(" . ") for line in lines]
+    split = [line.strip().lower().split(' . ') for line in lines]
     return [[sentence.split() for sentence in text] for text in split]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def counts(texts) -> Counter[str]:
     return Counter(w for text in texts for s in text for w in s)
 
@@ -68,13 +82,18 @@ def test_the_text_is_the_same_whatever_the_process_did_before():
     assert sample.lines() == before
 
 
-@pytest.mark.parametrize("hash_seed", ["0", "4711"])
+@pytest.mark.parametrize('hash_seed', ['0', '4711'])
 def test_the_text_does_not_depend_on_the_hash_seed(hash_seed):
     told = subprocess.run(
-        [sys.executable, "-c", "from d2lbert.data import sample\n"
-         "print(sample.sha256())"],
-        env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        capture_output=True, text=True, check=True,
+        [
+            sys.executable,
+            '-c',
+            'from d2lbert.data import sample\nprint(sample.sha256())',
+        ],
+        env={**os.environ, 'PYTHONHASHSEED': hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert told.stdout.strip() == SHA256
 
@@ -87,46 +106,46 @@ def test_the_global_random_state_is_left_alone():
 
 
 def test_it_is_ascii_and_no_larger_than_a_megabyte(lines):
-    text = "\n".join(lines)
+    text = '\n'.join(lines)
     assert text.isascii()
     assert 300_000 <= len(text) <= 1_000_000
 
 
 def test_every_line_is_a_paragraph_of_at_least_two_sentences(lines):
     for line in lines:
-        assert line.endswith(" .")
-        sentences = line.removesuffix(" .").split(" . ")
+        assert line.endswith(' .')
+        sentences = line.removesuffix(' .').split(' . ')
         assert len(sentences) >= 2
         assert all(sentence.strip() for sentence in sentences)
 
 
 def test_words_stand_apart_by_single_spaces(lines):
     for line in lines:
-        assert line == " ".join(line.split())
-        assert not re.search(r"\w[,;.]", line), line
-        assert not re.search(r"[{}|\[\]=]", line), line
+        assert line == ' '.join(line.split())
+        assert not re.search(r'\w[,;.]', line), line
+        assert not re.search(r'[{}|\[\]=]', line), line
 
 
 def test_no_word_is_doubled(lines):
     for line in lines:
-        assert not re.search(r"\b(\w+) \1\b", line.lower()), line
+        assert not re.search(r'\b(\w+) \1\b', line.lower()), line
 
 
 def test_a_stands_before_consonants_and_an_before_vowels(lines):
-    sounds_otherwise = re.compile(r"one|once|us[eu]|uni|eu|hour|honest")
+    sounds_otherwise = re.compile(r'one|once|us[eu]|uni|eu|hour|honest')
     for line in lines:
-        for article, word in re.findall(r"\b(an?) (\w+)", line.lower()):
-            if word == "and":  # a list of letters, not an article
+        for article, word in re.findall(r'\b(an?) (\w+)', line.lower()):
+            if word == 'and':  # a list of letters, not an article
                 continue
-            vowel = word[0] in "aeiou"
+            vowel = word[0] in 'aeiou'
             if sounds_otherwise.match(word):
                 vowel = not vowel
-            assert (article == "an") == vowel, f"{article} {word}: {line}"
+            assert (article == 'an') == vowel, f'{article} {word}: {line}'
 
 
 def test_every_sentence_begins_with_a_capital(lines):
     for line in lines:
-        for sentence in line.split(" . "):
+        for sentence in line.split(' . '):
             assert sentence[0].isupper(), sentence
 
 
@@ -134,7 +153,7 @@ def test_it_gives_enough_examples_at_length_64(texts):
     lengths = [
         len(first) + len(second) + 3
         for text in texts
-        for first, second in zip(text, text[1:], strict=False)
+        for first, second in pairwise(text)
     ]
     fitting = [length for length in lengths if length <= 64]
     assert len(fitting) >= 3000
@@ -150,16 +169,16 @@ def test_its_vocabulary_is_rich_enough_and_nearly_all_known(counts):
 
 
 @pytest.mark.parametrize(
-    "word", "a crane is flying driver came he just left".split()
+    'word', sorted(words('a crane is flying driver came he just left'))
 )
 def test_the_words_of_the_chapter_are_known(counts, word):
     assert counts[word] >= 5
 
 
 @pytest.mark.parametrize(
-    "topics, cues, others",
+    'topics, cues, others',
     [(BIRD, BIRD_WORDS, MACHINE_WORDS), (MACHINE, MACHINE_WORDS, BIRD_WORDS)],
-    ids=["the bird", "the machine"],
+    ids=['the bird', 'the machine'],
 )
 def test_both_cranes_are_frequent_and_their_sentences_decisive(
     topics, cues, others
@@ -167,21 +186,23 @@ def test_both_cranes_are_frequent_and_their_sentences_decisive(
     told = sample.paragraphs()
     sentences = [
         (name, set(sentence.lower().split()))
-        for name, text in told for sentence in text
+        for name, text in told
+        for sentence in text
     ]
     cranes = [
-        words for name, words in sentences
-        if name in topics and "crane" in words
+        sentence
+        for name, sentence in sentences
+        if name in topics and 'crane' in sentence
     ]
     assert len(cranes) / len(sentences) >= 0.05
-    for words in cranes:
-        assert len(words & cues) > len(words & others), words
+    for sentence in cranes:
+        assert len(sentence & cues) > len(sentence & others), sentence
 
 
 def test_the_two_cranes_share_only_the_paragraphs_about_words():
     for name, text in sample.paragraphs():
-        if name not in BIRD | MACHINE | {"one word , two meanings"}:
-            assert "crane" not in " ".join(text).lower(), name
+        if name not in BIRD | MACHINE | {'one word , two meanings'}:
+            assert 'crane' not in ' '.join(text).lower(), name
 
 
 def test_every_paragraph_tells_its_opening(lines):

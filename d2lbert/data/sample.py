@@ -23,14 +23,14 @@ import re
 from importlib import resources
 from typing import NamedTuple
 
-FILES = ("cranes_that_fly", "cranes_that_lift", "country", "town")
+FILES = ('cranes_that_fly', 'cranes_that_lift', 'country', 'town')
 SEED = 1903
 MOST_BEATS_LEFT_OUT = 2
 
-_HEADING = re.compile(r"== (.+) : (\d+)")
-_SLOT = re.compile(r"\{(\w+)\}")
-_CHOICE = re.compile(r"\[([^\[\]]*)\]")
-_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiou])")
+_HEADING = re.compile(r'== (.+) : (\d+)')
+_SLOT = re.compile(r'\{(\w+)\}')
+_CHOICE = re.compile(r'\[([^\[\]]*)\]')
+_ARTICLE = re.compile(r'\b([Aa]) (?=[aeiou])')
 
 
 class Topic(NamedTuple):
@@ -51,13 +51,13 @@ class Dealer:
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
-        self._decks: dict[tuple, list] = {}
+        self._decks: dict[tuple[str, ...], list[str]] = {}
 
     def below(self, n: int) -> int:
         """A whole number from 0 to n - 1."""
         return int(self._random() * n)
 
-    def draw(self, options: tuple):
+    def draw(self, options: tuple[str, ...]) -> str:
         """The next card of the deck that belongs to these options."""
         deck = self._decks.setdefault(options, [])
         if not deck:
@@ -72,14 +72,15 @@ def lines() -> list[str]:
     separated by ``' . '`` and the last one ends in ``' .'``. Every line
     has at least two sentences.
     """
-    return [f"{' . '.join(sentences)} ." for _, sentences in paragraphs()]
+    return [f'{" . ".join(sentences)} .' for _, sentences in paragraphs()]
 
 
 def paragraphs() -> list[tuple[str, list[str]]]:
     """Every paragraph as the name of its topic and its sentences."""
     topics = {topic.name: topic for topic in read_topics()}
     programme = tuple(
-        name for name, topic in topics.items()
+        name
+        for name, topic in topics.items()
         for _ in range(topic.paragraphs)
     )
     dealer = Dealer(SEED)
@@ -89,21 +90,21 @@ def paragraphs() -> list[tuple[str, list[str]]]:
 
 def sha256() -> str:
     """The hash of the corpus as UTF-8 text, a line feed after each line."""
-    text = "".join(f"{line}\n" for line in lines())
+    text = ''.join(f'{line}\n' for line in lines())
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_topics() -> list[Topic]:
     """The topics of all files, in their order."""
-    folder = resources.files(__package__) / "sample_text"
-    texts = [(folder / f"{name}.txt").read_text("utf-8") for name in FILES]
+    folder = resources.files(__package__) / 'sample_text'
+    texts = [(folder / f'{name}.txt').read_text('utf-8') for name in FILES]
     return [topic for text in texts for topic in _parse(text)]
 
 
 def _parse(text: str) -> list[Topic]:
     topics: list[Topic] = []
-    for block in text.replace("\n  ", " ").strip().split("\n\n"):
-        first, *rest = block.strip().split("\n")
+    for block in text.replace('\n  ', ' ').strip().split('\n\n'):
+        first, *rest = block.strip().split('\n')
         heading = _HEADING.fullmatch(first)
         if heading:
             cast = [_casting(line) for line in rest]
@@ -114,15 +115,15 @@ def _parse(text: str) -> list[Topic]:
 
 
 def _casting(line: str) -> tuple[list[str], tuple[str, ...]]:
-    slots, options = line.split(" = ")
-    return slots.split(", "), tuple(options.split(" | "))
+    slots, options = line.split(' = ')
+    return slots.split(', '), tuple(options.split(' | '))
 
 
 def tell(topic: Topic, dealer: Dealer) -> list[str]:
     """The sentences of one paragraph: its first beat and most others."""
     actors: dict[str, str] = {}
     for slots, options in topic.cast:
-        chosen = dealer.draw(options).split(", ")
+        chosen = dealer.draw(options).split(', ')
         actors.update(zip(slots, chosen, strict=True))
     beats = topic.beats[:]
     for _ in range(dealer.below(MOST_BEATS_LEFT_OUT + 1)):
@@ -135,7 +136,7 @@ def _speak(frame: str, actors: dict[str, str], dealer: Dealer) -> str:
     text = _SLOT.sub(lambda slot: actors[slot[1]], frame)
     while _CHOICE.search(text):
         text = _CHOICE.sub(
-            lambda choice: dealer.draw(tuple(choice[1].split("|"))), text
+            lambda choice: dealer.draw(tuple(choice[1].split('|'))), text
         )
-    text = _ARTICLE.sub(r"\1n ", " ".join(text.split()))
+    text = _ARTICLE.sub(r'\1n ', ' '.join(text.split()))
     return text[0].upper() + text[1:]
