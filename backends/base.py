@@ -17,6 +17,7 @@ PyTorch, int32 in MXNet) in `tensor`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -36,6 +37,11 @@ MASKED_SCORE = -1e6
 LAYER_NORM_EPSILON = 1e-5
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
+#: By how much Gluon's √v in float32 differs from its formula: it has 1 − β₂
+#: in float32, where that is off by 1e-5.
+GLUON_ROUNDING = math.sqrt(
+    float(1 - np.float32(ADAM_BETAS[1])) / (1 - ADAM_BETAS[1])
+)
 
 _dropout = local()
 
@@ -340,6 +346,22 @@ class Backend(ABC):
         """Return copies of all gradients by their structural names."""
 
     @abstractmethod
+    def set_gradients(
+        self, net: Net, arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        """Set every gradient of `net`. Raises as `load_parameters` does."""
+
+    @abstractmethod
+    def layer_outputs(
+        self, net: Net
+    ) -> AbstractContextManager[dict[str, Array]]:
+        """Within this context keep what each layer returns when called.
+
+        Gives a dictionary that fills with the arrays by the layers'
+        structural names; a layer called twice leaves its last one.
+        """
+
+    @abstractmethod
     def parameter_shapes(self, net: Net) -> dict[str, tuple[int, ...]]:
         """Return the shape of each parameter, in the order of `net`."""
 
@@ -354,6 +376,8 @@ class Backend(ABC):
 
         `devices`: where the parameters shall live; without it they stay
         where they are, or go to the processor.
+
+        `net` takes over the arrays' type, float32 or float64.
 
         Raises `ValueError`, before anything is changed, that lists every
         name missing, unknown or of another shape.

@@ -7,6 +7,7 @@ with the `np` ones.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -251,6 +252,35 @@ class MXNetBackend(base.Backend):
             for name, parameter in _parameters(net).items()
         }
 
+    def set_gradients(self, net, arrays):
+        base.check_parameters(self.parameter_shapes(net), arrays)
+        for name, parameter in _parameters(net).items():
+            for grad in parameter.list_grad():
+                grad[:] = np.array(
+                    arrays[name], dtype=grad.dtype, ctx=grad.ctx
+                )
+
+    @contextmanager
+    def layer_outputs(self, net) -> Iterator[dict[str, Any]]:
+        outputs: dict[str, Any] = {}
+
+        def keep(name):
+            def hook(layer, inputs, output):
+                if isinstance(output, np.ndarray):
+                    outputs[name] = output
+
+            return hook
+
+        handles = [
+            layer.register_forward_hook(keep(name))
+            for name, layer in _layers(net)
+        ]
+        try:
+            yield outputs
+        finally:
+            for handle in handles:
+                handle.detach()
+
     def parameter_shapes(self, net):
         return {
             name: tuple(parameter.shape)
@@ -317,6 +347,17 @@ class MXNetBackend(base.Backend):
         return Adam(net, lr, epsilon_inside, frozen)
 
 
+def update_in_float64(
+    data: Any, grad: Any, m: Any, v: Any, lr: float, epsilon: float
+) -> None:
+    """Do what `adam_update` does, whose own constants are float32."""
+    beta1, beta2 = base.ADAM_BETAS
+    g = grad.asnumpy()
+    m[:] = new_m = beta1 * m.asnumpy() + (1 - beta1) * g
+    v[:] = new_v = beta2 * v.asnumpy() + (1 - beta2) * g**2
+    data[:] = data.asnumpy() - lr * new_m / (numpy.sqrt(new_v) + epsilon)
+
+
 class Adam(base.Optimizer):
     """MXNet's Adam update, with epsilon where the recipe wants it.
 
@@ -353,14 +394,23 @@ class Adam(base.Optimizer):
         epsilon = base.ADAM_EPSILON * (1 if self.epsilon_inside else root)
         for name, data in self._data():
             grad = self.parameters[name].list_grad()[0].as_nd_ndarray()
+            if data.dtype == numpy.float64:
+                update_in_float64(
+                    data, grad, *self.moments[name], lr, epsilon
+                )
+                continue
+            # The operator's v is smaller by its rounding of 1 − β₂, which is
+            # how Gluon's Adam is; PyTorch's, which the other recipes follow,
+            # is exact.
+            scale = 1.0 if self.epsilon_inside else base.GLUON_ROUNDING
             nd.adam_update(
                 data,
                 grad,
                 *self.moments[name],
-                lr=lr,
+                lr=lr * scale,
                 beta1=beta1,
                 beta2=beta2,
-                epsilon=epsilon,
+                epsilon=epsilon * scale,
                 wd=0,
                 lazy_update=False,
                 out=data,
@@ -395,6 +445,15 @@ def _parameters(net: Any) -> dict[str, Any]:
     if hasattr(net, '_collect_params_with_prefix'):  # MXNet 1
         return net._collect_params_with_prefix()
     return dict(net.collect_params())
+
+
+def _layers(block: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield all blocks inside of `block` with their structural names."""
+    for name, child in block._children.items():
+        if isinstance(child, weakref.ref):  # MXNet 2
+            child = child()
+        yield prefix + name, child
+        yield from _layers(child, f'{prefix}{name}.')
 
 
 BACKEND = MXNetBackend()

@@ -216,6 +216,36 @@ class TorchBackend(base.Backend):
             for name, parameter in net.named_parameters()
         }
 
+    @torch.no_grad()
+    def set_gradients(self, net, arrays):
+        base.check_parameters(self.parameter_shapes(net), arrays)
+        for name, parameter in net.named_parameters():
+            parameter.grad = torch.from_numpy(arrays[name].copy()).to(
+                parameter.device
+            )
+
+    @contextmanager
+    def layer_outputs(self, net) -> Iterator[dict[str, torch.Tensor]]:
+        outputs: dict[str, torch.Tensor] = {}
+
+        def keep(name):
+            def hook(layer, inputs, output):
+                if isinstance(output, torch.Tensor):
+                    outputs[name] = output.detach()
+
+            return hook
+
+        handles = [
+            layer.register_forward_hook(keep(name))
+            for name, layer in net.named_modules()
+            if name
+        ]
+        try:
+            yield outputs
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def parameter_shapes(self, net):
         return {
             name: tuple(parameter.shape)
@@ -228,7 +258,9 @@ class TorchBackend(base.Backend):
         if devices:
             net.to(devices[0])
         for name, parameter in net.named_parameters():
-            parameter.copy_(torch.from_numpy(np.array(arrays[name])))
+            array = torch.from_numpy(np.array(arrays[name]))
+            parameter.data = parameter.data.to(array.dtype)
+            parameter.copy_(array)
 
     def accumulate_gradients(self, net):
         return nullcontext()  # PyTorch's gradients always add up
@@ -296,7 +328,10 @@ class Adam(base.Optimizer):
             betas=base.ADAM_BETAS,
             eps=base.ADAM_EPSILON,
         )
+        self.lr = lr
         self.epsilon_inside = epsilon_inside
+        single = next(net.parameters()).dtype == torch.float32
+        self.rounding = base.GLUON_ROUNDING if single else 1.0
         self.num_steps = 0
 
     def step(self) -> None:
@@ -304,7 +339,10 @@ class Adam(base.Optimizer):
         if self.epsilon_inside:
             # PyTorch divides √v by this root before it adds epsilon
             root = math.sqrt(1 - base.ADAM_BETAS[1] ** self.num_steps)
-            self.adam.param_groups[0]['eps'] = base.ADAM_EPSILON / root
+            self.adam.param_groups[0].update(
+                lr=self.lr / self.rounding,
+                eps=base.ADAM_EPSILON / (root * self.rounding),
+            )
         self.adam.step()
 
     def state(self) -> dict[str, np.ndarray]:
