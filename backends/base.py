@@ -352,6 +352,10 @@ class Backend(ABC):
         """Set every gradient of `net`. Raises as `load_parameters` does."""
 
     @abstractmethod
+    def layer_names(self, net: Net) -> list[str]:
+        """Return the structural names of all layers inside of `net`."""
+
+    @abstractmethod
     def layer_outputs(
         self, net: Net
     ) -> AbstractContextManager[dict[str, Array]]:

@@ -42,7 +42,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, X, weight, bias, labels, weights):
-        loss = X.new_zeros(())
+        loss = X.new_zeros((), dtype=torch.float64)
         dX = torch.empty_like(X)
         dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
         for start in range(0, len(X), CHUNK_ROWS):
@@ -52,7 +52,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             logits = torch.addmm(bias, X[rows], weight.T)
             logsumexp = logits.logsumexp(dim=1, keepdim=True)
             losses = logsumexp - logits.gather(1, label)
-            loss += (losses * row_weights).sum()
+            loss += (losses * row_weights).sum(dtype=torch.float64)
             # From here on `logits` holds its own gradient: softmax − one-hot
             logits.sub_(logsumexp).exp_()
             logits.scatter_add_(1, label, -torch.ones_like(losses))
@@ -61,7 +61,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             dweight.addmm_(logits.T, X[rows])
             dbias += logits.sum(dim=0)
         ctx.save_for_backward(dX, dweight, dbias)
-        return loss
+        return loss.to(X.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -223,6 +223,9 @@ class TorchBackend(base.Backend):
             parameter.grad = torch.from_numpy(arrays[name].copy()).to(
                 parameter.device
             )
+
+    def layer_names(self, net):
+        return [name for name, _ in net.named_modules() if name]
 
     @contextmanager
     def layer_outputs(self, net) -> Iterator[dict[str, torch.Tensor]]:

@@ -23,6 +23,13 @@ def neutral_name(net: Any, name: str) -> str:
     return name
 
 
+def neutral_layer(net: Any, name: str) -> str:
+    """Return the neutral name of a layer of `net`."""
+    for pattern, replacement in net.NEUTRAL_LAYERS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def neutral_shapes(net: Any) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all parameters by their neutral names."""
     return {

@@ -1,0 +1,390 @@
+"""Two networks held against each other, in any two frameworks.
+
+    from d2lbert import parity
+    parity.copy_weights(source, target, mapping)
+    parity.assert_forward(source, target, [X], mapping)
+    parity.assert_gradients(source, target, losses, mapping)
+    parity.assert_training(source, target, losses, batches, mapping)
+
+`source` and `target` are any networks of PyTorch or MXNet whose parameters
+correspond; `mapping` gives the name in `target` for a name in `source`
+(parameters and layers alike), and what it leaves out has the same name in
+both. For the networks of this package no mapping is needed.
+
+A tensor passes when its largest difference is at most `rtol` times the
+largest magnitude in the tensor, plus `atol`. (A ratio for each element would
+be noise wherever an element is near zero.)
+
+`compare_backends` is what the command `d2lbert parity` does: the chapter's
+network, in two frameworks, layer by layer and step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+import backends
+from backends import base
+
+#: What the project promises of float32 and float64.
+TOLERANCES = {
+    'float32': {
+        'forward': 1e-6,
+        'losses': 1e-6,
+        'gradients': 1e-5,
+        'step': 1e-6,
+        'training': 1e-3,
+    },
+    'float64': dict.fromkeys(
+        ('forward', 'losses', 'gradients', 'step', 'training'), 1e-8
+    ),
+}
+
+Losses = Callable[..., Sequence[base.Array]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two tensors that should be equal are apart.
+
+    `kind`: what was compared (`'forward'`, `'gradients'`, …); `name`: the
+    tensor, by its name in the first network; `max_abs`, `max_rel`: the
+    largest difference, and the same over the largest magnitude; `index`:
+    where it is; `ours`, `theirs`: both values there; `allowed`: the largest
+    difference that passes; `problem`: why the tensors could not be compared.
+    """
+
+    kind: str
+    name: str
+    max_abs: float = float('nan')
+    max_rel: float = float('nan')
+    index: tuple[int, ...] = ()
+    ours: float = float('nan')
+    theirs: float = float('nan')
+    allowed: float = 0.0
+    problem: str = ''
+
+    @property
+    def passed(self) -> bool:
+        """Whether the tensors are equal enough; a NaN never is."""
+        return not self.problem and self.max_abs <= self.allowed
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it ready for JSON."""
+        return asdict(self) | {'passed': self.passed}
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f'{self.kind} of {self.name}: {self.problem}'
+        where = f' at {list(self.index)}' if self.index else ''
+        return (
+            f'{self.kind} of {self.name}: largest difference '
+            f'{self.max_abs:.3g}{where} ({self.max_rel:.2g} of the largest '
+            f'magnitude), {self.ours:.9g} against {self.theirs:.9g}; allowed '
+            f'is {self.allowed:.3g}'
+        )
+
+
+def compare_arrays(
+    kind: str,
+    name: str,
+    ours: Any,
+    theirs: Any,
+    rtol: float,
+    atol: float = 0.0,
+) -> Difference:
+    """Return how far two arrays are apart."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    if ours.shape != theirs.shape:
+        return Difference(
+            kind, name, problem=f'shapes {ours.shape} and {theirs.shape}'
+        )
+    if not ours.size:
+        return Difference(kind, name, 0.0, 0.0)
+    a, b = ours.astype(np.float64), theirs.astype(np.float64)
+    # Equal infinities are equal, and a NaN is further off than anything
+    gaps = np.where(a == b, 0.0, np.abs(a - b))
+    gaps[np.isnan(gaps)] = np.inf
+    index = tuple(int(i) for i in np.unravel_index(gaps.argmax(), a.shape))
+    largest = float(np.max(np.abs(b[np.isfinite(b)]), initial=0.0))
+    gap = float(gaps[index])
+    return Difference(
+        kind,
+        name,
+        gap,
+        gap / largest if largest else (0.0 if gap == 0 else np.inf),
+        index,
+        float(a[index]),
+        float(b[index]),
+        rtol * largest + atol,
+    )
+
+
+def compare_named(
+    kind: str,
+    ours: Mapping[str, Any],
+    theirs: Mapping[str, Any],
+    rtol: float,
+    atol: float = 0.0,
+) -> list[Difference]:
+    """Return how far arrays of the same names are apart.
+
+    A name that only one side has is a difference too.
+    """
+    found = [
+        compare_arrays(kind, name, ours[name], theirs[name], rtol, atol)
+        if name in theirs
+        else Difference(kind, name, problem='only the first one has it')
+        for name in ours
+    ]
+    return found + [
+        Difference(kind, name, problem='only the second one has it')
+        for name in theirs
+        if name not in ours
+    ]
+
+
+# ---- any pair of networks --------------------------------------------
+
+
+def copy_weights(
+    source: Any, target: Any, mapping: Mapping[str, str] | None = None
+) -> None:
+    """Give `target` the parameters of `source`, initialising it if needed.
+
+    Raises `ValueError`, with nothing changed, that lists every parameter
+    without a counterpart or of another shape.
+    """
+    arrays = _renamed(
+        backends.of(source).parameters(source), source, target, mapping
+    )
+    backends.of(target).load_parameters(target, arrays)
+
+
+def compare_forward(
+    source: Any,
+    target: Any,
+    inputs: Sequence[np.ndarray],
+    mapping: Mapping[str, str] | None = None,
+    rtol: float = 1e-6,
+    atol: float = 0.0,
+    draw: Callable[[], base.DropoutMask] | None = None,
+) -> list[Difference]:
+    """Compare the outputs of every layer, and of the whole.
+
+    `inputs`: NumPy arrays, the arguments of both networks (`None` is passed
+    on). The networks are evaluated; with `draw`, which returns a new source
+    of masks for each, they are in training mode and drop by these masks.
+    Layers that only one network has are left out, activations being layers
+    in one framework and not in the other.
+    """
+    ours = _layer_outputs(source, inputs, draw)
+    theirs = _layer_outputs(target, inputs, draw)
+    ours = _renamed(ours, source, target, mapping, layers=True)
+    shared = {name: ours[name] for name in ours if name in theirs}
+    return compare_named(
+        'forward', shared, {name: theirs[name] for name in shared}, rtol, atol
+    )
+
+
+def compare_gradients(
+    source: Any,
+    target: Any,
+    losses: Losses,
+    mapping: Mapping[str, str] | None = None,
+    rtol: float = 1e-5,
+    atol: float = 0.0,
+) -> list[Difference]:
+    """Compare losses, and the gradient of every parameter.
+
+    `losses(net)` returns scalar arrays of the framework of `net`, whose sum
+    is differentiated; `backends.of(net)` helps to write it once for both.
+    """
+    our_losses, ours = _gradients(source, losses)
+    their_losses, theirs = _gradients(target, losses)
+    ours = _renamed(ours, source, target, mapping)
+    return [
+        *compare_named('losses', our_losses, their_losses, rtol, atol),
+        *compare_named('gradients', ours, theirs, rtol, atol),
+    ]
+
+
+def compare_training(
+    source: Any,
+    target: Any,
+    losses: Losses,
+    batches: Iterable[Any],
+    mapping: Mapping[str, str] | None = None,
+    lr: float = 0.01,
+    epsilon_inside: bool = False,
+    rtol: float = 0.0,
+    atol: float = 1e-3,
+) -> list[Difference]:
+    """Train both networks with Adam and compare losses and parameters.
+
+    `losses(net, batch)` returns scalar arrays; see `compare_gradients`, and
+    `backends.base.Backend.Adam` for `epsilon_inside`. Gives a difference
+    for each step, and for each parameter at the end.
+    """
+    batches = list(batches)
+    ours, theirs = (
+        list(_train(net, losses, batches, lr, epsilon_inside))
+        for net in (source, target)
+    )
+    our_weights, their_weights = (
+        backends.of(net).parameters(net) for net in (source, target)
+    )
+    our_weights = _renamed(our_weights, source, target, mapping)
+    return [
+        *compare_histories(ours, theirs, rtol, atol),
+        *compare_named('weights', our_weights, their_weights, rtol, atol),
+    ]
+
+
+def compare_histories(
+    ours: Sequence[Sequence[float]],
+    theirs: Sequence[Sequence[float]],
+    rtol: float = 0.0,
+    atol: float = 1e-3,
+) -> list[Difference]:
+    """Compare the losses of two trainings step by step."""
+    return compare_named(
+        'training',
+        {f'step {i}': losses for i, losses in enumerate(ours, 1)},
+        {f'step {i}': losses for i, losses in enumerate(theirs, 1)},
+        rtol,
+        atol,
+    )
+
+
+def assert_forward(*args: Any, **kwargs: Any) -> None:
+    """Raise `AssertionError` where `compare_forward` finds a difference."""
+    assert_all(compare_forward(*args, **kwargs))
+
+
+def assert_gradients(*args: Any, **kwargs: Any) -> None:
+    """Raise `AssertionError` where `compare_gradients` finds a difference."""
+    assert_all(compare_gradients(*args, **kwargs))
+
+
+def assert_training(*args: Any, **kwargs: Any) -> None:
+    """Raise `AssertionError` where `compare_training` finds a difference."""
+    assert_all(compare_training(*args, **kwargs))
+
+
+def assert_all(differences: Sequence[Difference]) -> None:
+    """Raise `AssertionError` that names every tensor that does not pass."""
+    failed = [found for found in differences if not found.passed]
+    if not differences:
+        raise AssertionError('nothing was compared: no name is shared')
+    if failed:
+        raise AssertionError(
+            f'Not equal to tolerance: {len(failed)} of {len(differences)} '
+            'tensors\n' + '\n'.join(map(str, failed))
+        )
+
+
+def _renamed(
+    arrays: Mapping[str, Any],
+    source: Any,
+    target: Any,
+    mapping: Mapping[str, str] | None,
+    layers: bool = False,
+) -> dict[str, Any]:
+    """Return arrays of `source` by the names that `target` has for them."""
+    if mapping is None:
+        mapping = _own_mapping(source, target, layers)
+    return {mapping.get(name, name): array for name, array in arrays.items()}
+
+
+def _own_mapping(source: Any, target: Any, layers: bool) -> dict[str, str]:
+    """Return which names correspond in two networks of this package."""
+    from d2lbert.weights import neutral_layer, neutral_name
+
+    if not all(hasattr(net, 'NEUTRAL_NAMES') for net in (source, target)):
+        return {}
+    if layers:
+        ours, theirs = (
+            {neutral_layer(net, name): name for name in _layer_names(net)}
+            for net in (source, target)
+        )
+    else:
+        ours, theirs = (
+            {
+                neutral_name(net, name): name
+                for name in net.backend.parameter_shapes(net)
+            }
+            for net in (source, target)
+        )
+    return {
+        name: theirs[neutral]
+        for neutral, name in ours.items()
+        if neutral in theirs
+    }
+
+
+def _layer_names(net: Any) -> list[str]:
+    return backends.of(net).layer_names(net)
+
+
+def _layer_outputs(
+    net: Any,
+    inputs: Sequence[np.ndarray | None],
+    draw: Callable[[], base.DropoutMask] | None,
+) -> dict[str, np.ndarray]:
+    """Return what every layer gives, and the outputs of the network."""
+    backend = backends.of(net)
+    device = backend.device_of(net)
+    arguments = [
+        None if X is None else backend.tensor(X, device) for X in inputs
+    ]
+    with backend.layer_outputs(net) as outputs:
+        if draw is None:
+            with backend.evaluation(net):
+                result = net(*arguments)
+        else:
+            with backend.record(net), base.dropout_masks(draw()):
+                result = net(*arguments)
+    results = result if isinstance(result, (tuple, list)) else [result]
+    named = dict(outputs) | {
+        f'output {i}': Y for i, Y in enumerate(results) if Y is not None
+    }
+    return {name: backend.to_numpy(Y) for name, Y in named.items()}
+
+
+def _gradients(
+    net: Any, losses: Losses
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    backend = backends.of(net)
+    with backend.accumulate_gradients(net):
+        backend.zero_gradients(net)
+        with backend.record(net):
+            values = losses(net)
+        backend.backward(values)
+        return (
+            {f'loss {i}': backend.to_numpy(x) for i, x in enumerate(values)},
+            backend.gradients(net),
+        )
+
+
+def _train(
+    net: Any,
+    losses: Losses,
+    batches: Sequence[Any],
+    lr: float,
+    epsilon_inside: bool,
+) -> Iterator[list[float]]:
+    backend = backends.of(net)
+    optimizer = backend.Adam(net, lr, epsilon_inside)
+    with backend.accumulate_gradients(net):
+        for batch in batches:
+            backend.zero_gradients(net)
+            with backend.record(net):
+                values = losses(net, batch)
+            backend.backward(values)
+            optimizer.step()
+            yield [backend.to_numpy(value).item() for value in values]
