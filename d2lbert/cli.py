@@ -1,13 +1,16 @@
 """The `d2lbert` command.
 
-Exit status: 0 done, 1 failed, 2 bad input, 130 and 143 stopped by a signal.
+Exit status: 0 done, 1 failed, 2 bad input, 130 and 143 stopped by Ctrl-C
+and by SIGTERM.
 """
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
 import sys
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +18,7 @@ import typer
 
 from d2lbert.errors import D2LBertError, InputError
 
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT = 1, 2
 
 app = typer.Typer(
     help='BERT pretraining from Dive into Deep Learning, in MXNet and '
@@ -27,27 +30,16 @@ app = typer.Typer(
 )
 
 
-class Backend(str, Enum):
-    """The frameworks."""
-
-    torch = 'torch'
-    mxnet = 'mxnet'
-
-
-class RecipeName(str, Enum):
-    """The recipes."""
-
-    mxnet = 'mxnet'
-    pytorch = 'pytorch'
-    corrected = 'corrected'
-
-
+# Backends and recipes are text here: `Config` knows which there are, and
+# importing them would make `--help` wait.
 BackendOption = Annotated[
-    Backend, typer.Option(help='The framework that computes.')
+    str,
+    typer.Option(metavar='torch|mxnet', help='The framework that computes.'),
 ]
 RecipeOption = Annotated[
-    RecipeName | None,
+    str | None,
     typer.Option(
+        metavar='mxnet|pytorch|corrected',
         help='How to start and to normalise the loss.',
         show_default="that of the backend's own tab",
     ),
@@ -88,7 +80,7 @@ JsonOption = Annotated[
 
 @app.command()
 def pretrain(
-    backend: BackendOption = Backend.torch,
+    backend: BackendOption = 'torch',
     recipe: RecipeOption = None,
     corpus: CorpusOption = 'sample',
     steps: StepsOption = 50,
@@ -131,13 +123,12 @@ def pretrain(
     """Train BERT as the chapter does and keep the run in a folder."""
     from d2lbert.run import pretrain as train
 
-    name = recipe.value if recipe else None
     out = out or free_folder(
-        Path('runs') / '-'.join(filter(None, (backend.value, name)))
+        Path('runs') / '-'.join(filter(None, (backend, recipe)))
     )
     run = train(
-        backend=backend.value,
-        recipe=name,
+        backend=backend,
+        recipe=recipe,
         corpus=corpus,
         steps=steps,
         batch_size=batch_size,
@@ -178,12 +169,14 @@ def chapter(
         ),
     ] = None,
 ) -> None:
-    """Train in both frameworks, each by its own tab, and draw the curves.
+    """Train in both frameworks, each as its own tab.
 
-    A framework that is not installed is left out.
+    A framework that is not installed is left out. The curves of both are
+    drawn into one picture.
     """
     import backends
     from d2lbert import display
+    from d2lbert.run import check_no_run
     from d2lbert.run import pretrain as train
 
     names = backends.installed()
@@ -193,7 +186,9 @@ def chapter(
             "'d2lbert[torch]' or 'd2lbert[mxnet]'"
         )
     out = out or free_folder(Path('runs') / 'chapter')
-    histories, vocab_size = {}, 0
+    for name in names:
+        check_no_run(out / name)
+    histories = {}
     for name in names:
         run = train(
             backend=name,
@@ -205,13 +200,14 @@ def chapter(
             seed=seed,
             out=out / name,
         )
-        histories[f'{name}, recipe {run.config.recipe}'] = run.history
-        vocab_size = len(run.vocab)
+        histories[run.label()] = run.history
         print(
             f'{display.LABELS[name]} (recipe {run.config.recipe})\n'
             f'{run.summary()}'
         )
-    picture, _ = display.draw_losses(histories, out / 'losses', vocab_size)
+    picture, _ = display.draw_losses(
+        histories, out / 'losses', len(run.vocab), run.config.title()
+    )
     print(f'Loss curves: {picture}')
 
 
@@ -221,18 +217,24 @@ def encode(
         Path, typer.Argument(metavar='DIR', help='The folder of a run.')
     ],
     text: Annotated[
-        str, typer.Argument(help='A sentence, its words separated by spaces.')
+        str,
+        typer.Argument(
+            metavar='TEXT',
+            help='A sentence, its words separated by spaces.',
+        ),
     ],
     second: Annotated[
         str | None,
         typer.Argument(
-            metavar='[TEXT2]', help='A second sentence, for a pair.'
+            metavar='TEXT2', help='A second sentence, for a pair.'
         ),
     ] = None,
     backend: Annotated[
-        Backend | None,
+        str | None,
         typer.Option(
-            help='The framework that computes.', show_default="the run's"
+            metavar='torch|mxnet',
+            help='The framework that computes.',
+            show_default="the run's",
         ),
     ] = None,
     npy: Annotated[
@@ -256,10 +258,12 @@ def encode(
     from d2lbert.representation import represent, to_tokens
     from d2lbert.run import load_run
 
-    run = load_run(folder, backend.value if backend else None)
+    run = load_run(folder, backend)
     given = text if second is None else (text, second)
     tokens, _ = to_tokens(given)
     (X,) = represent(run.net, run.vocab, [given])
+    if npy:
+        save_array(npy, X)
     print(f'encoded text {(1, *X.shape)}, <cls> {(1, X.shape[1])}')
     width = max(map(len, tokens))
     for token, features in zip(tokens, X, strict=True):
@@ -269,8 +273,6 @@ def encode(
             + ' '.join(f'{value:8.4f}' for value in features[:3])
             + f' …{unknown}'
         )
-    if npy:
-        save_array(npy, X)
     if as_json:
         print(
             json.dumps(
@@ -323,7 +325,7 @@ def doctor(
 def free_folder(path: Path) -> Path:
     """Return `path`, or with the first number that is not taken yet."""
     candidate, number = path, 1
-    while candidate.exists():
+    while os.path.exists(candidate):
         number += 1
         candidate = path.with_name(f'{path.name}-{number}')
     return candidate
@@ -333,19 +335,43 @@ def save_array(path: Path, array: Any) -> None:
     """Write a NumPy file, under exactly this name."""
     import numpy as np
 
+    from d2lbert.run import write_file
+
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f'{path} is not a file: give another --npy')
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
     try:
-        with path.open('wb') as file:
-            np.save(file, array, allow_pickle=False)
+        write_file(path, file.getvalue())
     except OSError as error:
         raise InputError(
-            f'{path} cannot be written: {error.strerror}. Give another --npy'
+            f'{path} cannot be written ({error.strerror}): give another --npy'
         ) from error
+
+
+class Stopped(BaseException):
+    """A signal asks to stop."""
+
+
+def stop_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM raise `Stopped`, unless they are ignored."""
+
+    def raise_stopped(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, raise_stopped)
 
 
 def main() -> None:
     """Run the command and turn errors into one line and a status."""
+    # What a terminal cannot show it shall show as an escape
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
+    stop_on_signals()
     try:
-        app()
+        app(prog_name='d2lbert')
     except InputError as error:
         stop(error, BAD_INPUT)
     except ModuleNotFoundError as error:
@@ -354,8 +380,10 @@ def main() -> None:
         stop(error, BAD_INPUT)
     except D2LBertError as error:
         stop(error, FAILED)
-    except KeyboardInterrupt:
-        stop('interrupted', INTERRUPTED)
+    except Stopped as error:
+        (number,) = error.args
+        name = signal.Signals(number).name
+        stop(f'stopped by {name} before the end', 128 + number)
 
 
 def stop(reason: object, status: int) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import backends
@@ -51,44 +53,48 @@ class Config:
             # Frozen for everybody else
             object.__setattr__(self, 'recipe', TAB_RECIPES[self.backend])
         self.get_recipe()
+        if not isinstance(self.corpus, (str, os.PathLike)):
+            raise InputError(f'corpus = {self.corpus!r}: expected a path')
+        object.__setattr__(self, 'corpus', os.fspath(self.corpus))
+        object.__setattr__(self, 'devices', str(self.devices))
         with input_errors():
             parse_devices(self.devices)
         for name in (
             'steps',
             'batch_size',
+            'max_len',
             'num_hiddens',
             'ffn_num_hiddens',
             'num_heads',
             'num_blks',
-            'micro_batch',
         ):
             self._check_count(name, least=1)
+        if self.micro_batch is not None:
+            self._check_count('micro_batch', least=1)
         self._check_count('seed', least=0)
         check_max_len(self.max_len)
         if self.max_len > MAX_POSITIONS:
             raise InputError(
-                f'max_len = {self.max_len}: the network has '
-                f'positions for {MAX_POSITIONS} tokens'
+                f'max_len = {self.max_len}: expected at most '
+                f'{MAX_POSITIONS}, the positions of the network'
             )
         if self.num_hiddens % self.num_heads:
             raise InputError(
                 f'num_hiddens = {self.num_hiddens} does not divide into '
                 f'num_heads = {self.num_heads}: choose a divisor'
             )
-        if not 0 <= self.dropout < 1:
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise InputError(
-                f'dropout = {self.dropout}: expected a number '
+                f'dropout = {self.dropout!r}: expected a number '
                 'from 0 to below 1'
             )
         lr = self.learning_rate
-        if not (math.isfinite(lr) and lr > 0):
-            raise InputError(f'lr = {lr}: expected a positive number')
+        if not _is_number(lr) or not 0 < lr < math.inf:
+            raise InputError(f'lr = {lr!r}: expected a positive number')
 
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if value is not None and (
-            not isinstance(value, int) or value < least
-        ):
+        if not isinstance(value, int) or value < least:
             raise InputError(
                 f'{name} = {value!r}: expected a whole number from {least} up'
             )
@@ -120,6 +126,20 @@ class Config:
             | {'max_len': MAX_POSITIONS}
         )
 
+    def title(self) -> str:
+        """Return in one line what the run is."""
+        return (
+            f'BERT with {self.num_blks} blocks of {self.num_hiddens} hidden '
+            f'units · {Path(self.corpus).name} · batches of '
+            f'{self.batch_size} · lr {self.learning_rate:g} · '
+            f'seed {self.seed}'
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the options by name, ready for JSON."""
         return asdict(self)
+
+
+def _is_number(value: object) -> bool:
+    # Others, such as NumPy's float32, have no JSON
+    return isinstance(value, (int, float))

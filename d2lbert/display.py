@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 #: One colour for each framework, wherever its curve is drawn.
 COLORS = {'mxnet': '#1f77b4', 'torch': '#d9480f'}
 LABELS = {'mxnet': 'MXNet', 'torch': 'PyTorch'}
 DASHES = ('-', '--', ':', '-.')
+SUFFIXES = ('.png', '.svg')
 
 
 class Progress:
@@ -53,50 +55,67 @@ def draw_losses(
     histories: Mapping[str, Sequence[Sequence[float]]],
     path: str | Path,
     vocab_size: int,
+    title: str = '',
 ) -> list[Path]:
     """Draw the loss curves of one run or several as PNG and SVG.
 
-    `histories`: `[[mlm, nsp], …]` by label; `path`: where, without suffix;
-    `vocab_size`: for the chance level of masked language modelling. Returns
-    the paths written.
+    `histories`: `[[mlm, nsp], …]` by label, whose first word is a backend;
+    `path`: where, without suffix; `vocab_size`: for the chance level of
+    masked language modelling; `title`: what was run. Returns the paths
+    written.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.8), layout='constrained')
-    tasks = (
-        (
-            'Masked language modelling',
-            math.log(vocab_size),
-            f'chance, ln {vocab_size:,}',
-        ),
-        ('Next sentence prediction', math.log(2), 'chance, ln 2'),
+    figure = Figure(figsize=(9, 4.4))
+    # Room above for the title and below for the legend, which is outside
+    # of the axes to cover no curve
+    figure.subplots_adjust(
+        left=0.065, right=0.985, top=0.86, bottom=0.24, wspace=0.18
     )
-    for task, (axes, (title, chance, label)) in enumerate(
+    figure.suptitle(title, y=0.97, fontsize='medium', parse_math=False)
+    tasks = (
+        ('Masked language modelling', vocab_size),
+        ('Next sentence prediction', 2),
+    )
+    for task, (axes, (name, num_classes)) in enumerate(
         zip(figure.subplots(1, 2), tasks, strict=True)
     ):
-        for i, (name, history) in enumerate(histories.items()):
-            steps = range(1, len(history) + 1)
-            backend = name.split()[0]
-            axes.plot(
-                steps,
-                [losses[task] for losses in history],
-                DASHES[i % len(DASHES)],
-                label=name.replace(backend, LABELS.get(backend, backend), 1),
-                color=COLORS.get(backend),
-            )
+        for i, (label, history) in enumerate(histories.items()):
+            _draw_curve(axes, label, [losses[task] for losses in history], i)
         axes.axhline(
-            chance,
-            color='0.6',
+            math.log(num_classes),
+            label=f'chance: ln {vocab_size:,} and ln 2',
+            color='0.5',
             linewidth=1,
             linestyle=(0, (1, 2)),
-            label=label,
         )
-        axes.set(title=title, xlabel='step', ylabel='loss')
+        axes.set(title=name, xlabel='step', ylabel='loss')
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+    figure.legend(
+        *axes.get_legend_handles_labels(),
+        loc='lower center',
+        ncols=3,
+        frameon=False,
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    paths = [path.with_suffix(suffix) for suffix in ('.png', '.svg')]
+    paths = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
     for target in paths:
         figure.savefig(target, dpi=144)
     return paths
+
+
+def _draw_curve(
+    axes: Any, label: str, losses: Sequence[float], number: int
+) -> None:
+    backend, comma, rest = label.partition(',')
+    axes.plot(
+        range(1, len(losses) + 1),
+        losses,
+        label=LABELS.get(backend, backend) + comma + rest,
+        color=COLORS.get(backend),
+        linestyle=DASHES[number % len(DASHES)],
+        # A single step would have no line
+        marker='o' if len(losses) == 1 else None,
+    )

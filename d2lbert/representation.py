@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from d2lbert.data.examples import NUM_SPECIAL_TOKENS, join_pair
+from d2lbert.data.examples import join_pair
 from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
 from d2lbert.errors import InputError
 
@@ -34,6 +34,8 @@ def represent(
             f'texts = {texts!r}: expected a list of texts; '
             'put the one text into a list'
         )
+    if batch_size < 1:
+        raise InputError(f'batch_size = {batch_size}: expected 1 or more')
     encoded = [encode_text(vocab, text) for text in texts]
     check_lengths(net, texts, encoded)
     # Texts of similar length go together, so that little is padding
@@ -51,8 +53,16 @@ def represent(
 def to_tokens(text: Text) -> tuple[list[str], list[int]]:
     """Return the tokens of a sentence or a pair, and their segments."""
     sentences = (text,) if isinstance(text, str) else text
-    if not 1 <= len(sentences) <= 2:
-        raise InputError(f'{text!r}: expected a sentence or a pair of them')
+    # A list of two could be the words of one sentence
+    if (
+        not isinstance(sentences, tuple)
+        or not 1 <= len(sentences) <= 2
+        or not all(isinstance(sentence, str) for sentence in sentences)
+    ):
+        raise InputError(
+            f'{text!r}: expected a sentence, its words separated by spaces, '
+            'or a tuple of two sentences'
+        )
     tokens = [sentence.lower().split() for sentence in sentences]
     if not all(tokens):
         raise InputError(
@@ -86,8 +96,8 @@ def check_lengths(
         if len(tokens) > max_len:
             raise InputError(
                 f'a text of {len(tokens)} tokens, {text!r:.40}…, is longer '
-                f'than the {max_len} positions of the network: cut it to '
-                f'{max_len - NUM_SPECIAL_TOKENS} words'
+                f'than the {max_len} positions of the network: cut '
+                f'{len(tokens) - max_len} words or more'
             )
 
 

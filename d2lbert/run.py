@@ -2,26 +2,32 @@
 
 A run's folder holds
 
-* `run.json`: the options, the results and the versions of what made them;
+* `run.json`: the options, the results, the versions of what made them, and
+  checksums of itself and of the files below;
 * `metrics.jsonl`: a line for each step;
 * `weights.safetensors`: the parameters, by neutral names;
 * `vocab.txt`: a token a line, in the order of their indices;
-* `losses.png` and `losses.svg`: both loss curves.
+* `losses.png` and `losses.svg`: both loss curves, not needed to read it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import math
+import os
+import platform
 import random
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import backends
 from backends import base
-from d2lbert import display
+from d2lbert import __version__, display
 from d2lbert.config import Config
 from d2lbert.data.batches import Batches
 from d2lbert.data.corpus import read_lines
@@ -85,6 +91,10 @@ class Run:
             f'{list(self.devices)}'
         )
 
+    def label(self) -> str:
+        """Return what to call the run among others."""
+        return f'{self.config.backend}, recipe {self.config.recipe}'
+
     def results(self) -> dict[str, Any]:
         """Return the results, ready for JSON."""
         return {
@@ -100,41 +110,64 @@ class Run:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write the run's folder. See this module's description."""
-        from safetensors.numpy import save_file
+        """Write the run's folder. See this module's description.
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(get_weights(self.net), folder / WEIGHTS_FILE)
-        _write(
-            folder / VOCAB_FILE,
-            ''.join(f'{token}\n' for token in self.vocab.idx_to_token),
-        )
-        _write(
-            folder / METRICS_FILE,
-            ''.join(
-                json.dumps({'step': i, **step._asdict()}) + '\n'
-                for i, step in enumerate(self.steps, 1)
-            ),
-        )
-        display.draw_losses(
-            {self.config.backend: self.history},
-            folder / 'losses',
-            len(self.vocab),
-        )
-        # Last, because a folder with this file is a finished run
-        _write(
-            folder / RUN_FILE,
-            json.dumps(
-                {
-                    'format': FORMAT,
-                    'config': self.config.as_dict(),
-                    'results': self.results(),
-                },
-                indent=2,
+        Raises `InputError` for a folder that holds a run already or cannot
+        be written, and `RunError` where writing fails half-way.
+        """
+        check_no_run(folder)
+        folder = make_folder(folder)
+        files = self.files()
+        try:
+            for name, data in files.items():
+                write_file(folder / name, data)
+            display.draw_losses(
+                {self.label(): self.history},
+                folder / 'losses',
+                len(self.vocab),
+                self.config.title(),
             )
-            + '\n',
+            # Last, because a folder with this file is a finished run
+            write_file(folder / RUN_FILE, self.manifest(files))
+        except OSError as error:
+            raise RunError(
+                f'the run could not be written to {folder}: '
+                f'{error.strerror or error}. What is there is not a whole '
+                'run: make room and train it again'
+            ) from error
+
+    def files(self) -> dict[str, bytes]:
+        """Return the files that `load_run` needs, by name."""
+        from safetensors.numpy import save
+
+        metrics = (
+            json.dumps({'step': i, **step._asdict()})
+            for i, step in enumerate(self.steps, 1)
         )
+        return {
+            WEIGHTS_FILE: save(get_weights(self.net)),
+            VOCAB_FILE: _to_bytes(self.vocab.idx_to_token),
+            METRICS_FILE: _to_bytes(metrics),
+        }
+
+    def manifest(self, files: Mapping[str, bytes]) -> bytes:
+        """Return the contents of `run.json`."""
+        content = {
+            'format': FORMAT,
+            'config': self.config.as_dict(),
+            'results': self.results(),
+            'versions': {
+                'd2lbert': __version__,
+                'python': platform.python_version(),
+                **{
+                    name: str(importlib.import_module(name).__version__)
+                    for name in ('numpy', self.config.backend)
+                },
+            },
+            'files': {name: _sha256(data) for name, data in files.items()},
+        }
+        content['sha256'] = _sha256_of_json(content)
+        return _to_bytes([json.dumps(content, indent=2)])
 
 
 def pretrain(
@@ -149,8 +182,9 @@ def pretrain(
     must not hold one; `progress`: show a progress bar on stderr.
 
     Raises `InputError` for an option that cannot be used, `CorpusError` for
-    a corpus that cannot be had, and `ModuleNotFoundError` for a framework
-    that is not installed.
+    a corpus that cannot be had, `RunError` for a training that diverges or
+    cannot be kept, and `ModuleNotFoundError` for a framework that is not
+    installed.
     """
     config = Config(**options)
     if out is not None:
@@ -166,6 +200,8 @@ def pretrain(
     examples, vocab = load_examples(
         read_lines(config.corpus), config.max_len, random.Random(config.seed)
     )
+    if out is not None:
+        make_folder(out)
     net = new_net(tab, config, vocab, devices)
     trainer = Trainer(
         net,
@@ -180,6 +216,7 @@ def pretrain(
     with display.Progress(config.backend, config.steps, progress) as bar:
         for step in trainer.train(batches.from_step(0), config.steps):
             run.steps.append(step)
+            check_finite(run)
             bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
     if out is not None:
         run.save(out)
@@ -210,43 +247,41 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
     one.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     folder = Path(folder)
-    if not (folder / RUN_FILE).is_file():
-        raise InputError(
-            f'{folder} holds no run (no {RUN_FILE}): give a '
-            'folder that `d2lbert pretrain --out` has written'
-        )
     try:
-        saved = json.loads((folder / RUN_FILE).read_text('utf-8'))
-        if saved['format'] != FORMAT:
-            raise RunError(
-                f'{folder} has format {saved["format"]}, this '
-                f'd2lbert reads {FORMAT}: install the other one'
-            )
+        manifest = (folder / RUN_FILE).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f'{folder} holds no run ({RUN_FILE}: {error.strerror}): give a '
+            'folder that `d2lbert pretrain --out` has written'
+        ) from error
+    try:
+        saved = read_manifest(manifest)
+        files = {
+            name: read_file(folder / name, saved['files'][name])
+            for name in (WEIGHTS_FILE, VOCAB_FILE, METRICS_FILE)
+        }
         config = Config(**saved['config'])
-        vocab = Vocab.from_tokens(
-            (folder / VOCAB_FILE).read_text('utf-8').splitlines()
-        )
+        vocab = Vocab.from_tokens(files[VOCAB_FILE].decode().splitlines())
         steps = [
             Step(*(json.loads(line)[name] for name in Step._fields))
-            for line in (folder / METRICS_FILE)
-            .read_text('utf-8')
-            .splitlines()
+            for line in files[METRICS_FILE].splitlines()
         ]
-        weights = load_file(folder / WEIGHTS_FILE)
+        weights = load(files[WEIGHTS_FILE])
     except (
         OSError,
         ValueError,
         KeyError,
         TypeError,
+        RecursionError,
         SafetensorError,
     ) as error:
+        reason = error if str(error) else type(error).__name__
         raise RunError(
-            f'the run in {folder} cannot be read: '
-            f'{type(error).__name__}: {error}. Train it '
-            'again'
+            f'the run in {folder} cannot be read ({reason}): copy it again '
+            'from where it came, or train it again'
         ) from error
     tab = load_tab(backend or config.backend)
     devices = [tab.BACKEND.try_gpu()]
@@ -270,14 +305,86 @@ def load_tab(backend: str) -> Any:
 
 def check_no_run(folder: str | Path) -> None:
     """Raise `InputError` where a folder holds a run or is not a folder."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(f'{folder} is not a folder: give another --out')
-    if (folder / RUN_FILE).exists():
+    if os.path.exists(Path(folder) / RUN_FILE):
         raise InputError(
             f'{folder} holds a run already: give another --out, or remove it'
         )
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding='utf-8', newline='\n')
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder if need be and see that it can be written.
+
+    Raises `InputError` where it cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise InputError(
+            f'the folder {folder} cannot be written ({error.strerror}): '
+            'give another --out'
+        ) from error
+
+
+def check_finite(run: Run) -> None:
+    """Raise `RunError` where the last loss is infinite or not a number."""
+    if not all(map(math.isfinite, run.history[-1])):
+        mlm_loss, nsp_loss = run.history[-1]
+        raise RunError(
+            f'the training diverged: at step {len(run.steps)} the MLM loss '
+            f'is {mlm_loss}, the NSP loss {nsp_loss}; nothing is kept. Give '
+            f'a smaller --lr than {run.config.learning_rate}'
+        )
+
+
+def read_manifest(data: bytes) -> dict[str, Any]:
+    """Return what `Run.manifest` wrote.
+
+    Raises `RunError` for another format and `ValueError` for a damaged one.
+    """
+    saved = json.loads(data)
+    if saved['format'] != FORMAT:
+        raise RunError(
+            f'the run has format {saved["format"]!r}, this d2lbert reads '
+            f'{FORMAT}: use the d2lbert that wrote it'
+        )
+    if saved.pop('sha256') != _sha256_of_json(saved):
+        raise ValueError(f'{RUN_FILE} is not as it was written')
+    return saved
+
+
+def read_file(path: Path, sha256: str) -> bytes:
+    """Read a file. Raises `ValueError` where its checksum differs."""
+    data = path.read_bytes()
+    if _sha256(data) != sha256:
+        raise ValueError(f'{path.name} is not as it was written')
+    return data
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, whatever happens meanwhile."""
+    part = path.with_name(f'{path.name}.part')
+    try:
+        with part.open('wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _to_bytes(lines: Iterable[str]) -> bytes:
+    return ''.join(f'{line}\n' for line in lines).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sha256_of_json(content: dict[str, Any]) -> str:
+    return _sha256(json.dumps(content, sort_keys=True).encode())

@@ -1,0 +1,670 @@
+"""The `d2lbert` command, as somebody who is new to it would use it."""
+
+import contextlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import backends
+import d2lbert
+import test_run
+from conftest import require
+from d2lbert import cli
+from d2lbert.errors import InputError
+
+# Fixtures
+saved = test_run.saved
+text_file = test_run.text_file
+train = test_run.train
+
+ROOT = Path(cli.__file__).parents[1]
+TINY = (
+    '--batch-size=8',
+    '--max-len=32',
+    '--num-hiddens=8',
+    '--ffn-num-hiddens=16',
+    '--devices=cpu',
+)
+MAIN = 'from d2lbert.cli import main; main()'
+unix = pytest.mark.skipif(os.name == 'nt', reason='Windows has other signals')
+COMMANDS = ('pretrain', 'chapter', 'encode', 'doctor')
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs the command in this process."""
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['d2lbert', *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return Done(exit.value.code or 0, *capsys.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def pretrain(run, text_file):
+    """Trains a tiny network for two steps."""
+
+    def pretrain(*args):
+        return run(
+            'pretrain', *TINY, '--steps=2', f'--corpus={text_file}', *args
+        )
+
+    return pretrain
+
+
+@pytest.fixture
+def folder(saved, backend_name):
+    """The folder of a run; for all tests the same."""
+    return saved(backend_name)
+
+
+def python(code, *args, **variables):
+    """Start a new Python that has this d2lbert."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.getenv('PYTHONPATH'))))
+    return subprocess.Popen(
+        [sys.executable, '-c', code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {'PYTHONPATH': path} | variables,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+def assert_refused(done, *words, status=2):
+    """One clear line and nothing else."""
+    assert done.status == status
+    assert done.out == ''
+    assert done.err.startswith('d2lbert: ') and done.err.count('\n') == 1
+    for word in words:
+        assert str(word) in done.err
+
+
+def assert_usage(done, *words):
+    """The line of usage, and one that says what is wrong."""
+    assert done.status == 2
+    assert 'Usage: d2lbert' in done.err and 'Traceback' not in done.err
+    for word in words:
+        assert word in done.err
+
+
+# ---- help ------------------------------------------------------------
+
+
+def test_help_comes_at_once():
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = finish(python(MAIN, '--help'))
+        seconds.append(time.perf_counter() - start)
+        assert done.status == 0 and 'pretrain' in done.out
+    assert min(seconds) < 0.5
+
+
+def test_importing_imports_no_framework():
+    done = finish(
+        python(
+            'import sys, d2lbert, backends, d2lbert.cli, d2lbert.run\n'
+            'print({"torch", "mxnet", "matplotlib"} & set(sys.modules))'
+        )
+    )
+    assert done.out == 'set()\n'
+
+
+@pytest.mark.parametrize('command', [None, *COMMANDS])
+def test_help_fits_eighty_columns(run, monkeypatch, command):
+    monkeypatch.setenv('COLUMNS', '80')
+    done = run(*filter(None, [command]), '--help')
+    assert done.status == 0
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert '...' not in done.out.replace('COMMAND [ARGS]...', '')
+
+
+def test_help_lists_the_options_and_their_defaults(run):
+    options = ' '.join(run('pretrain', '--help').out.split()).split(' --')
+    for option, default in {
+        '--backend': 'torch',
+        '--recipe': "backend's own tab",
+        '--corpus': 'sample',
+        '--steps': '50',
+        '--batch-size': '512',
+        '--max-len': '64',
+        '--num-hiddens': '128',
+        '--ffn-num-hiddens': '256',
+        '--num-heads': '2',
+        '--num-blks': '2',
+        '--dropout': '0.2',
+        '--lr': '0.01',
+        '--devices': 'all',
+        '--micro-batch': '8,000 tokens',
+        '--seed': '0',
+        '--out': 'runs/',
+    }.items():
+        (help,) = (x for x in options if f'--{x}'.startswith(f'{option} '))
+        assert default in help.partition('[default: ')[2]
+
+
+def test_nothing_asked_is_answered_with_help(run):
+    done = run()
+    assert 'pretrain' in done.out + done.err
+    assert 'Traceback' not in done.err
+
+
+# ---- pretrain --------------------------------------------------------
+
+
+def test_pretrain(pretrain, backend_name, tmp_path):
+    out = tmp_path / 'new' / 'run'
+    done = pretrain('--backend', backend_name, '--out', out, '--json')
+    assert done.status == 0
+    *_, losses, speed, last = done.out.splitlines()
+    results = json.loads(last)
+    assert list(results) == [
+        'backend',
+        'recipe',
+        'steps',
+        'seed',
+        'devices',
+        'mlm_loss',
+        'nsp_loss',
+        'pairs_per_sec',
+        'history',
+    ]
+    assert results['backend'] == backend_name
+    assert results['steps'] == 2 and results['seed'] == 0
+    assert all(isinstance(name, str) for name in results['devices'])
+    mlm_loss, nsp_loss = np.mean(results['history'], axis=0)
+    assert results['mlm_loss'] == pytest.approx(mlm_loss)
+    assert results['nsp_loss'] == pytest.approx(nsp_loss)
+    assert losses == f'MLM loss {mlm_loss:.3f}, NSP loss {nsp_loss:.3f}'
+    pairs_per_sec = results['pairs_per_sec']
+    assert speed.startswith(f'{pairs_per_sec:.1f} sentence pairs/sec on [')
+    lines = (out / 'metrics.jsonl').read_text('utf-8').splitlines()
+    metrics = [json.loads(line) for line in lines]
+    assert results['history'] == [
+        [step['mlm_loss'], step['nsp_loss']] for step in metrics
+    ]
+    names = {path.name for path in out.iterdir()}
+    assert names >= {'losses.png', 'losses.svg', 'weights.safetensors'}
+    assert str(out) in done.err
+
+
+def test_pretrain_without_json_ends_with_the_two_lines(
+    pretrain, backend_name, tmp_path
+):
+    done = pretrain('--backend', backend_name, '--out', tmp_path)
+    assert re.fullmatch(
+        r'MLM loss \d\.\d{3}, NSP loss \d\.\d{3}\n'
+        r'\d+\.\d sentence pairs/sec on \[.+\]\n',
+        done.out,
+    )
+
+
+def test_the_library_does_the_same(pretrain, train, backend_name, tmp_path):
+    done = pretrain('--backend', backend_name, '--json', '--out', tmp_path)
+    assert json.loads(done.out.splitlines()[-1])['history'] == (
+        train(backend_name).history
+    )
+
+
+def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
+    done = pretrain(
+        *('--backend', backend_name, '--recipe', 'corrected'),
+        *('--steps', 3, '--batch-size', 9, '--max-len', 24),
+        *('--num-hiddens', 12, '--ffn-num-hiddens', 20, '--num-heads', 3),
+        *('--num-blks', 1, '--dropout', 0, '--lr', '2e-3', '--seed', 7),
+        *('--devices', 'cpu:2', '--micro-batch', 4, '--out', tmp_path),
+    )
+    assert done.status == 0
+    config = d2lbert.load_run(tmp_path).config.as_dict()
+    del config['corpus']
+    assert config == {
+        'backend': backend_name,
+        'recipe': 'corrected',
+        'steps': 3,
+        'batch_size': 9,
+        'max_len': 24,
+        'num_hiddens': 12,
+        'ffn_num_hiddens': 20,
+        'num_heads': 3,
+        'num_blks': 1,
+        'dropout': 0,
+        'lr': 0.002,
+        'devices': 'cpu:2',
+        'micro_batch': 4,
+        'seed': 7,
+    }
+
+
+def test_without_out_each_run_has_a_folder(
+    pretrain, backend_name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    args = ('--backend', backend_name, '--recipe', 'mxnet', '--steps=1')
+    for _ in range(2):
+        assert pretrain(*args).status == 0
+    assert {path.name for path in (tmp_path / 'runs').iterdir()} == {
+        f'{backend_name}-mxnet',
+        f'{backend_name}-mxnet-2',
+    }
+
+
+def test_the_sample_is_the_default_corpus(run, backend_name, tmp_path):
+    done = run(
+        *('pretrain', *TINY, '--backend', backend_name, '--steps=1'),
+        *('--out', tmp_path),
+    )
+    assert done.status == 0
+    done = run('encode', tmp_path, 'a crane is flying')
+    assert 'unknown' not in done.out
+
+
+# ---- options that cannot be used -------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'expected'),
+    [
+        ('--backend', 'jax', "'mxnet' or 'torch'"),
+        ('--backend', 'x' * 300, "'mxnet' or 'torch'"),
+        ('--recipe', 'keras', "'mxnet', 'pytorch', 'corrected'"),
+        ('--devices', 'nonsense', "'cpu:N'"),
+        ('--devices', '', "'cpu:N'"),
+        ('--devices', 'cpu:0', "'cpu:N'"),
+        ('--devices', 'cpu:x', "'cpu:N'"),
+        ('--devices', 'gpu', "'gpu:I,J'"),
+        ('--devices', 'gpu:0,0', "'gpu:I,J'"),
+        ('--devices', 'gpu:-1', "'gpu:I,J'"),
+        ('--steps', '0', 'whole number from 1'),
+        ('--steps', '-5', 'whole number from 1'),
+        ('--batch-size', '0', 'whole number from 1'),
+        ('--max-len', '4', 'choose 5 or more'),
+        ('--max-len', '1001', 'at most 1000'),
+        ('--num-hiddens', '-8', 'whole number from 1'),
+        ('--ffn-num-hiddens', '0', 'whole number from 1'),
+        ('--num-heads', '3', 'choose a divisor'),
+        ('--num-heads', '0', 'whole number from 1'),
+        ('--num-blks', '0', 'whole number from 1'),
+        ('--dropout', '1.0', 'from 0 to below 1'),
+        ('--dropout', '-0.1', 'from 0 to below 1'),
+        ('--dropout', 'nan', 'from 0 to below 1'),
+        ('--lr', '0', 'positive number'),
+        ('--lr', '-0.01', 'positive number'),
+        ('--lr', 'nan', 'positive number'),
+        ('--lr', 'inf', 'positive number'),
+        ('--lr', '1e999', 'positive number'),
+        ('--micro-batch', '0', 'whole number from 1'),
+        ('--seed', '-1', 'whole number from 0'),
+    ],
+)
+def test_a_value_that_cannot_be_used(
+    pretrain, tmp_path, monkeypatch, option, value, expected
+):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(pretrain(option, value), expected)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('option', ['--steps', '--max-len', '--lr', '--seed'])
+@pytest.mark.parametrize('value', ['many', '1.2.3', ''])
+def test_a_value_that_is_no_number(pretrain, option, value):
+    assert_usage(pretrain(option, value), option)
+
+
+@pytest.mark.parametrize(
+    ('args', 'word'),
+    [
+        (['pretrian'], 'pretrian'),
+        (['pretrain', '--step', '5'], '--step'),
+        (['pretrain', 'more'], 'more'),
+        (['encode'], 'DIR'),
+        (['encode', 'folder'], 'TEXT'),
+        (['encode', 'folder', 'one', 'two', 'three'], 'three'),
+    ],
+)
+def test_a_command_line_that_is_wrong(run, args, word):
+    assert_usage(run(*args), word)
+
+
+def test_more_devices_than_rows(pretrain, backend_name):
+    done = pretrain('--backend', backend_name, '--devices', 'cpu:9')
+    assert_refused(done, 'batch_size = 8', '9 devices')
+
+
+def test_a_gpu_that_is_not_there(pretrain, backend_name):
+    done = pretrain('--backend', backend_name, '--devices', 'gpu:4096')
+    assert_refused(done, 'no GPU 4096', backend_name, "'cpu' or 'all'")
+
+
+@pytest.mark.parametrize('corpus', ['nowhere.txt', '', 'x' * 300, 'a\nb'])
+def test_a_corpus_that_is_not_there(pretrain, backend_name, tmp_path, corpus):
+    done = pretrain(
+        *('--backend', backend_name, '--out', tmp_path / 'run'),
+        f'--corpus={corpus}',
+    )
+    assert_refused(done, repr(corpus), 'wikitext-2')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        (b'', 'empty'),
+        (b'only one sentence\n', 'yields no example'),
+        (b'a crane . \xff\xfe . it flies', 'not UTF-8'),
+        (b'PK\3\4 not really', 'damaged'),
+    ],
+)
+def test_a_corpus_that_is_none(
+    pretrain, backend_name, tmp_path, content, words
+):
+    (tmp_path / 'text').write_bytes(content)
+    done = pretrain(
+        *('--backend', backend_name, '--corpus', tmp_path / 'text'),
+        *('--out', tmp_path / 'run'),
+    )
+    assert_refused(done, words, status=1)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('out', ['file', 'file/run', 'x' * 300])
+def test_an_out_folder_that_cannot_be(pretrain, backend_name, tmp_path, out):
+    (tmp_path / 'file').write_text('mine')
+    done = pretrain(
+        *('--backend', backend_name, '--out', tmp_path / out),
+        *('--steps', 10**9),
+    )
+    assert_refused(done, out, 'give another --out')
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_an_out_folder_that_holds_a_run(pretrain, backend_name, folder):
+    before = (folder / 'run.json').read_bytes()
+    done = pretrain('--backend', backend_name, '--out', folder)
+    assert_refused(done, folder, 'holds a run already')
+    assert (folder / 'run.json').read_bytes() == before
+
+
+def test_a_training_that_diverges(pretrain, backend_name, tmp_path):
+    done = pretrain(
+        *('--backend', backend_name, '--lr', '1e30', '--steps', 9),
+        *('--out', tmp_path, '--json'),
+    )
+    assert done.status == 1 and done.out == ''
+    last = done.err.splitlines()[-1]
+    assert last.startswith('d2lbert: the training diverged: at step ')
+    assert 'Traceback' not in done.err and not list(tmp_path.iterdir())
+
+
+# ---- encode ----------------------------------------------------------
+
+
+def test_encode_a_sentence(run, folder):
+    done = run('encode', folder, 'A crane is flying', '--json')
+    assert done.status == 0 and done.err == ''
+    first, *lines, last = done.out.splitlines()
+    assert first == 'encoded text (1, 6, 8), <cls> (1, 8)'
+    result = json.loads(last)
+    assert ' '.join(result['tokens']) == '<cls> a crane is flying <sep>'
+    assert result['shape'] == [6, 8] == list(np.shape(result['features']))
+    expected = zip(result['tokens'], result['features'], strict=True)
+    for line, (token, features) in zip(lines, expected, strict=True):
+        shown, *values = line.removesuffix(' …').split()
+        assert shown == token
+        assert list(map(float, values)) == pytest.approx(
+            features[:3], abs=1e-4
+        )
+
+
+def test_encode_a_pair(run, folder):
+    done = run('encode', folder, 'a crane driver came', 'he just left')
+    first, *lines = done.out.splitlines()
+    assert first == 'encoded text (1, 10, 8), <cls> (1, 8)'
+    assert len(lines) == 10
+    assert 'driver' in lines[3] and '(unknown)' not in lines[2]
+
+
+def test_encode_is_represent(run, folder):
+    done = run('encode', folder, 'a crane', 'he left', '--json')
+    features = json.loads(done.out.splitlines()[-1])['features']
+    kept = d2lbert.load_run(folder)
+    (X,) = d2lbert.represent(kept.net, kept.vocab, [('a crane', 'he left')])
+    np.testing.assert_allclose(features, X, atol=1e-5)
+
+
+def test_both_frameworks_encode_alike(run, both_tabs, folder):
+    features = []
+    for tab in both_tabs:
+        done = run(
+            *('encode', folder, 'a crane is flying', '--json'),
+            *('--backend', tab.BACKEND.name),
+        )
+        features.append(json.loads(done.out.splitlines()[-1])['features'])
+    np.testing.assert_allclose(*features, atol=1e-5)
+
+
+def test_encode_into_a_file(run, folder, tmp_path):
+    (tmp_path / 'features').write_text('something older')
+    for name in ('features', 'features.npy'):
+        done = run(
+            *('encode', folder, 'a crane', '--json'),
+            *('--npy', tmp_path / name),
+        )
+        X = np.load(tmp_path / name, allow_pickle=False)
+        assert X.dtype == np.float32 and X.shape == (4, 8)
+        result = json.loads(done.out.splitlines()[-1])
+        assert np.array_equal(X, np.float32(result['features']))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize('name', ['.', 'nowhere/x.npy', 'x' * 300])
+def test_a_file_that_cannot_be_written(run, folder, tmp_path, name):
+    done = run('encode', folder, 'a crane', '--npy', tmp_path / name)
+    assert_refused(done, 'give another --npy')
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_words_are_marked(run, folder):
+    done = run('encode', folder, 'a kranich is flying')
+    marked = [x.split()[0] for x in done.out.splitlines() if 'unkn' in x]
+    assert marked == ['kranich']
+
+
+@pytest.mark.parametrize(
+    ('texts', 'words'),
+    [
+        ([''], 'no words'),
+        ([' \n '], 'no words'),
+        (['a crane', ''], 'no words'),
+        (['kranich'], 'no word of'),
+        (['crane ' * 2000], 'cut 1002 words'),
+    ],
+)
+def test_a_text_that_cannot_be_encoded(run, folder, tmp_path, texts, words):
+    npy = tmp_path / 'x.npy'
+    assert_refused(run('encode', folder, *texts, '--npy', npy), words)
+    assert not npy.exists()
+
+
+def test_a_backend_that_there_is_not(run, folder):
+    done = run('encode', folder, 'a crane', '--backend', 'jax')
+    assert_refused(done, "'jax'", "'mxnet'", "'torch'")
+
+
+@pytest.mark.parametrize('name', ['nowhere', 'file', '.', 'x' * 300])
+def test_a_folder_without_a_run(run, tmp_path, name):
+    (tmp_path / 'file').write_text('')
+    done = run('encode', tmp_path / name, 'a crane')
+    assert_refused(done, 'holds no run', 'd2lbert pretrain --out')
+
+
+def test_a_folder_with_a_damaged_run(run, tmp_path):
+    (tmp_path / 'run.json').write_text('{"format": 1, "config')
+    done = run('encode', tmp_path, 'a crane')
+    assert_refused(done, tmp_path, 'cannot be read', status=1)
+
+
+def test_an_output_that_knows_no_unicode(run, folder, monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), 'ascii')
+    monkeypatch.setattr(sys, 'stdout', output)
+    assert run('encode', folder, 'a crané \udcff').status == 0
+    output.seek(0)
+    assert r'cran\xe9' in output.read()
+
+
+# ---- chapter and doctor ----------------------------------------------
+
+
+def test_chapter(run, both_tabs, text_file, tmp_path):
+    args = (
+        *('chapter', '--steps=2', '--batch-size=8', '--max-len=32'),
+        *(f'--corpus={text_file}', '--devices=cpu', '--out', tmp_path),
+    )
+    done = run(*args)
+    assert done.status == 0
+    out = done.out
+    assert out.count('MLM loss') == out.count('sentence pairs/sec on') == 2
+    assert 'MXNet (recipe mxnet)' in out
+    assert 'PyTorch (recipe pytorch)' in out
+    assert f'Loss curves: {tmp_path / "losses.png"}' in out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        'losses.png',
+        'losses.svg',
+        'mxnet',
+        'torch',
+    }
+    assert d2lbert.load_run(tmp_path / 'torch').config.num_hiddens == 128
+    (tmp_path / 'mxnet' / 'run.json').rename(tmp_path / 'moved.json')
+    # What is there already is seen before anything is trained
+    assert_refused(run(*args), tmp_path / 'torch', 'holds a run already')
+
+
+def test_doctor_flags_that_exclude_each_other(run):
+    done = run('doctor', '--enable-mxnet', '--disable-mxnet')
+    assert_refused(done, 'give one')
+
+
+# ---- frameworks that are not installed -------------------------------
+
+HIDING = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hiding(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition('.')[0] not in {hidden}:
+            return super().find_spec(name, path, target)
+
+sys.meta_path = [
+    Hiding if finder is PathFinder else finder for finder in sys.meta_path
+]
+"""
+
+
+def without(*hidden):
+    return HIDING.format(hidden=hidden) + MAIN
+
+
+@pytest.mark.parametrize(
+    ('missing', 'other'), [('torch', 'mxnet'), ('mxnet', 'torch')]
+)
+def test_a_framework_that_is_not_installed(
+    saved, text_file, tmp_path, missing, other
+):
+    require(other)
+    pretrain = ('pretrain', *TINY, '--steps=1', f'--corpus={text_file}')
+    out = tmp_path / 'run'
+    commands = (
+        (*pretrain, '--backend', missing, '--out', out),
+        ('encode', saved(other), 'a crane', '--backend', missing),
+    )
+    for done in map(finish, [python(without(missing), *c) for c in commands]):
+        assert_refused(done, missing, f"pip install 'd2lbert[{missing}]'")
+    assert not out.exists()
+    done = finish(
+        python(without(missing), *pretrain, '--backend', other, '--out', out)
+    )
+    assert done.status == 0 and 'MLM loss' in done.out
+
+
+def test_no_framework_at_all():
+    done = finish(python(without('torch', 'mxnet'), 'chapter'))
+    assert_refused(done, 'd2lbert[torch]', 'd2lbert[mxnet]')
+
+
+# ---- signals ---------------------------------------------------------
+
+
+def wait_for_step(process):
+    """Read the progress bar until it has shown a loss."""
+    shown = b''
+    while b'mlm=' not in shown:
+        new = os.read(process.stderr.fileno(), 1000)
+        assert new, shown.decode()
+        shown += new
+
+
+def train_and_send(number, backend_name, corpus, out):
+    """Start a training, send it a signal, and see that it leaves no run."""
+    process = python(
+        MAIN,
+        *('pretrain', *TINY, '--steps=1000000', f'--corpus={corpus}'),
+        *('--backend', backend_name, '--out', out),
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
+        wait_for_step(process)
+        process.send_signal(number)
+        done = finish(process)
+    assert done.out == '' and 'Traceback' not in done.err
+    with pytest.raises(InputError, match='holds no run'):
+        d2lbert.load_run(out)
+    return done
+
+
+@unix
+def test_a_training_stopped_by_ctrl_c(text_file, backend_name, tmp_path):
+    done = train_and_send(signal.SIGINT, backend_name, text_file, tmp_path)
+    assert done.status == 130
+    assert done.err.splitlines()[-1].startswith('d2lbert: stopped by SIGINT')
+
+
+@unix
+def test_a_training_that_is_killed(text_file, tmp_path):
+    name = backends.installed()[0]
+    done = train_and_send(signal.SIGKILL, name, text_file, tmp_path)
+    assert done.status == -signal.SIGKILL
+    done = train_and_send(signal.SIGTERM, name, text_file, tmp_path)
+    assert done.status == 143 and 'stopped by SIGTERM' in done.err

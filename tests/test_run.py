@@ -1,0 +1,432 @@
+"""Runs: trained, kept in a folder, read back, and never half."""
+
+import functools
+import json
+import math
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import d2lbert
+from d2lbert.config import Config
+from d2lbert.data.vocab import Vocab
+from d2lbert.errors import CorpusError, InputError, RunError
+from d2lbert.recipes import RECIPES, TAB_RECIPES
+from d2lbert.run import METRICS_FILE, RUN_FILE, VOCAB_FILE, WEIGHTS_FILE
+from d2lbert.weights import get_weights
+
+SIZES = {
+    'batch_size': 8,
+    'max_len': 32,
+    'num_hiddens': 8,
+    'ffn_num_hiddens': 16,
+    'devices': 'cpu',
+}
+FILES = {RUN_FILE, METRICS_FILE, WEIGHTS_FILE, VOCAB_FILE}
+
+
+def write_text(path):
+    """A corpus about cranes, of a hundred paragraphs."""
+    rng = random.Random(0)
+    words = ['a', 'the', 'crane', 'driver', 'he', 'left', 'is', 'flying']
+    paragraphs = (
+        ' . '.join(
+            ' '.join(rng.choices(words, k=rng.randint(2, 12)))
+            for _ in range(rng.randint(2, 4))
+        )
+        for _ in range(100)
+    )
+    path.write_text(''.join(f'{p} .\n' for p in paragraphs), 'utf-8')
+    return path
+
+
+@pytest.fixture(scope='session')
+def text_file(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp('corpus') / 'cranes.txt')
+
+
+@pytest.fixture(scope='session')
+def train(text_file):
+    """Trains a tiny network on a small text."""
+
+    def train(backend_name, **options):
+        options = SIZES | {'corpus': text_file, 'steps': 2} | options
+        return d2lbert.pretrain(
+            backend=backend_name, progress=False, **options
+        )
+
+    return train
+
+
+@pytest.fixture(scope='session')
+def saved(train, tmp_path_factory):
+    """Trains a run once for each backend and gives its folder."""
+
+    @functools.cache
+    def saved(backend_name):
+        out = tmp_path_factory.mktemp('runs') / backend_name
+        train(backend_name, out=out)
+        return out
+
+    return saved
+
+
+@pytest.fixture
+def folder(saved, backend_name, tmp_path):
+    """A folder with a run, to do anything with."""
+    return Path(shutil.copytree(saved(backend_name), tmp_path / 'run'))
+
+
+def same(weights, others):
+    assert weights.keys() == others.keys()
+    return all(np.array_equal(weights[name], others[name]) for name in others)
+
+
+# ---- training --------------------------------------------------------
+
+
+def test_the_defaults_are_the_chapters():
+    assert Config().as_dict() == {
+        'backend': 'torch',
+        'recipe': 'pytorch',
+        'corpus': 'sample',
+        'steps': 50,
+        'batch_size': 512,
+        'max_len': 64,
+        'num_hiddens': 128,
+        'ffn_num_hiddens': 256,
+        'num_heads': 2,
+        'num_blks': 2,
+        'dropout': 0.2,
+        'lr': None,
+        'devices': 'all',
+        'micro_batch': None,
+        'seed': 0,
+    }
+    assert Config(backend='mxnet').recipe == 'mxnet'
+    assert Config(recipe='corrected').learning_rate == 0.01
+
+
+def test_a_run_has_network_vocabulary_and_history(
+    train, backend, backend_name
+):
+    run = train(backend_name, steps=3)
+    assert isinstance(run.net, backend.Module)
+    assert isinstance(run.vocab, Vocab) and 'crane' in run.vocab.token_to_idx
+    assert len(run.history) == 3
+    assert all(len(pair) == 2 for pair in run.history)
+    mlm_loss, nsp_loss = np.mean(run.history, axis=0)
+    results = run.results()
+    assert results['mlm_loss'] == pytest.approx(mlm_loss)
+    assert results['nsp_loss'] == pytest.approx(nsp_loss)
+    assert results['backend'] == backend_name
+    assert results['recipe'] == TAB_RECIPES[backend_name]
+    assert re.fullmatch(
+        rf'MLM loss {mlm_loss:.3f}, NSP loss {nsp_loss:.3f}\n'
+        r'[0-9]+\.[0-9] sentence pairs/sec on \[.*cpu.*\]',
+        run.summary(),
+    )
+
+
+def test_the_first_losses_are_near_chance(train, backend_name):
+    run = train(backend_name, steps=1, batch_size=64, recipe='mxnet')
+    assert run.mlm_loss == pytest.approx(math.log(len(run.vocab)), rel=0.2)
+    assert run.nsp_loss == pytest.approx(math.log(2), rel=0.2)
+
+
+def test_the_seed_decides_everything(train, backend_name):
+    first, second = (train(backend_name, seed=3) for _ in range(2))
+    assert first.history == second.history
+    assert same(get_weights(first.net), get_weights(second.net))
+    assert train(backend_name, seed=4).history != first.history
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_both_frameworks_train_alike(train, both_tabs, recipe):
+    histories = [
+        train(tab.BACKEND.name, recipe=recipe, steps=5).history
+        for tab in both_tabs
+    ]
+    np.testing.assert_allclose(*histories, rtol=0, atol=1e-3)
+
+
+def test_shards_and_micro_batches_change_nothing(train, backend_name):
+    whole, cut = (
+        train(backend_name, recipe='corrected', **options)
+        for options in ({}, {'devices': 'cpu:3', 'micro_batch': 2})
+    )
+    assert len(cut.devices) == 3
+    np.testing.assert_allclose(cut.history, whole.history, atol=1e-4)
+
+
+def test_learning_is_by_the_learning_rate(train, backend_name):
+    default, same_lr, other_lr = (
+        train(backend_name, lr=lr).history for lr in (None, 0.01, 0.02)
+    )
+    assert default == same_lr != other_lr
+
+
+def test_more_rows_than_examples_are_all_examples(train, backend_name):
+    run = train(backend_name, batch_size=10**6, steps=1)
+    assert 0 < run.steps[0].num_pairs < 1000
+
+
+# ---- bad input -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'),
+    [
+        ('backend', 'jax'),
+        ('backend', None),
+        ('recipe', 'keras'),
+        ('corpus', 5),
+        ('corpus', None),
+        ('devices', 'tpu'),
+        ('devices', 'cpu:0'),
+        ('devices', 0),
+        ('steps', 0),
+        ('steps', 2.5),
+        ('steps', None),
+        ('batch_size', -1),
+        ('max_len', 4),
+        ('max_len', 1001),
+        ('max_len', 64.0),
+        ('max_len', '64'),
+        ('num_hiddens', 0),
+        ('ffn_num_hiddens', 0),
+        ('num_heads', 3),
+        ('num_heads', 0),
+        ('num_blks', 0),
+        ('dropout', 1),
+        ('dropout', -0.1),
+        ('dropout', math.nan),
+        ('dropout', '0.1'),
+        ('dropout', None),
+        ('lr', 0),
+        ('lr', -0.01),
+        ('lr', math.nan),
+        ('lr', math.inf),
+        ('lr', '0.01'),
+        ('micro_batch', 0),
+        ('seed', -1),
+        ('seed', None),
+    ],
+)
+def test_an_option_that_cannot_be_used(option, value):
+    with pytest.raises(InputError, match=re.escape(str(value))) as info:
+        Config(**{option: value})
+    assert option in str(info.value)
+
+
+def test_an_option_that_there_is_not():
+    with pytest.raises(TypeError, match='learning_rate'):
+        d2lbert.pretrain(learning_rate=0.1)
+
+
+def test_more_devices_than_rows(train, backend_name):
+    with pytest.raises(InputError, match=r'batch_size = 2 .* 3 devices'):
+        train(backend_name, batch_size=2, devices='cpu:3')
+
+
+def test_a_text_without_examples(train, backend_name, tmp_path):
+    (tmp_path / 'short.txt').write_text('one sentence .\n')
+    with pytest.raises(CorpusError, match='no example'):
+        train(
+            backend_name, corpus=tmp_path / 'short.txt', out=tmp_path / 'run'
+        )
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_training_that_diverges_keeps_nothing(
+    train, backend_name, tmp_path
+):
+    with pytest.raises(RunError, match=r'diverged: at step .* smaller --lr'):
+        train(backend_name, lr=1e30, steps=9, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the folder ------------------------------------------------------
+
+
+def test_a_folder_holds_what_was_trained(folder):
+    pictures = {'losses.png', 'losses.svg'}
+    assert {path.name for path in folder.iterdir()} == FILES | pictures
+    assert (folder / 'losses.png').read_bytes().startswith(b'\x89PNG')
+    assert '<svg' in (folder / 'losses.svg').read_text('utf-8')
+    lines = (folder / METRICS_FILE).read_text('utf-8').splitlines()
+    metrics = [json.loads(line) for line in lines]
+    results = json.loads((folder / RUN_FILE).read_bytes())['results']
+    assert [entry['step'] for entry in metrics] == [1, 2]
+    assert results['history'] == [
+        [entry['mlm_loss'], entry['nsp_loss']] for entry in metrics
+    ]
+    assert all(
+        entry['num_pairs'] == 8 and entry['seconds'] > 0 for entry in metrics
+    )
+
+
+def test_reading_a_run_back(train, backend_name, tmp_path):
+    run = train(backend_name, out=tmp_path)
+    again = d2lbert.load_run(tmp_path)
+    assert again.config == run.config
+    assert again.history == run.history
+    assert again.results() == run.results()
+    assert again.vocab.idx_to_token == run.vocab.idx_to_token
+    assert same(get_weights(again.net), get_weights(run.net))
+    assert type(again.net) is type(run.net)
+
+
+def test_reading_a_run_in_the_other_framework(train, both_tabs, tmp_path):
+    for tab, other in (both_tabs, both_tabs[::-1]):
+        out = tmp_path / tab.BACKEND.name
+        run = train(tab.BACKEND.name, out=out)
+        again = d2lbert.load_run(out, backend=other.BACKEND.name)
+        assert isinstance(again.net, other.BERTModel)
+        assert same(get_weights(again.net), get_weights(run.net))
+
+
+def test_a_run_is_not_overwritten(train, backend_name, folder):
+    before = (folder / RUN_FILE).read_bytes()
+    run = train(backend_name)
+    with pytest.raises(InputError, match='holds a run already'):
+        run.save(folder)
+    with pytest.raises(InputError, match='holds a run already'):
+        train(backend_name, out=folder, steps=10**9)
+    assert (folder / RUN_FILE).read_bytes() == before
+
+
+def test_a_folder_with_other_things_is_fine(train, backend_name, tmp_path):
+    (tmp_path / 'notes.txt').write_text('mine')
+    train(backend_name, out=tmp_path)
+    assert d2lbert.load_run(tmp_path).history
+    assert (tmp_path / 'notes.txt').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('out', ['file', 'file/run', 'x' * 300])
+def test_an_out_folder_that_cannot_be_is_noticed_before_training(
+    train, backend_name, tmp_path, out
+):
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(InputError, match='give another --out'):
+        train(backend_name, out=tmp_path / out, steps=10**9)
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+@pytest.mark.skipif(
+    not hasattr(os, 'geteuid') or os.geteuid() == 0,
+    reason='root may write everywhere',
+)
+def test_a_read_only_folder_is_noticed_before_training(
+    train, backend_name, tmp_path
+):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match='Permission denied'):
+        train(backend_name, out=tmp_path, steps=10**9)
+
+
+def test_a_disk_that_fills_up_leaves_no_run(train, backend_name, tmp_path):
+    resource = pytest.importorskip('resource')
+    run = train(backend_name)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(RunError, match='could not be written'):
+            run.save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob('*.part'))
+    with pytest.raises(InputError, match='holds no run'):
+        d2lbert.load_run(tmp_path)
+    run.save(tmp_path)
+    assert d2lbert.load_run(tmp_path).history == run.history
+
+
+@pytest.mark.parametrize('name', ['nowhere', 'file', 'file/run', 'x' * 300])
+def test_a_folder_without_a_run(tmp_path, name):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match=r'holds no run.*d2lbert pretrain'):
+        d2lbert.load_run(tmp_path / name)
+
+
+# ---- damage ----------------------------------------------------------
+
+
+def flipped(data, rng):
+    offset = rng.randrange(len(data))
+    changed = bytearray(data)
+    changed[offset] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize('name', sorted(FILES))
+def test_damage_is_noticed(folder, name):
+    path, rng = folder / name, random.Random(0)
+    whole = path.read_bytes()
+    damaged = [
+        b'',
+        b'\0' * len(whole),
+        whole + b'0',
+        *(whole[: rng.randrange(len(whole) - 1)] for _ in range(20)),
+        *(flipped(whole, rng) for _ in range(100)),
+    ]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(RunError):
+            d2lbert.load_run(folder)
+    path.write_bytes(whole)
+    assert d2lbert.load_run(folder)
+
+
+@pytest.mark.parametrize('name', sorted(FILES - {RUN_FILE}))
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(RunError, match=re.escape(name)):
+        d2lbert.load_run(folder)
+
+
+@pytest.mark.parametrize(
+    'content', ['[]', 'null', '5', '{}', '{"format": 1}', '[' * 100_000]
+)
+def test_a_manifest_that_is_something_else(tmp_path, content):
+    (tmp_path / RUN_FILE).write_text(content)
+    with pytest.raises(RunError, match='cannot be read'):
+        d2lbert.load_run(tmp_path)
+
+
+def test_a_newer_format_is_named(tmp_path):
+    (tmp_path / RUN_FILE).write_text('{"format": 2}')
+    with pytest.raises(RunError, match='format 2, this d2lbert reads 1'):
+        d2lbert.load_run(tmp_path)
+
+
+def test_options_edited_by_hand_are_noticed(folder):
+    path = folder / RUN_FILE
+    path.write_text(
+        path.read_text().replace('"num_heads": 2', '"num_heads": 4')
+    )
+    with pytest.raises(RunError, match='not as it was written'):
+        d2lbert.load_run(folder)
+
+
+# ---- the picture -----------------------------------------------------
+
+
+def test_the_picture_says_what_was_run(folder):
+    svg = (folder / 'losses.svg').read_text('utf-8')
+    # Matplotlib writes each text as a comment beside its outlines
+    texts = ' '.join(re.findall('<!-- (.*) -->', svg))
+    for text in ('cranes.txt', 'seed 0', 'recipe', 'Next sentence', 'chance'):
+        assert text in texts
+
+
+def test_a_strange_file_name_is_no_formula(train, backend_name, tmp_path):
+    path = write_text(tmp_path / r'$\nothing{ <&>.txt')
+    train(backend_name, corpus=path, out=tmp_path / 'run')
+    assert (tmp_path / 'run' / 'losses.svg').stat().st_size
+    assert Path(d2lbert.load_run(tmp_path / 'run').config.corpus) == path
