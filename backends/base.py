@@ -34,6 +34,8 @@ DropoutMask = Callable[[tuple[int, ...], float], np.ndarray]
 # What is added to the scores of padded keys before the softmax: the
 # textbook's own figure.
 MASKED_SCORE = -1e6
+#: More shards on one processor than this are a mistake.
+MAX_SHARDS = 1024
 LAYER_NORM_EPSILON = 1e-5
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
@@ -82,7 +84,7 @@ def parse_devices(spec: str) -> tuple[str, tuple[int, ...]]:
             return 'all', ()
         if kind == 'cpu':
             num_shards = int(numbers) if colon else 1
-            if num_shards >= 1:
+            if 1 <= num_shards <= MAX_SHARDS:
                 return 'cpu', tuple(range(num_shards))
         if kind == 'gpu':
             indices = tuple(int(i) for i in numbers.split(','))
@@ -91,7 +93,8 @@ def parse_devices(spec: str) -> tuple[str, tuple[int, ...]]:
     except ValueError:
         pass
     raise ValueError(
-        f"unknown devices {spec!r}: expected 'cpu', 'cpu:N' for N shards on "
+        f"unknown devices {spec!r}: expected 'cpu', 'cpu:N' for N (at most "
+        f'{MAX_SHARDS}) shards on '
         "the processor, 'gpu:I,J' for those GPUs, or 'all'"
     )
 

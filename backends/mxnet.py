@@ -54,41 +54,23 @@ class Dropout(gluon.Block):
 
 
 class LinearCrossEntropy(autograd.Function):
-    """Cross-entropy of a linear layer, a few hundred rows at a time.
+    """Cross-entropy of a linear layer, computed in NumPy.
 
-    Its gradient is that of the logarithm of the sum only: the part of the
-    labels is added by `MXNetBackend.linear_cross_entropy`, which needs no
-    array of all classes for it. The arrays are `nd` ones: MXNet gives no
-    others to the backward pass of a function.
+    NumPy's matrix products and exponentials take less than half the time of
+    MXNet's on a processor, and oneDNN's `log_softmax` is off by 4e-6. The
+    gradients are `nd` arrays: MXNet gives no others to a backward pass.
     """
 
     def forward(self, X, weight, bias, labels, weights):
-        X, weight, bias, labels, weights = (
-            array.as_nd_ndarray()
-            for array in (X, weight, bias, labels, weights)
+        loss, *gradients = linear_cross_entropy(
+            *(array.asnumpy() for array in (X, weight, bias, labels, weights))
         )
-        loss = nd.zeros(1, ctx=X.ctx, dtype='float64')
-        dX = []
-        dweight, dbias = nd.zeros_like(weight), nd.zeros_like(bias)
-        for start in range(0, len(X), CHUNK_ROWS):
-            end = min(start + CHUNK_ROWS, len(X))
-            row_weights = weights[start:end]
-            column = row_weights.reshape((-1, 1))
-            logits = nd.FullyConnected(
-                X[start:end], weight, bias, num_hidden=len(weight)
-            )
-            probability = nd.softmax(logits)
-            losses = log_probability(logits, probability, labels[start:end])
-            loss = loss - nd.sum((losses * row_weights).astype('float64'))
-            dX.append(nd.dot(probability, weight) * column)
-            dweight += nd.dot(
-                probability, X[start:end] * column, transpose_a=True
-            )
-            dbias += nd.dot(
-                row_weights.reshape((1, -1)), probability
-            ).reshape(-1)
-        self.gradients = nd.concat(*dX, dim=0), dweight, dbias
-        return loss.astype(X.dtype).as_np_ndarray()
+        self.gradients = [
+            nd.array(gradient, ctx=X.ctx, dtype=gradient.dtype)
+            for gradient in gradients
+        ]
+        # Without an axis it would be of unknown shape to `backward`
+        return np.array([loss], dtype=X.dtype, ctx=X.ctx)
 
     def backward(self, grad):
         dX, dweight, dbias = self.gradients
@@ -98,18 +80,42 @@ class LinearCrossEntropy(autograd.Function):
         return (dX * grad, dweight * grad, dbias * grad, *nothing)
 
 
-def log_probability(logits: Any, probability: Any, labels: Any) -> Any:
-    """Return the logarithms of the softmax at the labels, `(num_rows,)`.
-
-    oneDNN's own `log_softmax` is off by 4e-6, and always to one side: it
-    serves only where the probability itself is too small for a float.
-    """
-    picked = nd.pick(probability, labels)
-    return nd.where(
-        picked > 1e-30,
-        nd.log(nd.maximum(picked, 1e-30)),
-        nd.pick(nd.log_softmax(logits), labels),
-    )
+def linear_cross_entropy(
+    X: numpy.ndarray,
+    weight: numpy.ndarray,
+    bias: numpy.ndarray,
+    labels: numpy.ndarray,
+    weights: numpy.ndarray,
+) -> tuple[float, numpy.ndarray, numpy.ndarray, numpy.ndarray]:
+    """Return the loss and its gradients for `X`, `weight` and `bias`."""
+    loss = 0.0
+    dX = numpy.empty_like(X)
+    dweight, dbias = numpy.zeros_like(weight), numpy.zeros_like(bias)
+    buffer = numpy.empty((CHUNK_ROWS, len(weight)), X.dtype)
+    for start in range(0, len(X), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        label, row_weights = labels[rows, None], weights[rows, None]
+        logits = buffer[: len(label)]
+        numpy.matmul(X[rows], weight.T, out=logits)
+        logits += bias
+        logits -= logits.max(axis=1, keepdims=True)
+        label_logits = numpy.take_along_axis(logits, label, 1)
+        numpy.exp(logits, out=logits)
+        sums = logits.sum(axis=1, keepdims=True)
+        losses = (numpy.log(sums) - label_logits) * row_weights
+        loss += losses.sum(dtype=numpy.float64)
+        # From here on `logits` holds its own gradient: softmax − one-hot
+        logits *= row_weights / sums
+        numpy.put_along_axis(
+            logits,
+            label,
+            numpy.take_along_axis(logits, label, 1) - row_weights,
+            1,
+        )
+        numpy.matmul(logits, weight, out=dX[rows])
+        dweight += logits.T @ X[rows]
+        dbias += logits.sum(axis=0)
+    return loss, dX, dweight, dbias
 
 
 class MXNetBackend(base.Backend):
@@ -163,15 +169,13 @@ class MXNetBackend(base.Backend):
         return X * np.array(scale, dtype=X.dtype, ctx=X.ctx)
 
     def linear_cross_entropy(self, X, weight, bias, labels, weights):
-        weights = weights.astype(X.dtype)
-        label_logits = (
-            np.sum(X * self.take(weight, labels), axis=1)
-            + self.take(bias.reshape((-1, 1)), labels)[:, 0]
-        )
-        loss = LinearCrossEntropy()(X, weight, bias, labels, weights)[0]
-        of_labels = np.sum(label_logits * weights)
-        # The difference is zero and has the gradient of its first term
-        return loss - (of_labels - of_labels.detach())
+        # MXNet forgets to add to a gradient where a parameter is the direct
+        # input of a function (its `req == 'add'` is never true), and stops
+        # at the first input without gradient: hence the views, and the order
+        views = (array.reshape(array.shape) for array in (X, weight, bias))
+        return LinearCrossEntropy()(*views, labels, weights.astype(X.dtype))[
+            0
+        ]
 
     def cross_entropy(self, logits, labels, weights):
         log_probability = npx.pick(npx.log_softmax(logits, axis=-1), labels)
