@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import io
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+#: Twice that of the screen, for sharp pictures.
+DPI = 144
 
 
 class Timer:
@@ -47,8 +51,10 @@ class Accumulator:
 
     def add(self, *args: float) -> None:
         """Add a number to each sum."""
+        # Of an array with a gradient, item() asks without a warning
         self.data = [
-            a + float(b) for a, b in zip(self.data, args, strict=True)
+            a + float(b.item() if hasattr(b, 'item') else b)
+            for a, b in zip(self.data, args, strict=True)
         ]
 
     def reset(self) -> None:
@@ -101,13 +107,15 @@ class Animator:
         self.options: dict[str, Any] = {
             'xlabel': xlabel,
             'ylabel': ylabel,
-            'xlim': xlim,
+            # Matplotlib warns of an axis without any width
+            'xlim': xlim if xlim and xlim[0] != xlim[-1] else None,
             'ylim': ylim,
             'xscale': xscale,
             'yscale': yscale,
         }
-        self.handle = _notebook_display(self.fig)
-        if self.handle is None:
+        self.handle: Any = None
+        self.in_notebook = _in_notebook()
+        if not self.in_notebook:
             self.path = self._free_path(ylabel or 'animator')
             atexit.register(self.finish)
 
@@ -126,9 +134,8 @@ class Animator:
             if a is not None and b is not None:
                 self.X[line].append(float(a))
                 self.Y[line].append(float(b))
-        if self.handle is not None:
-            self.draw()
-            self.handle.update(self.fig)
+        if self.in_notebook:
+            self._show()
         else:
             self._print_line(x[0], y)
 
@@ -149,12 +156,33 @@ class Animator:
         self.axes.grid()
 
     def finish(self) -> None:
-        """Write the picture of a terminal session, once."""
+        """Write the picture of a terminal session, once.
+
+        A folder that cannot be written to costs the picture, no more.
+        """
         atexit.unregister(self.finish)
-        if self.handle is None and any(self.X):
-            self.draw()
-            self.fig.savefig(self.path, dpi=144)
+        if self.in_notebook or not any(self.X):
+            return
+        self.draw()
+        try:
+            self.fig.savefig(self.path, dpi=DPI)
+        except OSError as error:
+            print(f'\nThere is no picture: {error}', file=sys.stderr)
+        else:
             print(f'\nThe picture is in {self.path}', file=sys.stderr)
+
+    def _show(self) -> None:
+        """Show the picture in a notebook, in the place of the last one."""
+        from IPython.display import Image, display
+
+        self.draw()
+        png = io.BytesIO()
+        self.fig.savefig(png, format='png', dpi=DPI)
+        image = Image(png.getvalue(), retina=True)
+        if self.handle is None:
+            self.handle = display(image, display_id=True)
+        else:
+            self.handle.update(image)
 
     def _print_line(self, x: Any, y: list[Any]) -> None:
         names = self.legend or [f'y{i}' for i in range(len(y))]
@@ -183,14 +211,10 @@ class Animator:
         return path
 
 
-def _notebook_display(figure: Any) -> Any:
-    """Show a figure in a notebook, and return its handle to update it."""
+def _in_notebook() -> bool:
+    """Return whether this session can show pictures."""
     if 'IPython' not in sys.modules:
-        return None
+        return False
     from IPython import get_ipython
-    from IPython.display import display
 
-    shell = get_ipython()
-    if shell is None or not hasattr(shell, 'kernel'):
-        return None
-    return display(figure, display_id=True)
+    return hasattr(get_ipython(), 'kernel')

@@ -60,7 +60,13 @@ class DotProductAttention:
 
 
 class MultiHeadAttention:
-    """Attention by several heads side by side, each with its own share."""
+    """Attention by several heads side by side, each with its own share.
+
+    `num_hiddens`: units of all heads together, a multiple of `num_heads`;
+    `num_inputs`: the size of queries, keys and values, by default left to
+    the first of them. `others`, here and below, is for the framework's base
+    class: MXNet 1 has `prefix` and `params`.
+    """
 
     backend: ClassVar[Backend]
     Attention: ClassVar[Any]
@@ -71,9 +77,11 @@ class MultiHeadAttention:
         num_heads: int,
         dropout: float,
         bias: bool = False,
+        *,
         num_inputs: int | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**others)
         if num_heads < 1 or num_hiddens % num_heads:
             raise ValueError(
                 f'num_hiddens = {num_hiddens} does not divide into '
@@ -128,7 +136,10 @@ class MultiHeadAttention:
 
 
 class PositionWiseFFN:
-    """Two linear layers with a ReLU between, alike for every position."""
+    """Two linear layers with a ReLU between, alike for every position.
+
+    `ffn_num_inputs`: by default left to the first input.
+    """
 
     backend: ClassVar[Backend]
 
@@ -136,6 +147,7 @@ class PositionWiseFFN:
         self,
         ffn_num_hiddens: int,
         ffn_num_outputs: int,
+        *,
         ffn_num_inputs: int | None = None,
     ) -> None:
         super().__init__()
@@ -148,11 +160,15 @@ class PositionWiseFFN:
 
 
 class AddNorm:
-    """Residual connection, then layer normalisation."""
+    """Residual connection, then layer normalisation.
+
+    `norm_shape`: the size of the last axis; in PyTorch also a list of sizes,
+    which normalises over so many axes; in MXNet it can be left out.
+    """
 
     backend: ClassVar[Backend]
 
-    def __init__(self, norm_shape: int | None, dropout: float) -> None:
+    def __init__(self, norm_shape: Any, dropout: float) -> None:
         super().__init__()
         self.dropout = self.backend.Dropout(dropout)
         self.ln = self.backend.LayerNorm(norm_shape)
@@ -180,10 +196,16 @@ class TransformerEncoderBlock:
     ) -> None:
         super().__init__()
         self.attention = self.Attention(
-            num_hiddens, num_heads, dropout, use_bias, num_hiddens
+            num_hiddens,
+            num_heads,
+            dropout,
+            use_bias,
+            num_inputs=num_hiddens,
         )
         self.addnorm1 = self.AddNorm(norm_shape=num_hiddens, dropout=dropout)
-        self.ffn = self.FFN(ffn_num_hiddens, num_hiddens, num_hiddens)
+        self.ffn = self.FFN(
+            ffn_num_hiddens, num_hiddens, ffn_num_inputs=num_hiddens
+        )
         self.addnorm2 = self.AddNorm(norm_shape=num_hiddens, dropout=dropout)
 
     def forward(self, X: Array, valid_lens: Array | None) -> Array:
@@ -212,11 +234,12 @@ class BERTEncoder:
         max_len: int = 1000,
         *,
         num_layers: int | None = None,
-        **implied_sizes: Any,
+        **others: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            **editions.without_implied_sizes(num_hiddens, others)
+        )
         num_blks = editions.one_of(num_blks=num_blks, num_layers=num_layers)
-        editions.check_implied_sizes(num_hiddens, implied_sizes)
         self.token_embedding = self.backend.Embedding(vocab_size, num_hiddens)
         self.segment_embedding = self.backend.Embedding(2, num_hiddens)
         self.blks = self.backend.Sequential(
@@ -253,14 +276,21 @@ class BERTEncoder:
 
 
 class MaskLM:
-    """Masked language modelling: guess tokens from their encodings."""
+    """Masked language modelling: guess tokens from their encodings.
+
+    `num_inputs`: the size of an encoding, by default left to the first.
+    """
 
     backend: ClassVar[Backend]
 
     def __init__(
-        self, vocab_size: int, num_hiddens: int, num_inputs: int | None = None
+        self,
+        vocab_size: int,
+        num_hiddens: int,
+        num_inputs: int | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**others)
         Linear = self.backend.Linear
         self.mlp = self.backend.Sequential(
             Linear(num_hiddens, num_inputs, activation='relu'),
@@ -295,12 +325,15 @@ class MaskLM:
 
 
 class NextSentencePred:
-    """Next sentence prediction: does the second sentence follow?"""
+    """Next sentence prediction: does the second sentence follow?
+
+    `num_inputs`: the size of an encoding, by default left to the first.
+    """
 
     backend: ClassVar[Backend]
 
-    def __init__(self, num_inputs: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, num_inputs: int | None = None, **others: Any) -> None:
+        super().__init__(**others)
         self.output = self.backend.Linear(2, num_inputs)
 
     def forward(self, X: Array) -> Array:
@@ -329,6 +362,8 @@ class BERTModel:
     #: Where the names of a tab's parameters differ from the neutral ones:
     #: regular expressions and what to put in their place, in order.
     NEUTRAL_NAMES: ClassVar[tuple[tuple[str, str], ...]] = ()
+    #: The same for layers.
+    NEUTRAL_LAYERS: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(
         self,
@@ -341,11 +376,12 @@ class BERTModel:
         max_len: int = 1000,
         *,
         num_layers: int | None = None,
-        **implied_sizes: Any,
+        **others: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            **editions.without_implied_sizes(num_hiddens, others)
+        )
         num_blks = editions.one_of(num_blks=num_blks, num_layers=num_layers)
-        editions.check_implied_sizes(num_hiddens, implied_sizes)
         self.encoder = self.Encoder(
             vocab_size,
             num_hiddens,

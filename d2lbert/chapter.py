@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from backends.base import Array, Backend, Device
-from d2lbert import editions
+from d2lbert import bert, editions
 from d2lbert.animator import Accumulator, Animator, Timer
 from d2lbert.data import examples
 from d2lbert.data.batches import Batches
@@ -23,11 +23,20 @@ from d2lbert.data.textbook import get_tokens_and_segments
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError
 from d2lbert.recipes import Recipe
-from d2lbert.trainer import Step, Trainer
+from d2lbert.trainer import Step, Trainer, check_positive
 
 LR = 0.01
 #: The English edition of 2020, whose `train_bert` takes `log_interval`.
 LR_2020 = 0.001
+
+
+def native_array(name: str) -> property:
+    """Return a property: one of a dataset's seven arrays, all examples."""
+
+    def array(self: WikiTextDataset) -> Array:
+        return self.backend.tensor(getattr(self.examples, name))
+
+    return property(array, doc=f'`{name}` of all examples, copied.')
 
 
 class WikiTextDataset:
@@ -40,6 +49,15 @@ class WikiTextDataset:
     """
 
     backend: Backend
+
+    # By the textbook's names
+    all_token_ids = native_array('tokens')
+    all_segments = native_array('segments')
+    valid_lens = native_array('valid_lens')
+    all_pred_positions = native_array('pred_positions')
+    all_mlm_weights = native_array('mlm_weights')
+    all_mlm_labels = native_array('mlm_labels')
+    nsp_labels = native_array('nsp_labels')
 
     def __init__(
         self, paragraphs: Sequence[Sequence[str]], max_len: int
@@ -159,11 +177,17 @@ def train_bert(
     log_interval: int | None = None,
 ) -> None:
     """Train as the chapter's `train_bert`, plot, and print its two lines."""
+    if len(older) > 1:
+        raise TypeError(
+            f'train_bert takes 7 arguments at most, got {6 + len(older)}'
+        )
     if older:
         # 2020: train_bert(…, ctx, log_interval, num_steps)
         log_interval, num_steps = num_steps, *older
-    num_steps = editions.one_of(num_steps=num_steps)
     devices = editions.one_of(devices=devices, ctx=ctx)
+    num_steps = editions.one_of(num_steps=num_steps)
+    draw_interval = 1 if log_interval is None else log_interval
+    check_positive(num_steps=num_steps, log_interval=draw_interval)
     check_vocab_size(net, vocab_size)
     animator = Animator(
         xlabel='step',
@@ -173,7 +197,6 @@ def train_bert(
     )
     # Sums of both losses, of sentence pairs and of steps
     metric, timer = Accumulator(4), Timer()
-    timer.times.clear()
     for step in training_steps(
         train_iter,
         net,
@@ -184,9 +207,10 @@ def train_bert(
     ):
         timer.times.append(step.seconds)
         metric.add(step.mlm_loss, step.nsp_loss, step.num_pairs, 1)
-        animator.add(
-            metric[3], (metric[0] / metric[3], metric[1] / metric[3])
-        )
+        if metric[3] % draw_interval == 0 or metric[3] == num_steps:
+            animator.add(
+                metric[3], (metric[0] / metric[3], metric[1] / metric[3])
+            )
     print(
         f'MLM loss {metric[0] / metric[3]:.3f}, '
         f'NSP loss {metric[1] / metric[3]:.3f}'
@@ -198,6 +222,12 @@ def train_bert(
 
 def check_vocab_size(net: Any, vocab_size: int) -> None:
     """Raise `InputError` where a network has another vocabulary."""
+    if not isinstance(net, bert.BERTModel):
+        raise InputError(
+            f'net is a {type(net).__qualname__}: expected a BERTModel or a '
+            'subclass; for another network write the loop yourself, with '
+            '_get_batch_loss_bert'
+        )
     expected, _ = net.encoder.token_embedding.weight.shape
     if vocab_size != expected:
         raise InputError(

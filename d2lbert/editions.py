@@ -42,15 +42,16 @@ def one_of(default: Any = None, **spellings: Any) -> Any:
     return default
 
 
-def check_implied_sizes(num_hiddens: int, sizes: dict[str, Any]) -> None:
-    """Raise unless each size is the one that the model has anyway.
+def without_implied_sizes(
+    num_hiddens: int, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments that are not sizes the model has anyway.
 
-    `TypeError` for a name that no edition has, `InputError` for another
-    size than `num_hiddens`.
+    Raises `InputError` for such a size that is not `num_hiddens`.
     """
-    for name, size in sizes.items():
-        if name not in IMPLIED_SIZES:
-            raise TypeError(f'unexpected argument {name!r}')
+    others = dict(arguments)
+    for name in IMPLIED_SIZES:
+        size = others.pop(name, num_hiddens)
         expected = [num_hiddens] if name == 'norm_shape' else num_hiddens
         got = list(size) if isinstance(size, tuple) else size
         if got not in (expected, num_hiddens):
@@ -58,3 +59,4 @@ def check_implied_sizes(num_hiddens: int, sizes: dict[str, Any]) -> None:
                 f'{name} = {size!r}: this model implies {expected!r}, the '
                 'number of hidden units; leave it out or give that'
             )
+    return others

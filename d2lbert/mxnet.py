@@ -33,10 +33,11 @@ _last_vocab: Vocab | None = None
 
 
 class DotProductAttention(bert.DotProductAttention, Module):
-    pass
+    __doc__ = bert.DotProductAttention.__doc__
 
 
 class MultiHeadAttention(bert.MultiHeadAttention, Module):
+    __doc__ = bert.MultiHeadAttention.__doc__
     Attention = DotProductAttention
 
     def __init__(
@@ -45,41 +46,44 @@ class MultiHeadAttention(bert.MultiHeadAttention, Module):
         num_heads: int,
         dropout: float,
         use_bias: bool = False,
-        num_inputs: int | None = None,
+        **others: Any,
     ) -> None:
-        super().__init__(
-            num_hiddens, num_heads, dropout, use_bias, num_inputs
-        )
+        super().__init__(num_hiddens, num_heads, dropout, use_bias, **others)
 
 
 class PositionWiseFFN(bert.PositionWiseFFN, Module):
-    pass
+    __doc__ = bert.PositionWiseFFN.__doc__
 
 
 class AddNorm(bert.AddNorm, Module):
+    __doc__ = bert.AddNorm.__doc__
+
     def __init__(self, dropout: float, norm_shape: int | None = None) -> None:
         super().__init__(norm_shape, dropout)
 
 
 class TransformerEncoderBlock(bert.TransformerEncoderBlock, Module):
+    __doc__ = bert.TransformerEncoderBlock.__doc__
     Attention = MultiHeadAttention
     FFN = PositionWiseFFN
     AddNorm = AddNorm
 
 
 class BERTEncoder(bert.BERTEncoder, Module):
+    __doc__ = bert.BERTEncoder.__doc__
     Block = TransformerEncoderBlock
 
 
 class MaskLM(bert.MaskLM, Module):
-    pass
+    __doc__ = bert.MaskLM.__doc__
 
 
 class NextSentencePred(bert.NextSentencePred, Module):
-    pass
+    __doc__ = bert.NextSentencePred.__doc__
 
 
 class BERTModel(bert.BERTModel, Module):
+    __doc__ = bert.BERTModel.__doc__
     Encoder = BERTEncoder
     MaskLM = MaskLM
     NextSentencePred = NextSentencePred
@@ -91,6 +95,11 @@ class BERTModel(bert.BERTModel, Module):
         (r'^hidden\.', 'hidden.0.'),
         (r'^mlm\.mlp\.2\.', 'mlm.mlp.3.'),
         (r'^mlm\.mlp\.1\.', 'mlm.mlp.2.'),
+    )
+    NEUTRAL_LAYERS = (
+        (r'^mlm\.mlp\.2$', 'mlm.mlp.3'),
+        (r'^mlm\.mlp\.1$', 'mlm.mlp.2'),
+        (r'^mlm\.mlp\.0$', 'mlm.mlp.1'),
     )
 
 

@@ -36,40 +36,44 @@ _last_vocab: Vocab | None = None
 
 
 class DotProductAttention(bert.DotProductAttention, Module):
-    pass
+    __doc__ = bert.DotProductAttention.__doc__
 
 
 class MultiHeadAttention(bert.MultiHeadAttention, Module):
+    __doc__ = bert.MultiHeadAttention.__doc__
     Attention = DotProductAttention
 
 
 class PositionWiseFFN(bert.PositionWiseFFN, Module):
-    pass
+    __doc__ = bert.PositionWiseFFN.__doc__
 
 
 class AddNorm(bert.AddNorm, Module):
-    pass
+    __doc__ = bert.AddNorm.__doc__
 
 
 class TransformerEncoderBlock(bert.TransformerEncoderBlock, Module):
+    __doc__ = bert.TransformerEncoderBlock.__doc__
     Attention = MultiHeadAttention
     FFN = PositionWiseFFN
     AddNorm = AddNorm
 
 
 class BERTEncoder(bert.BERTEncoder, Module):
+    __doc__ = bert.BERTEncoder.__doc__
     Block = TransformerEncoderBlock
 
 
 class MaskLM(bert.MaskLM, Module):
-    pass
+    __doc__ = bert.MaskLM.__doc__
 
 
 class NextSentencePred(bert.NextSentencePred, Module):
-    pass
+    __doc__ = bert.NextSentencePred.__doc__
 
 
 class BERTModel(bert.BERTModel, Module):
+    __doc__ = bert.BERTModel.__doc__
     Encoder = BERTEncoder
     MaskLM = MaskLM
     NextSentencePred = NextSentencePred
