@@ -119,3 +119,49 @@ def _draw_curve(
         # A single step would have no line
         marker='o' if len(losses) == 1 else None,
     )
+
+
+def draw_parity(
+    histories: Mapping[str, Sequence[Sequence[float]]],
+    path: str | Path,
+    title: str = '',
+) -> Path:
+    """Draw two loss curves over each other, and how far they are apart.
+
+    `histories`, `path`, `title`: see `draw_losses`. The differences stand
+    on a logarithmic scale; equal losses leave a gap there. Returns the path
+    of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.6), layout='constrained')
+    figure.suptitle(title, fontsize='medium', parse_math=False)
+    axes = figure.subplots(2, 2, sharex=True, height_ratios=(2, 1.3))
+    for task, name in enumerate(
+        ('Masked language modelling', 'Next sentence prediction')
+    ):
+        curves, gaps = axes[:, task]
+        for i, (label, history) in enumerate(histories.items()):
+            _draw_curve(
+                curves, label, [losses[task] for losses in history], i
+            )
+        ours, theirs = (
+            [losses[task] for losses in history]
+            for history in (*histories.values(), *histories.values())[:2]
+        )
+        steps = range(1, len(ours) + 1)
+        apart = [
+            abs(a - b) or math.nan for a, b in zip(ours, theirs, strict=True)
+        ]
+        gaps.plot(steps, apart, 'o-', color='0.3', markersize=3, linewidth=1)
+        gaps.set_yscale('log')
+        gaps.set_ylim(1e-9 if min(apart, default=1) > 1e-9 else None, None)
+        curves.set(title=name, ylabel='loss')
+        gaps.set(xlabel='step', ylabel='difference')
+        curves.legend(frameon=False)
+        for panel in (curves, gaps):
+            panel.grid(alpha=0.25)
+    path = Path(path)
+    for suffix in SUFFIXES:
+        figure.savefig(path.with_name(path.name + suffix), dpi=144)
+    return path.with_name(path.name + SUFFIXES[0])

@@ -107,7 +107,8 @@ def compare_arrays(
         return Difference(kind, name, 0.0, 0.0)
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     # Equal infinities are equal, and a NaN is further off than anything
-    gaps = np.where(a == b, 0.0, np.abs(a - b))
+    with np.errstate(invalid='ignore'):
+        gaps = np.where(a == b, 0.0, np.abs(a - b))
     gaps[np.isnan(gaps)] = np.inf
     index = tuple(int(i) for i in np.unravel_index(gaps.argmax(), a.shape))
     largest = float(np.max(np.abs(b[np.isfinite(b)]), initial=0.0))

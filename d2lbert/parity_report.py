@@ -169,21 +169,19 @@ def compare_backends(
     examples, vocab = load_examples(
         read_lines(config.corpus), config.max_len, random.Random(config.seed)
     )
-    sides = [
-        Side(name, config, len(vocab), dtype) for name in dict.fromkeys(names)
-    ]
-    # A backend may also be compared with itself
-    ours, theirs = sides[0], sides[-1]
+    ours, theirs = (Side(name, config, len(vocab), dtype) for name in names)
     batches = Batches(examples, config.batch_size, config.seed)
     batch = next(batches.from_step(0))
     report = Report(config, (names[0], names[1]), dtype)
     report.differences += compare_one_step(
         ours, theirs, batch, TOLERANCES[dtype]
     )
-    for side in (ours, theirs):
-        report.histories[side.name] = side.train(batches, progress)
+    our_history, their_history = (
+        side.train(batches, progress) for side in (ours, theirs)
+    )
+    report.histories = {names[0]: our_history, names[1]: their_history}
     report.differences += compare_histories(
-        *report.histories.values(), atol=TOLERANCES[dtype]['training']
+        our_history, their_history, atol=TOLERANCES[dtype]['training']
     )
     return report
 
@@ -269,9 +267,7 @@ class Side:
         """Return both losses of each step of a training."""
         self.reset()
         history = []
-        with display.Progress(
-            self.name, self.config.steps, progress
-        ) as bar:
+        with display.Progress(self.name, self.config.steps, progress) as bar:
             for step in self.trainer().train(
                 batches.from_step(0), self.config.steps
             ):

@@ -142,10 +142,9 @@ class Trainer:
         nsp_weights: np.ndarray,
     ) -> tuple[Any, Any]:
         """Return both losses of a micro-batch, recorded for `backward`."""
-        if type(net).forward is bert.BERTModel.forward:
+        if losses_follow_forward(net):
             losses, inputs = net.losses, loss_inputs
         else:
-            # A reader's own: nothing is known of it but its outputs
             losses, inputs = partial(losses_of_forward, net), plain_inputs
         arrays = [
             self.backend.tensor(array, device)
@@ -172,6 +171,22 @@ class Trainer:
             ],
             axis=0,
         )
+
+
+def losses_follow_forward(net: Any) -> bool:
+    """Say whether `net.losses` is the loss of what `net.forward` returns.
+
+    Of a reader's own `forward`, in the network or in a head, nothing is
+    known but what it returns.
+    """
+    return all(
+        type(part).forward is definition.forward
+        for part, definition in (
+            (net, bert.BERTModel),
+            (net.mlm, bert.MaskLM),
+            (net.nsp, bert.NextSentencePred),
+        )
+    )
 
 
 def losses_of_forward(

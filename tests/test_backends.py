@@ -473,7 +473,8 @@ def adam(parameters, gradients, num_steps, lr, inside):
 
 
 def take_steps(backend, layer, optimizer, num_steps, scale):
-    X = backend.tensor(np.full((1, 3), scale, np.float32))
+    dtype = next(iter(backend.parameters(layer).values())).dtype
+    X = backend.tensor(np.full((1, 3), scale, dtype))
     with backend.accumulate_gradients(layer):
         for _ in range(num_steps):
             backend.zero_gradients(layer)
@@ -531,3 +532,60 @@ def test_evaluation_restores_the_mode(backend):
 
 def test_synchronize(backend):
     backend.synchronize()
+
+
+def test_set_gradients(backend):
+    layer = linear(backend)
+    gradients = {'weight': normal(2, 3), 'bias': normal(2)}
+    with backend.accumulate_gradients(layer):
+        backend.zero_gradients(layer)
+        backend.set_gradients(layer, gradients)
+        for name, array in backend.gradients(layer).items():
+            close(array, gradients[name])
+        with pytest.raises(ValueError, match='bias is missing'):
+            backend.set_gradients(layer, {'weight': gradients['weight']})
+
+
+def test_layer_outputs(backend):
+    net = backend.Sequential(backend.Linear(3, 4), backend.LayerNorm(3))
+    for name, layer in zip(backend.layer_names(net), list(net), strict=True):
+        shapes = backend.parameter_shapes(layer)
+        backend.load_parameters(
+            layer, {key: normal(*shape) for key, shape in shapes.items()}
+        )
+        assert name in ('0', '1')
+    X = backend.tensor(normal(2, 4))
+    with backend.evaluation(net), backend.layer_outputs(net) as outputs:
+        Y = backend.to_numpy(net(X))
+    assert list(outputs) == ['0', '1']
+    assert outputs['0'].shape == (2, 3)
+    close(backend.to_numpy(outputs['1']), Y)
+    with backend.evaluation(net):
+        net(X)
+    assert len(outputs) == 2
+
+
+@pytest.mark.parametrize('num_classes', [2, 50])
+def test_cross_entropy(backend, num_classes):
+    logits, weights = normal(9, num_classes), rng.random(9, np.float32)
+    labels = rng.integers(0, num_classes, 9)
+    loss = backend.cross_entropy(
+        *map(backend.tensor, (logits, labels, weights))
+    )
+    P = softmax(logits.astype(np.float64))
+    expected = -(weights * np.log(P[np.arange(9), labels])).sum()
+    close(backend.to_numpy(loss), expected, 1e-5)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+def test_parameters_take_over_the_type(backend, dtype):
+    layer = linear(backend)
+    arrays = {
+        name: array.astype(dtype)
+        for name, array in backend.parameters(layer).items()
+    }
+    backend.load_parameters(layer, arrays)
+    assert {a.dtype for a in backend.parameters(layer).values()} == {
+        np.dtype(dtype)
+    }
+    take_steps(backend, layer, backend.Adam(layer, 0.01, False), 1, 1)
