@@ -62,9 +62,14 @@ class LinearCrossEntropy(autograd.Function):
     """
 
     def forward(self, X, weight, bias, labels, weights):
-        loss, *gradients = linear_cross_entropy(
-            *(array.asnumpy() for array in (X, weight, bias, labels, weights))
-        )
+        # What overflows becomes a loss that is not finite, as anywhere else
+        with numpy.errstate(over='ignore', invalid='ignore'):
+            loss, *gradients = linear_cross_entropy(
+                *(
+                    array.asnumpy()
+                    for array in (X, weight, bias, labels, weights)
+                )
+            )
         self.gradients = [
             nd.array(gradient, ctx=X.ctx, dtype=gradient.dtype)
             for gradient in gradients

@@ -1,45 +1,16 @@
-"""Fixtures that run a test once for each framework."""
+"""Fixtures that all tests share; see also `d2lbert.pytest_plugin`."""
 
 import os
 
 import pytest
 
 import backends
+from d2lbert.pytest_plugin import require
 from d2lbert.run import load_tab
 
-REQUIRED = bool(os.environ.get('D2LBERT_REQUIRE_BACKENDS'))
+pytest_plugins = ['d2lbert.pytest_plugin']
+
 WIKITEXT2 = os.environ.get('D2LBERT_WIKITEXT2', '')
-
-
-def require(name):
-    """Skip a test whose framework is missing, or fail where it must not."""
-    if name in backends.installed():
-        return
-    reason = f"{name} is not installed: pip install 'd2lbert[{name}]'"
-    if REQUIRED:
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=getattr(pytest.mark, name))
-        for name in backends.names()
-    ]
-)
-def backend_name(request):
-    require(request.param)
-    return request.param
-
-
-@pytest.fixture
-def backend(backend_name):
-    return backends.load(backend_name)
-
-
-@pytest.fixture
-def tab(backend_name):
-    return load_tab(backend_name)
 
 
 @pytest.fixture

@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 from d2lbert.data import corpus
 from d2lbert.errors import CorpusError, D2LBertError, InputError
 
-REAL = os.environ.get('D2LBERT_WIKITEXT2')
 ROOT = Path(corpus.__file__).parents[2]
 TRAIN = 'wikitext-2/wiki.train.tokens'
 TEXT = ' \n = Crane = \n \n The crane is a <unk> — a bird . It flies . \n'
@@ -39,7 +38,6 @@ def cache(tmp_path, monkeypatch):
     """An empty cache; the folder itself does not exist yet."""
     folder = tmp_path / 'cache' / 'd2lbert'
     monkeypatch.setenv('D2LBERT_CACHE', str(folder))
-    monkeypatch.delenv('D2LBERT_WIKITEXT2', raising=False)
     monkeypatch.setenv('NO_PROXY', '127.0.0.1')
     return folder
 
@@ -749,11 +747,8 @@ def test_text_is_read_as_open_reads_it(tmp_path, text):
 # The real corpus
 
 
-@pytest.mark.skipif(
-    not REAL, reason='D2LBERT_WIKITEXT2 does not point at WikiText-2'
-)
-def test_real_wikitext2(tmp_path, monkeypatch):
-    monkeypatch.setenv('D2LBERT_WIKITEXT2', REAL)
+def test_real_wikitext2(tmp_path, monkeypatch, wikitext2):
+    monkeypatch.setenv('D2LBERT_WIKITEXT2', wikitext2)
     lines = corpus.read_lines()
     assert len(lines) == 36_718
     assert sum(len(line.encode()) for line in lines) == 10_797_148
