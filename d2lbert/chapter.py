@@ -19,7 +19,7 @@ from d2lbert.animator import Accumulator, Animator, Timer
 from d2lbert.data import examples
 from d2lbert.data.batches import Batches
 from d2lbert.data.examples import Batch
-from d2lbert.data.textbook import get_tokens_and_segments
+from d2lbert.data.textbook import _read_wiki, get_tokens_and_segments
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError
 from d2lbert.recipes import Recipe
@@ -28,6 +28,10 @@ from d2lbert.trainer import Step, Trainer, check_positive
 LR = 0.01
 #: The English edition of 2020, whose `train_bert` takes `log_interval`.
 LR_2020 = 0.001
+
+#: The vocabulary that `load_data_wiki` has made last in each tab: the
+#: chapter's `get_bert_encoding` takes it from the notebook.
+last_vocab: dict[str, Vocab] = {}
 
 
 def native_array(name: str) -> property:
@@ -95,6 +99,15 @@ class TrainIter:
     def __iter__(self) -> Iterator[list[Array]]:
         for batch in self.batches:
             yield [self.dataset.backend.tensor(array) for array in batch]
+
+
+def load_data_wiki(
+    dataset: type[WikiTextDataset], batch_size: int, max_len: int, corpus: str
+) -> tuple[TrainIter, Vocab]:
+    """Return the minibatches of a corpus and its vocabulary."""
+    train_set = dataset(_read_wiki(corpus), max_len)
+    last_vocab[dataset.backend.name] = train_set.vocab
+    return TrainIter(train_set, batch_size), train_set.vocab
 
 
 def random_seed() -> int:
@@ -246,6 +259,7 @@ def get_bert_encoding(
 
     In evaluation mode, whatever mode `net` is in.
     """
+    vocab = vocab or last_vocab.get(net.backend.name)
     if vocab is None:
         raise InputError(
             'no vocabulary yet: call load_data_wiki first, or give vocab='

@@ -28,9 +28,6 @@ num_gpus = BACKEND.num_gpus
 try_gpu = BACKEND.try_gpu
 try_all_gpus = BACKEND.try_all_gpus
 
-#: The vocabulary that `load_data_wiki` has made last.
-_last_vocab: Vocab | None = None
-
 
 class DotProductAttention(bert.DotProductAttention, Module):
     __doc__ = bert.DotProductAttention.__doc__
@@ -126,10 +123,9 @@ def load_data_wiki(
     `corpus`: see `d2lbert.data.corpus.read_lines`. Python's `random`
     decides the examples, as in the textbook.
     """
-    global _last_vocab
-    train_set = _WikiTextDataset(_read_wiki(corpus), max_len)
-    _last_vocab = train_set.vocab
-    return chapter.TrainIter(train_set, batch_size), train_set.vocab
+    return chapter.load_data_wiki(
+        _WikiTextDataset, batch_size, max_len, corpus
+    )
 
 
 def _get_batch_loss_bert(
@@ -226,6 +222,4 @@ def get_bert_encoding(
     The T tokens are `<cls>`, the words and a `<sep>` after each list.
     `vocab`: by default the one that `load_data_wiki` has made last.
     """
-    return chapter.get_bert_encoding(
-        net, tokens_a, tokens_b, vocab or _last_vocab
-    )
+    return chapter.get_bert_encoding(net, tokens_a, tokens_b, vocab)

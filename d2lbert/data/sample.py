@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Sequence
 from importlib import resources
 from typing import NamedTuple
 
@@ -94,10 +95,10 @@ def sha256() -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_topics() -> list[Topic]:
-    """The topics of all files, in their order."""
+def read_topics(files: Sequence[str] = FILES) -> list[Topic]:
+    """The topics of these files, in their order."""
     folder = resources.files(__package__) / 'sample_text'
-    texts = [(folder / f'{name}.txt').read_text('utf-8') for name in FILES]
+    texts = [(folder / f'{name}.txt').read_text('utf-8') for name in files]
     return [topic for text in texts for topic in _parse(text)]
 
 
