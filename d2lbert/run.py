@@ -34,6 +34,7 @@ from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.files import write_file
 from d2lbert.trainer import Step, Trainer
 from d2lbert.weights import (
     get_weights,
@@ -363,19 +364,6 @@ def read_file(path: Path, sha256: str) -> bytes:
     if _sha256(data) != sha256:
         raise ValueError(f'{path.name} is not as it was written')
     return data
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, whatever happens meanwhile."""
-    part = path.with_name(f'{path.name}.part')
-    try:
-        with part.open('wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _to_bytes(lines: Iterable[str]) -> bytes:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from d2lbert.errors import CorpusError, InputError
+from d2lbert.files import write_file
 
 if TYPE_CHECKING:
     import gzip
@@ -116,7 +117,7 @@ def fetch(mirrors: Sequence[str] = MIRRORS, sha256: str = SHA256) -> bytes:
             data = _read_cached(path, sha256)
             if data is None:
                 data = _download(mirrors, sha256, path)
-                _save(data, path)
+                write_file(path, data)
     except filelock.Timeout as error:
         raise CorpusError(
             f'Another process has held {error.lock_file} for {LOCK_TIMEOUT} '
@@ -413,19 +414,6 @@ def _sha256(data: bytes) -> str:
     import hashlib
 
     return hashlib.sha256(data).hexdigest()
-
-
-def _save(data: bytes, path: Path) -> None:
-    """Put `data` at `path`, whole or not at all; the caller has the lock."""
-    part = path.with_name(path.name + '.part')
-    try:
-        with open(part, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class _MirrorError(Exception):
