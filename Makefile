@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ORACLE := .oracle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv pretrain test lint format test-matrix clean
+.PHONY: help venv pretrain test lint format test-matrix oracle clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -38,6 +39,19 @@ format: $(READY)  ## Rewrite the code in the project's format
 
 test-matrix: $(READY)  ## Run the tests on every Python from 3.10 to 3.13
 	$(BIN)/nox
+
+oracle: $(READY) $(ORACLE)/.ready  ## Compare with the textbook's own package
+	PYTHONPATH=tests $(BIN)/python -W ignore -m oracle.compare \
+	  $(ORACLE)/bin/python
+
+$(ORACLE)/.ready: tests/oracle/constraints.txt
+	$(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/pip install --disable-pip-version-check --quiet \
+	  --constraint $< \
+	  numpy torch mxnet pandas matplotlib ipython pillow requests
+	$(ORACLE)/bin/pip install --disable-pip-version-check --quiet \
+	  --no-deps d2l==1.0.3
+	touch $@
 
 clean:  ## Remove the environment, caches and runs
 	rm -rf $(VENV) .nox runs build dist *.egg-info .pytest_cache \
