@@ -48,7 +48,7 @@ $(ORACLE)/.ready: tests/oracle/constraints.txt
 	$(PYTHON) -m venv $(ORACLE)
 	$(ORACLE)/bin/pip install --disable-pip-version-check --quiet \
 	  --constraint $< \
-	  numpy torch mxnet pandas matplotlib ipython pillow requests
+	  numpy torch mxnet pandas scipy matplotlib ipython pillow requests
 	$(ORACLE)/bin/pip install --disable-pip-version-check --quiet \
 	  --no-deps d2l==1.0.3
 	touch $@

@@ -59,6 +59,28 @@ BatchSizeOption = Annotated[
 MaxLenOption = Annotated[
     int, typer.Option(help='Tokens of an example; longer pairs are dropped.')
 ]
+NumHiddensOption = Annotated[int, typer.Option(help='Hidden units.')]
+FFNNumHiddensOption = Annotated[
+    int, typer.Option(help='Hidden units of the feed-forward networks.')
+]
+NumHeadsOption = Annotated[int, typer.Option(help='Attention heads.')]
+NumBlksOption = Annotated[int, typer.Option(help='Encoder blocks.')]
+DropoutOption = Annotated[
+    float, typer.Option(help='Probability of dropping, from 0 to below 1.')
+]
+LROption = Annotated[
+    float | None,
+    typer.Option(
+        help="Adam's learning rate.", show_default="the recipe's, 0.01"
+    ),
+]
+MicroBatchOption = Annotated[
+    int | None,
+    typer.Option(
+        help='Rows that go through the network at a time.',
+        show_default='about 8,000 tokens',
+    ),
+]
 DevicesOption = Annotated[
     str,
     typer.Option(
@@ -86,30 +108,14 @@ def pretrain(
     steps: StepsOption = 50,
     batch_size: BatchSizeOption = 512,
     max_len: MaxLenOption = 64,
-    num_hiddens: Annotated[int, typer.Option(help='Hidden units.')] = 128,
-    ffn_num_hiddens: Annotated[
-        int, typer.Option(help='Hidden units of the feed-forward networks.')
-    ] = 256,
-    num_heads: Annotated[int, typer.Option(help='Attention heads.')] = 2,
-    num_blks: Annotated[int, typer.Option(help='Encoder blocks.')] = 2,
-    dropout: Annotated[
-        float,
-        typer.Option(help='Probability of dropping, from 0 to below 1.'),
-    ] = 0.2,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            help="Adam's learning rate.", show_default="the recipe's, 0.01"
-        ),
-    ] = None,
+    num_hiddens: NumHiddensOption = 128,
+    ffn_num_hiddens: FFNNumHiddensOption = 256,
+    num_heads: NumHeadsOption = 2,
+    num_blks: NumBlksOption = 2,
+    dropout: DropoutOption = 0.2,
+    lr: LROption = None,
     devices: DevicesOption = 'all',
-    micro_batch: Annotated[
-        int | None,
-        typer.Option(
-            help='Rows that go through the network at a time.',
-            show_default='about 8,000 tokens',
-        ),
-    ] = None,
+    micro_batch: MicroBatchOption = None,
     seed: SeedOption = 0,
     out: Annotated[
         Path | None,
@@ -283,6 +289,138 @@ def encode(
                 }
             )
         )
+
+
+@app.command()
+def parity(
+    names: Annotated[
+        tuple[str, str],
+        typer.Option(
+            '--backends',
+            metavar='NAME NAME',
+            help='The two frameworks; the same one twice is allowed.',
+        ),
+    ] = ('torch', 'mxnet'),
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar='mxnet|pytorch|corrected',
+            help='How to start and to normalise the loss.',
+        ),
+    ] = 'corrected',
+    corpus: CorpusOption = 'sample',
+    steps: StepsOption = 50,
+    dtype: Annotated[
+        str,
+        typer.Option(metavar='float32|float64', help='What to compute with.'),
+    ] = 'float32',
+    twin: Annotated[
+        bool,
+        typer.Option(
+            '--twin',
+            help='Train the first framework once more, with one weight '
+            'changed by rounding: how much of a difference is rounding? '
+            'Decides nothing.',
+        ),
+    ] = False,
+    batch_size: BatchSizeOption = 512,
+    max_len: MaxLenOption = 64,
+    num_hiddens: NumHiddensOption = 128,
+    ffn_num_hiddens: FFNNumHiddensOption = 256,
+    num_heads: NumHeadsOption = 2,
+    num_blks: NumBlksOption = 2,
+    dropout: DropoutOption = 0.2,
+    lr: LROption = None,
+    devices: DevicesOption = 'all',
+    micro_batch: MicroBatchOption = None,
+    seed: SeedOption = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help='The folder for picture and numbers.',
+            show_default='a new one under runs/',
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two frameworks layer by layer and step by step.
+
+    With the same weights, batches and dropout: every layer's output, both
+    losses, every gradient, one step of Adam, and a training. Exit status 1
+    where a tensor differs by more than is allowed.
+    """
+    from d2lbert.parity_report import REPORT_FILE, compare_backends
+
+    out = out or free_folder(Path('runs') / f'parity-{recipe}')
+    report = compare_backends(
+        names,
+        dtype=dtype,
+        twin=twin,
+        out=out,
+        recipe=recipe,
+        corpus=corpus,
+        steps=steps,
+        batch_size=batch_size,
+        max_len=max_len,
+        num_hiddens=num_hiddens,
+        ffn_num_hiddens=ffn_num_hiddens,
+        num_heads=num_heads,
+        num_blks=num_blks,
+        dropout=dropout,
+        lr=lr,
+        devices=devices,
+        micro_batch=micro_batch,
+        seed=seed,
+    )
+    print(report.table())
+    if not report.passed:
+        print(report.failures_text())
+    print(f'Curves: {out / "parity.png"}\nNumbers: {out / REPORT_FILE}')
+    if as_json:
+        print(json.dumps(report.as_dict()))
+    if not report.passed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar='SOURCE',
+            help='The folder of a run, a safetensors file, or a file of '
+            "Gluon's save_parameters; with the names of either tab.",
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar='torch-state-dict|mxnet-params|safetensors|run',
+            help='What to write.',
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help='The file, or for a run the folder.')
+    ],
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            metavar='RUN',
+            help='For --to run: the folder of a run that has the '
+            'vocabulary and the sizes.',
+        ),
+    ] = None,
+) -> None:
+    """Give weights to the other framework, or to the textbook's package.
+
+    Nothing is ever unpickled: a .pt or .pth file is refused, with the line
+    that makes a safetensors file of it.
+    """
+    from d2lbert.convert import convert as write
+
+    weights = write(source, to, out, like)
+    num_values = sum(W.size for W in weights.values())
+    print(f'{out}: {len(weights)} parameters, {num_values:,} numbers')
 
 
 @app.command()

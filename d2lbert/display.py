@@ -13,6 +13,8 @@ COLORS = {'mxnet': '#1f77b4', 'torch': '#d9480f'}
 LABELS = {'mxnet': 'MXNet', 'torch': 'PyTorch'}
 DASHES = ('-', '--', ':', '-.')
 SUFFIXES = ('.png', '.svg')
+#: Below this no difference of losses is drawn.
+LEAST_GAP = 1e-17
 
 
 class Progress:
@@ -109,11 +111,11 @@ def draw_losses(
 def _draw_curve(
     axes: Any, label: str, losses: Sequence[float], number: int
 ) -> None:
-    backend, comma, rest = label.partition(',')
+    backend, _, _ = label.partition(',')
     axes.plot(
         range(1, len(losses) + 1),
         losses,
-        label=LABELS.get(backend, backend) + comma + rest,
+        label=_name(label),
         color=COLORS.get(backend),
         linestyle=DASHES[number % len(DASHES)],
         # A single step would have no line
@@ -126,17 +128,19 @@ def draw_parity(
     path: str | Path,
     title: str = '',
 ) -> Path:
-    """Draw two loss curves over each other, and how far they are apart.
+    """Draw loss curves over each other, and how far they are apart.
 
-    `histories`, `path`, `title`: see `draw_losses`. The differences stand
-    on a logarithmic scale; equal losses leave a gap there. Returns the path
-    of the PNG.
+    `histories`, `path`, `title`: see `draw_losses`. The differences, of the
+    first one from each of the others, stand on a logarithmic scale; equal
+    losses leave a gap there. A single one is compared with itself. Returns
+    the path of the PNG.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.6), layout='constrained')
     figure.suptitle(title, fontsize='medium', parse_math=False)
     axes = figure.subplots(2, 2, sharex=True, height_ratios=(2, 1.3))
+    (first, ours), *others = histories.items()
     for task, name in enumerate(
         ('Masked language modelling', 'Next sentence prediction')
     ):
@@ -145,23 +149,42 @@ def draw_parity(
             _draw_curve(
                 curves, label, [losses[task] for losses in history], i
             )
-        ours, theirs = (
-            [losses[task] for losses in history]
-            for history in (*histories.values(), *histories.values())[:2]
-        )
-        steps = range(1, len(ours) + 1)
-        apart = [
-            abs(a - b) or math.nan for a, b in zip(ours, theirs, strict=True)
-        ]
-        gaps.plot(steps, apart, 'o-', color='0.3', markersize=3, linewidth=1)
+        for i, (label, history) in enumerate(others or [(first, ours)]):
+            apart = [
+                abs(a[task] - b[task])
+                for a, b in zip(ours, history, strict=True)
+            ]
+            _draw_gaps(gaps, f'{_name(first)} and {_name(label)}', apart, i)
         gaps.set_yscale('log')
-        gaps.set_ylim(1e-9 if min(apart, default=1) > 1e-9 else None, None)
+        # Nobody needs to see how far below rounding a difference can be
+        gaps.set_ylim(max(gaps.get_ylim()[0], LEAST_GAP), None)
         curves.set(title=name, ylabel='loss')
         gaps.set(xlabel='step', ylabel='difference')
-        curves.legend(frameon=False)
         for panel in (curves, gaps):
+            panel.legend(frameon=False, fontsize='small')
             panel.grid(alpha=0.25)
     path = Path(path)
     for suffix in SUFFIXES:
         figure.savefig(path.with_name(path.name + suffix), dpi=144)
     return path.with_name(path.name + SUFFIXES[0])
+
+
+def _draw_gaps(
+    axes: Any, label: str, apart: Sequence[float], number: int
+) -> None:
+    axes.plot(
+        range(1, len(apart) + 1),
+        [gap or math.nan for gap in apart],
+        marker='os^v'[number % 4],
+        label=label,
+        color='0.6' if number else '0.2',
+        linestyle=DASHES[number % len(DASHES)],
+        markersize=3,
+        linewidth=1,
+    )
+
+
+def _name(label: str) -> str:
+    """Return what a label of `draw_losses` is called in a picture."""
+    backend, comma, rest = label.partition(',')
+    return LABELS.get(backend, backend) + comma + rest

@@ -7,6 +7,7 @@ losses, every gradient, one optimizer step, and a training.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from d2lbert.parity import (
     compare_named,
 )
 from d2lbert.randomness import DropoutMasks, generator
-from d2lbert.run import load_tab
+from d2lbert.run import load_tab, make_folder, write_file
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (
     get_weights,
@@ -48,13 +49,20 @@ TITLES = {
     'step': 'one Adam step',
     'training': 'training',
 }
+REPORT_FILE = 'parity.json'
+#: The weight that the twin has one unit in its last place larger: the first
+#: of the position that every row starts with.
+NUDGED = 'encoder.pos_embedding'
 
 
 @dataclass
 class Report:
     """What `compare_backends` found.
 
-    `histories`: both losses of each step, by backend.
+    `histories`: both losses of each step, by backend, and of the twin if
+    there was one; `twin`: how far the first backend's training is from
+    itself with one weight changed by rounding. That is no fault of anybody:
+    it is there to be compared with, and decides nothing.
     """
 
     config: Config
@@ -62,6 +70,7 @@ class Report:
     dtype: str
     differences: list[Difference] = field(default_factory=list)
     histories: dict[str, list[list[float]]] = field(default_factory=dict)
+    twin: list[Difference] = field(default_factory=list)
 
     @property
     def failures(self) -> list[Difference]:
@@ -75,34 +84,16 @@ class Report:
 
     def table(self) -> str:
         """Return a line for each kind of comparison: its worst tensor."""
-        rows = [
-            (
-                'compared',
-                'tensors',
-                'max abs',
-                'max rel',
-                'allowed',
-                'worst at',
-                '',
-            )
-        ]
+        heads = ('compared', 'tensors', 'max abs', 'max rel', 'allowed')
+        rows: list[tuple[str, ...]] = [(*heads, 'worst at', '')]
         for kind, title in TITLES.items():
             found = [d for d in self.differences if d.kind == kind]
-            if not found:
-                continue
-            worst = max(found, key=_badness)
-            place = ', '.join(map(str, worst.index))
-            rows.append(
-                (
-                    title,
-                    str(len(found)),
-                    f'{worst.max_abs:.1e}',
-                    f'{worst.max_rel:.1e}',
-                    f'{worst.allowed:.1e}',
-                    f'{worst.name}[{place}]' if place else worst.name,
-                    'pass' if all(d.passed for d in found) else 'FAIL',
-                )
-            )
+            if found:
+                passed = all(d.passed for d in found)
+                rows.append(_row(title, found, 'pass' if passed else 'FAIL'))
+        if self.twin:
+            name = display.LABELS[self.backends[0]]
+            rows.append(_row(f'({name} and its twin)', self.twin, ''))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return '\n'.join(
             '  '.join(
@@ -112,46 +103,72 @@ class Report:
             for row in rows
         )
 
+    def failures_text(self, at_most: int = 20) -> str:
+        """Return a line for each tensor that failed, the worst ones first.
+
+        A training is told in the order of its steps.
+        """
+        failures = sorted(
+            self.failures,
+            key=lambda d: 0.0 if d.kind == 'training' else -_badness(d),
+        )
+        lines = [str(found) for found in failures[:at_most]]
+        if len(failures) > at_most:
+            lines.append(f'… and {len(failures) - at_most} more')
+        return '\n'.join(lines)
+
     def as_dict(self) -> dict[str, Any]:
-        """Return everything, ready for JSON."""
-        return {
+        """Return everything, ready for JSON.
+
+        What is no finite number, which JSON has not, is `None`.
+        """
+        content: dict[str, Any] = {
             'backends': self.backends,
             'dtype': self.dtype,
             'config': self.config.as_dict(),
             'passed': self.passed,
             'differences': [found.as_dict() for found in self.differences],
+            'twin': [found.as_dict() for found in self.twin],
             'histories': self.histories,
         }
+        return _finite(content)
 
     def save(self, folder: str | Path) -> Path:
         """Write `parity.json`, `parity.png` and `parity.svg`.
 
         Returns the path of the picture.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'parity.json').write_text(
-            json.dumps(self.as_dict(), indent=1) + '\n', encoding='utf-8'
-        )
-        return display.draw_parity(
+        folder = make_folder(folder)
+        picture = display.draw_parity(
             self.histories,
             folder / 'parity',
-            f'recipe {self.config.recipe} · {self.config.corpus} · '
+            f'recipe {self.config.recipe} · {self.config.title()} · '
             f'{self.dtype}',
         )
+        write_file(
+            folder / REPORT_FILE,
+            json.dumps(self.as_dict(), indent=1).encode() + b'\n',
+        )
+        return picture
 
 
 def compare_backends(
     names: Sequence[str] = ('torch', 'mxnet'),
     *,
     dtype: str = 'float32',
+    twin: bool = False,
+    out: str | Path | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Report:
     """Compare the chapter's network in two frameworks.
 
-    `names`: two backends; `dtype`: `'float32'` or `'float64'`; `options`:
-    the fields of `Config`, of which `backend` is set here. Dropout is on.
+    `names`: two backends; `dtype`: `'float32'` or `'float64'`; `twin`: train
+    the first backend once more with one weight larger by one unit in its
+    last place, which shows how much of a difference is rounding; `out`: the
+    folder in which to save the report, which must not hold one; `options`:
+    the fields of `Config`, of which `backend` is set here. Dropout is on,
+    unless the options say otherwise.
 
     Raises what `d2lbert.pretrain` raises.
     """
@@ -166,10 +183,17 @@ def compare_backends(
             + ' or '.join(map(repr, TOLERANCES))
         )
     config = Config(backend=names[0], **options)
+    if out is not None and (Path(out) / REPORT_FILE).exists():
+        raise InputError(
+            f'{out} holds a comparison already: give another --out, or '
+            'remove it'
+        )
     examples, vocab = load_examples(
         read_lines(config.corpus), config.max_len, random.Random(config.seed)
     )
     ours, theirs = (Side(name, config, len(vocab), dtype) for name in names)
+    if out is not None:
+        make_folder(out)
     batches = Batches(examples, config.batch_size, config.seed)
     batch = next(batches.from_step(0))
     report = Report(config, (names[0], names[1]), dtype)
@@ -179,10 +203,23 @@ def compare_backends(
     our_history, their_history = (
         side.train(batches, progress) for side in (ours, theirs)
     )
-    report.histories = {names[0]: our_history, names[1]: their_history}
+    again = ', again' * (names[0] == names[1])
+    report.histories = {
+        names[0]: our_history,
+        names[1] + again: their_history,
+    }
+    allowed = TOLERANCES[dtype]['training']
     report.differences += compare_histories(
-        our_history, their_history, atol=TOLERANCES[dtype]['training']
+        our_history, their_history, atol=allowed
     )
+    if twin:
+        twin_history = ours.train(batches, progress, nudged=True)
+        report.histories[f'{names[0]}, one weight nudged'] = twin_history
+        report.twin = compare_histories(
+            our_history, twin_history, atol=allowed
+        )
+    if out is not None:
+        report.save(out)
     return report
 
 
@@ -263,9 +300,20 @@ class Side:
         trainer.optimizer.step()
         return get_weights(self.net)
 
-    def train(self, batches: Batches, progress: bool) -> list[list[float]]:
+    def nudge(self) -> None:
+        """Change one weight to the next larger number of its type."""
+        weights = get_weights(self.net)
+        first = weights[NUDGED].reshape(-1)[:1]
+        first[:] = np.nextafter(first, np.inf)
+        set_weights(self.net, weights, self.devices)
+
+    def train(
+        self, batches: Batches, progress: bool, nudged: bool = False
+    ) -> list[list[float]]:
         """Return both losses of each step of a training."""
         self.reset()
+        if nudged:
+            self.nudge()
         history = []
         with display.Progress(self.name, self.config.steps, progress) as bar:
             for step in self.trainer().train(
@@ -319,6 +367,33 @@ def compare_one_step(
     ):
         found += compare_named(kind, a, b, tolerances[kind])
     return found
+
+
+def _row(
+    title: str, found: Sequence[Difference], verdict: str
+) -> tuple[str, ...]:
+    worst = max(found, key=_badness)
+    place = ', '.join(map(str, worst.index))
+    return (
+        title,
+        str(len(found)),
+        f'{worst.max_abs:.1e}',
+        f'{worst.max_rel:.1e}',
+        f'{worst.allowed:.1e}',
+        f'{worst.name}[{place}]' if place else worst.name,
+        verdict,
+    )
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with `None` for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _badness(found: Difference) -> float:

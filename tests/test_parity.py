@@ -87,7 +87,7 @@ def test_a_difference_is_named(pair):
     message = str(caught.value)
     assert 'Not equal to tolerance: 2 of 3 tensors' in message
     assert 'forward of 2: largest difference 0.5 at [' in message
-    with pytest.raises(AssertionError, match='gradients of 2.bias'):
+    with pytest.raises(AssertionError, match=r'gradients of 2\.bias'):
         parity.assert_gradients(source, target, losses, mapping)
     with pytest.raises(AssertionError, match='training of step 1'):
         parity.assert_training(source, target, losses, [X], mapping)

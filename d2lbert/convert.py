@@ -1,0 +1,410 @@
+"""Weights on their way between this package, the textbook's, and others.
+
+    d2lbert convert runs/torch --to mxnet-params --out net.params
+    d2lbert convert net.params --to run --like runs/torch --out runs/mine
+
+What is read: the folder of a run; a safetensors file; what Gluon's
+`save_parameters` writes. What is written: those, and PyTorch's state dict.
+Names are those of either tab of the textbook, and are renamed on the way.
+
+Nothing is ever unpickled, because a pickle can do anything when it is
+opened. MXNet's files are read and written here, byte by byte: that needs no
+MXNet, and MXNet itself takes a damaged file for a good one.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import backends
+from backends.base import check_parameters
+from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.run import Run, check_no_run, load_run, load_tab, write_file
+from d2lbert.weights import get_weights, neutral_shapes, set_weights
+
+Weights = dict[str, np.ndarray]
+
+#: Names in PyTorch's tab, and the same in MXNet's. At most one of them is
+#: part of a name.
+MXNET_NAMES = (
+    ('hidden.0.', 'hidden.'),
+    ('mlm.mlp.3.', 'mlm.mlp.2.'),
+    ('mlm.mlp.2.weight', 'mlm.mlp.1.gamma'),
+    ('mlm.mlp.2.bias', 'mlm.mlp.1.beta'),
+    ('.ln.weight', '.ln.gamma'),
+    ('.ln.bias', '.ln.beta'),
+)
+#: What `nn.DataParallel` puts in front of each name.
+PARALLEL = 'module.'
+NO_PICKLE = (
+    'is a pickle, which can do anything when it is opened and is therefore '
+    'never opened here. If you trust it, load it where it was made and write '
+    "safetensors.torch.save_file(net.state_dict(), 'net.safetensors')"
+)
+
+# MXNet's binary list: `NDArray::Save` and `MXNDArraySave` of MXNet 1.9.1
+LIST_MAGIC = 0x112
+#: Legacy shapes and NumPy's, which differ where a size is 0 or unknown.
+ARRAY_MAGICS = (0xF993FAC9, 0xF993FACA)
+DENSE, CPU = 0, (1, 0)
+MXNET_TYPES = ('<f4', '<f8')
+
+
+# ---- what the command does -------------------------------------------
+
+
+def convert(
+    source: str | Path,
+    to: str,
+    out: str | Path,
+    like: str | Path | None = None,
+) -> Weights:
+    """Write the weights in `source` to `out`, and return them.
+
+    `source`: a run's folder or a file of weights; `to`: one of `FORMATS`;
+    `out`: what to write, which must not exist; `like`: for `'run'`, the
+    folder of a run with the same configuration and vocabulary.
+
+    Raises `InputError` for what cannot be used, with every name and shape
+    that is wrong, and `RunError` for a damaged file. Then nothing is
+    written.
+    """
+    if to not in FORMATS:
+        raise InputError(
+            f'unknown format {to!r}: expected one of '
+            + ', '.join(map(repr, FORMATS))
+        )
+    if (to == 'run') != (like is not None):
+        raise InputError(
+            "--like RUN and --to run belong together: a run's vocabulary "
+            'and sizes must come from another one'
+        )
+    out = Path(out)
+    check_no_run(out) if to == 'run' else check_free(out)
+    weights = read_weights(source)
+    if like is not None:
+        like_run(like, weights, Path(source).name).save(out)
+        return weights
+    try:
+        write_file(out, WRITERS[to](weights))
+    except OSError as error:
+        raise InputError(
+            f'{out} cannot be written ({error.strerror}): give another --out'
+        ) from error
+    return weights
+
+
+def read_weights(source: str | Path) -> Weights:
+    """Return the parameters of a BERT by neutral names.
+
+    `source`: as for `convert`, which also says what is raised.
+    """
+    if os.path.isdir(source):
+        return get_weights(load_run(source, any_backend()).net)
+    try:
+        data = Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f'{source} cannot be read ({error.strerror}): give the folder '
+            'of a run, or a file of weights'
+        ) from error
+    read = reader_of(source, data)
+    try:
+        weights = neutral(read(data))
+    except (ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
+        raise RunError(
+            f'the weights in {source} cannot be read ({error}): copy the '
+            'file again from where it came'
+        ) from error
+    try:
+        check_weights(weights)
+    except ValueError as error:
+        raise InputError(f'the weights in {source}: {error}') from error
+    return weights
+
+
+def like_run(folder: str | Path, weights: Weights, source: str) -> Run:
+    """Return a run with the options of another one and given weights."""
+    like = load_run(folder)
+    with input_errors():
+        set_weights(
+            like.net,
+            {name: W.astype(np.float32) for name, W in weights.items()},
+        )
+    return ImportedRun(
+        like.config, like.net, like.vocab, like.devices, source=source
+    )
+
+
+@dataclass
+class ImportedRun(Run):
+    """A run whose weights were trained elsewhere: it has taken no step."""
+
+    source: str = ''
+
+    def results(self) -> dict[str, Any]:
+        """Return where the weights come from, ready for JSON."""
+        return {'weights_from': self.source, 'steps': 0, 'history': []}
+
+
+def check_free(path: Path) -> None:
+    """Raise `InputError` where there is something already."""
+    if os.path.lexists(path):
+        raise InputError(
+            f'{path} exists already: give another --out, or remove it'
+        )
+
+
+# ---- names and shapes ------------------------------------------------
+
+
+def neutral(arrays: Mapping[str, np.ndarray]) -> Weights:
+    """Return arrays under the neutral names, PyTorch's, for either tab's."""
+    if arrays and all(name.startswith(PARALLEL) for name in arrays):
+        arrays = {name[len(PARALLEL) :]: W for name, W in arrays.items()}
+    if not any(name.endswith('.gamma') for name in arrays):
+        return dict(arrays)
+    return {
+        _replaced(name, [(theirs, ours) for ours, theirs in MXNET_NAMES]): W
+        for name, W in arrays.items()
+    }
+
+
+def mxnet_name(name: str) -> str:
+    """Return what the MXNet tab calls a parameter with a neutral name."""
+    return _replaced(name, MXNET_NAMES)
+
+
+def _replaced(name: str, pairs: Any) -> str:
+    for old, new in pairs:
+        if old in name:
+            return name.replace(old, new)
+    return name
+
+
+def check_weights(weights: Weights) -> None:
+    """Raise `ValueError` unless these are all the weights of a BERT."""
+    tab = load_tab(any_backend())
+    net = tab.BERTModel(**sizes_of(weights))
+    check_parameters(neutral_shapes(net), weights)
+    faults = [
+        f'{name} has type {W.dtype} instead of float32 or float64'
+        for name, W in weights.items()
+        if W.dtype not in (np.float32, np.float64)
+    ] or [
+        f'{name} holds numbers that are not finite'
+        for name, W in weights.items()
+        if not np.isfinite(W).all()
+    ]
+    if faults:
+        raise ValueError('; '.join(faults))
+
+
+def sizes_of(weights: Weights) -> dict[str, int]:
+    """Return the arguments of `BERTModel` that its weights tell.
+
+    How many heads there are they do not tell.
+    """
+    tokens = 'encoder.token_embedding.weight'
+    positions = 'encoder.pos_embedding'
+    ffn = 'encoder.blks.0.ffn.dense1.weight'
+    for name, num_axes in {tokens: 2, positions: 3, ffn: 2}.items():
+        if name not in weights:
+            raise ValueError(
+                f'{name} is missing, which every BERT of the chapter has; '
+                f'there is {", ".join(sorted(weights)) or "nothing"}'
+            )
+        if weights[name].ndim != num_axes:
+            raise ValueError(
+                f'{name} has shape {weights[name].shape}: expected '
+                f'{num_axes} axes'
+            )
+    vocab_size, num_hiddens = weights[tokens].shape
+    numbers = (re.match(r'encoder\.blks\.(\d+)\.', name) for name in weights)
+    return {
+        'vocab_size': vocab_size,
+        'num_hiddens': num_hiddens,
+        'ffn_num_hiddens': weights[ffn].shape[0],
+        'num_heads': 1,
+        'num_blks': len({found[1] for found in numbers if found}),
+        'max_len': weights[positions].shape[1],
+    }
+
+
+def any_backend() -> str:
+    """Return a backend that is installed, if any is."""
+    return [*backends.names(), *backends.installed()][-1]
+
+
+# ---- reading ---------------------------------------------------------
+
+
+def reader_of(
+    source: str | Path, data: bytes
+) -> Callable[[bytes], Mapping[str, np.ndarray]]:
+    """Return what reads a file's contents, by how they begin.
+
+    Raises `InputError` for a pickle and for anything unknown.
+    """
+    if data.startswith(struct.pack('<Q', LIST_MAGIC)):
+        return read_mxnet
+    if data.startswith(b'PK\x03\x04'):
+        if b'.pkl' in data[:4096]:
+            raise InputError(f'{source} {NO_PICKLE}')
+        return read_npz
+    if data[8:9] == b'{':
+        return read_safetensors
+    if data.startswith(b'\x80'):
+        raise InputError(f'{source} {NO_PICKLE}')
+    raise InputError(
+        f'{source} is no file of weights: expected safetensors, or what '
+        "Gluon's save_parameters writes"
+    )
+
+
+def read_safetensors(data: bytes) -> Weights:
+    """Read a safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_npz(data: bytes) -> Weights:
+    """Read what MXNet 2's `save_parameters` writes, a NumPy archive."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if any(
+            info.compress_type != zipfile.ZIP_STORED
+            for info in archive.infolist()
+        ):
+            raise ValueError('it is compressed, as MXNet never does')
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def read_mxnet(data: bytes) -> Weights:
+    """Read MXNet's binary list of named arrays.
+
+    Raises `ValueError` for anything that is not as MXNet writes it.
+    """
+    parts = Parts(data)
+    parts.expect('<QQ', LIST_MAGIC, 0)
+    arrays = [_read_array(parts) for _ in range(parts.count())]
+    names = [parts.take(parts.count()).decode() for _ in range(parts.count())]
+    if parts.left:
+        raise ValueError(f'{parts.left} bytes too many at its end')
+    if len(names) != len(arrays) or len(set(names)) != len(names):
+        raise ValueError(f'{len(names)} names for {len(arrays)} arrays')
+    return dict(zip(names, arrays, strict=True))
+
+
+def _read_array(parts: Parts) -> np.ndarray:
+    (magic,) = parts.unpack('<I')
+    if magic not in ARRAY_MAGICS:
+        raise ValueError(f'an array begins with {magic:#x}')
+    parts.expect('<i', DENSE)
+    (num_axes,) = parts.unpack('<i')
+    if not 0 <= num_axes <= 32:
+        raise ValueError(f'an array has {num_axes} axes')
+    shape = parts.unpack(f'<{num_axes}q')
+    _device, _number, kind = parts.unpack('<iii')
+    if min(shape, default=0) < 0 or not 0 <= kind < len(MXNET_TYPES):
+        raise ValueError(f'an array has shape {shape} and type {kind}')
+    dtype = np.dtype(MXNET_TYPES[kind])
+    values = parts.take(math.prod(shape) * dtype.itemsize)
+    return np.frombuffer(values, dtype).reshape(shape).copy()
+
+
+class Parts:
+    """Takes a file's contents apart and sees where they end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.start = 0
+
+    @property
+    def left(self) -> int:
+        """How many bytes have not been taken."""
+        return len(self.data) - self.start
+
+    def take(self, size: int) -> bytes:
+        """Return the next bytes."""
+        if size > self.left:
+            raise ValueError(f'it ends {size - self.left} bytes too early')
+        self.start += size
+        return self.data[self.start - size : self.start]
+
+    def unpack(self, form: str) -> tuple[Any, ...]:
+        """Return the next numbers."""
+        return struct.unpack(form, self.take(struct.calcsize(form)))
+
+    def count(self) -> int:
+        """Return how many of something follow, each of a byte at least."""
+        (count,) = self.unpack('<Q')
+        if count > self.left:
+            raise ValueError(f'it ends before its {count} parts')
+        return count
+
+    def expect(self, form: str, *expected: int) -> None:
+        """Take numbers that must be there."""
+        if (found := self.unpack(form)) != expected:
+            raise ValueError(f'{found} where {expected} belongs')
+
+
+# ---- writing ---------------------------------------------------------
+
+
+def to_torch(weights: Weights) -> bytes:
+    """Return what `torch.load` reads as the state dict of PyTorch's tab."""
+    load_tab('torch')
+    import torch
+
+    file = io.BytesIO()
+    torch.save({name: torch.tensor(W) for name, W in weights.items()}, file)
+    return file.getvalue()
+
+
+def to_mxnet(weights: Weights) -> bytes:
+    """Return what `load_parameters` reads into the network of MXNet's tab."""
+    parts = [struct.pack('<QQQ', LIST_MAGIC, 0, len(weights))]
+    for W in weights.values():
+        kind = MXNET_TYPES.index(W.dtype.newbyteorder('<').str)
+        parts += (
+            struct.pack('<Iii', ARRAY_MAGICS[-1], DENSE, W.ndim),
+            struct.pack(f'<{W.ndim}q', *W.shape),
+            struct.pack('<iii', *CPU, kind),
+            W.astype(MXNET_TYPES[kind]).tobytes(),
+        )
+    parts.append(struct.pack('<Q', len(weights)))
+    for name in map(str.encode, map(mxnet_name, weights)):
+        parts += struct.pack('<Q', len(name)), name
+    return b''.join(parts)
+
+
+def to_safetensors(weights: Weights) -> bytes:
+    """Return a safetensors file with the names of PyTorch's tab."""
+    from safetensors.numpy import save
+
+    return save(weights)
+
+
+WRITERS: dict[str, Callable[[Weights], bytes]] = {
+    'torch-state-dict': to_torch,
+    'mxnet-params': to_mxnet,
+    'safetensors': to_safetensors,
+}
+FORMATS = (*WRITERS, 'run')

@@ -1,0 +1,197 @@
+"""`d2lbert parity`: what it prints, writes, and how it ends."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+import test_cli
+import test_run
+from backends import base
+from d2lbert import parity
+from d2lbert.config import Config
+from d2lbert.parity_report import Report, compare_backends
+
+# Fixtures
+run = test_cli.run
+text_file = test_run.text_file
+
+
+@pytest.fixture
+def compare(both_tabs, run, text_file, tmp_path):
+    """Compares tiny networks, and keeps the report in `tmp_path / 'out'`."""
+
+    def compare(*args):
+        return run(
+            *('parity', *test_cli.TINY, '--steps=2', '--corpus', text_file),
+            *('--out', tmp_path / 'out', *args),
+        )
+
+    return compare
+
+
+@pytest.fixture
+def fault(both_tabs, monkeypatch):
+    """PyTorch's layer normalisation has another epsilon."""
+    backend = type(both_tabs[1].BACKEND)
+    LayerNorm = backend.LayerNorm
+
+    def wrong(self, num_hiddens):
+        layer = LayerNorm(self, num_hiddens)
+        layer.eps = 1000 * base.LAYER_NORM_EPSILON
+        return layer
+
+    monkeypatch.setattr(backend, 'LayerNorm', wrong)
+
+
+def strictly(text):
+    """Read JSON that any reader can read."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float64'])
+@pytest.mark.parametrize('order', [('torch', 'mxnet'), ('mxnet', 'torch')])
+def test_parity(compare, tmp_path, dtype, order):
+    done = compare('--backends', *order, '--dtype', dtype, '--json')
+    assert done.status == 0
+    heads, *rows, curves, numbers, last = done.out.splitlines()
+    assert heads.split()[:2] == ['compared', 'tensors']
+    assert [re.split('  +', row)[0] for row in rows] == [
+        "layers' outputs",
+        'losses',
+        'gradients',
+        'one Adam step',
+        'training',
+    ]
+    assert all(row.endswith('pass') for row in rows)
+    out = tmp_path / 'out'
+    assert {path.name for path in out.iterdir()} == {
+        'parity.json',
+        'parity.png',
+        'parity.svg',
+    }
+    assert str(out / 'parity.png') in curves
+    assert str(out / 'parity.json') in numbers
+    report = strictly(last)
+    assert report == strictly((out / 'parity.json').read_text())
+    assert report['passed'] is True and report['dtype'] == dtype
+    assert list(report['histories']) == list(order)
+    assert report['config']['recipe'] == 'corrected'
+
+
+def test_a_difference_is_named(compare, fault, tmp_path):
+    done = compare('--json')
+    assert done.status == 1
+    assert 'FAIL' in done.out
+    failures = [line for line in done.out.splitlines() if ' of ' in line]
+    assert len(failures) == 20
+    assert all(
+        re.fullmatch(
+            r'(forward|losses|gradients|step|training) of .+: largest '
+            r'difference \S+ at \[.+\] \(\S+ of the largest magnitude\), '
+            r'\S+ against \S+; allowed is \S+',
+            line,
+        )
+        for line in failures
+    )
+    more = int(re.search(r'^… and (\d+) more$', done.out, re.M)[1])
+    report = strictly(done.out.splitlines()[-1])
+    failed = [d for d in report['differences'] if not d['passed']]
+    assert len(failed) == 20 + more
+    assert report['passed'] is False
+    assert (tmp_path / 'out' / 'parity.png').exists()
+
+
+def test_the_twin_decides_nothing(compare):
+    done = compare('--twin', '--json', '--backends', 'torch', 'torch')
+    assert done.status == 0
+    assert '(PyTorch and its twin)' in done.out
+    report = strictly(done.out.splitlines()[-1])
+    assert list(report['histories']) == [
+        'torch',
+        'torch, again',
+        'torch, one weight nudged',
+    ]
+    assert len(report['twin']) == 2
+    # The very same bits, but for the twin
+    assert {d['max_abs'] for d in report['differences']} == {0}
+
+
+def test_the_twin_differs_by_rounding(both_tabs, text_file):
+    report = compare_backends(
+        ('torch', 'torch'), twin=True, progress=False, dtype='float64',
+        corpus=text_file, **test_run.SIZES | {'batch_size': 32}, steps=3,
+    )  # fmt: skip
+    assert 0 < max(d.max_abs for d in report.twin) < 1e-9
+
+
+def test_numbers_that_json_has_not():
+    lost = parity.compare_arrays('x', 'x', [np.nan], [1.0], 1e-6)
+    report = Report(Config(), ('torch', 'mxnet'), 'float32', [lost])
+    assert report.as_dict()['differences'][0]['max_abs'] is None
+    strictly(json.dumps(report.as_dict()))
+    assert math.isinf(lost.max_abs)
+
+
+def test_every_option_reaches_the_comparison(compare):
+    done = compare(
+        *('--recipe', 'mxnet', '--steps', 1, '--batch-size', 9),
+        *('--max-len', 24, '--num-hiddens', 12, '--ffn-num-hiddens', 20),
+        *('--num-heads', 3, '--num-blks', 1, '--dropout', 0),
+        *('--lr', '2e-3', '--devices', 'cpu:2', '--micro-batch', 4),
+        *('--seed', 7, '--json'),
+    )
+    config = strictly(done.out.splitlines()[-1])['config']
+    del config['corpus']
+    assert config == {
+        'backend': 'torch',
+        'recipe': 'mxnet',
+        'steps': 1,
+        'batch_size': 9,
+        'max_len': 24,
+        'num_hiddens': 12,
+        'ffn_num_hiddens': 20,
+        'num_heads': 3,
+        'num_blks': 1,
+        'dropout': 0,
+        'lr': 0.002,
+        'devices': 'cpu:2',
+        'micro_batch': 4,
+        'seed': 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ('args', 'expected'),
+    [
+        (('--backends', 'torch', 'jax'), "'jax'"),
+        (('--backends', 'jax', 'torch'), "'jax'"),
+        (('--dtype', 'float16'), "'float16'"),
+        (('--recipe', 'keras'), "'keras'"),
+        (('--steps', '0'), 'steps = 0'),
+        (('--corpus', 'nowhere.txt'), 'nowhere.txt'),
+    ],
+)
+def test_bad_input(compare, tmp_path, args, expected):
+    done = compare(*args)
+    assert done.status in (1, 2) and expected in done.err
+    assert done.err.count('\n') == 1 and not done.out
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_comparison_is_not_overwritten(compare, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'parity.json').write_text('precious')
+    test_cli.assert_refused(compare(), 'holds a comparison already')
+    assert (tmp_path / 'out' / 'parity.json').read_text() == 'precious'
+
+
+def test_help(run, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '80')
+    for command in ('parity', 'convert'):
+        done = run(command, '--help')
+        assert done.status == 0
+        assert max(map(len, done.out.splitlines())) <= 80
+        assert '...' not in done.out

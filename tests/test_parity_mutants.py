@@ -1,0 +1,189 @@
+"""Who guards the guard: ten planted faults, and parity must see each.
+
+Every fault is small, is in one framework only, and is of the kind that a
+training survives without a word.
+"""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from backends import base
+from d2lbert.parity_report import compare_backends
+from d2lbert.trainer import Trainer
+
+SIZES = {
+    'steps': 1,
+    'batch_size': 13,
+    'max_len': 24,
+    'num_hiddens': 16,
+    'ffn_num_hiddens': 24,
+    'num_blks': 1,
+    'progress': False,
+}
+
+
+@pytest.fixture
+def wrap(both_tabs, monkeypatch):
+    """Puts a function around a method of the PyTorch backend."""
+    cls = type(both_tabs[1].BACKEND)
+
+    def wrap(name, around):
+        original = getattr(cls, name)
+        monkeypatch.setattr(
+            cls,
+            name,
+            lambda *args, **kwargs: around(original, *args, **kwargs),
+        )
+
+    return wrap
+
+
+def caught(**options):
+    """Return what differs, as (kind, name), worst of each kind first."""
+    report = compare_backends(**SIZES | options)
+    assert not report.passed
+    return [(found.kind, found.name) for found in report.failures]
+
+
+def kinds(found):
+    return {kind for kind, _ in found}
+
+
+def test_without_a_fault(both_tabs):
+    for options in ({}, {'devices': 'cpu:2'}, {'recipe': 'mxnet'}):
+        report = compare_backends(**SIZES | options)
+        assert report.passed, report.failures_text()
+
+
+@pytest.mark.parametrize('recipe', ['mxnet', 'pytorch'])
+def test_epsilon_in_the_wrong_place(wrap, recipe):
+    def flip(Adam, self, net, lr, epsilon_inside, frozen=()):
+        return Adam(self, net, lr, not epsilon_inside, frozen)
+
+    wrap('Adam', flip)
+    assert kinds(caught(recipe=recipe)) == {'step'}
+
+
+def test_mask_off_by_one(wrap):
+    def longer(masked_softmax, self, X, valid_lens):
+        return masked_softmax(self, X, valid_lens + 1)
+
+    wrap('masked_softmax', longer)
+    found = caught()
+    assert ('forward', 'encoder.blks.0.attention.attention') in found
+    assert ('forward', 'encoder.blks.0.attention.W_q') not in found
+
+
+def test_a_transposed_weight(wrap):
+    def transposed(load_parameters, self, net, arrays, devices=None):
+        flipped = {
+            name: W.T if name.endswith('W_q.weight') else W
+            for name, W in arrays.items()
+        }
+        load_parameters(self, net, flipped, devices)
+
+    wrap('load_parameters', transposed)
+    found = caught()
+    assert ('forward', 'encoder.blks.0.attention.W_q') in found
+    assert ('forward', 'encoder.blks.0.attention.W_k') not in found
+
+
+def test_mean_for_sum_over_shards(wrap):
+    def mean(allreduce, self, replicas, devices):
+        allreduce(self, replicas, devices)
+        gradients = self.gradients(replicas[0])
+        self.set_gradients(
+            replicas[0],
+            {name: dW / len(devices) for name, dW in gradients.items()},
+        )
+
+    wrap('allreduce_gradients', mean)
+    found = caught(devices='cpu:2')
+    assert ('gradients', 'nsp.output.weight') in found
+    assert not {'forward', 'losses', 'step'} & kinds(found)
+
+
+def test_dropout_without_its_scale(wrap):
+    wrap('dropout', lambda dropout, self, X, keep, p: dropout(
+        self, X * (1 - p), keep, p
+    ))  # fmt: skip
+    found = caught()
+    assert ('forward', 'encoder.blks.0.attention.attention.dropout') in found
+    assert ('forward', 'encoder.blks.0.attention.W_v') not in found
+
+
+def test_wrong_segment(both_tabs, monkeypatch):
+    encoder = both_tabs[1].BERTEncoder
+    forward = encoder.forward
+    monkeypatch.setattr(
+        encoder,
+        'forward',
+        lambda self, tokens, segments, valid_lens=None: forward(
+            self, tokens, 1 - segments, valid_lens
+        ),
+    )
+    found = caught()
+    assert ('forward', 'encoder.segment_embedding') in found
+    assert ('forward', 'encoder.token_embedding') not in found
+    assert ('gradients', 'encoder.segment_embedding.weight') in found
+
+
+def test_epsilon_of_layer_norm(wrap):
+    def tiny(LayerNorm, self, num_hiddens):
+        layer = LayerNorm(self, num_hiddens)
+        layer.eps = 1e-12
+        return layer
+
+    wrap('LayerNorm', tiny)
+    found = caught()
+    assert ('forward', 'encoder.blks.0.addnorm1.ln') in found
+    assert ('forward', 'encoder.blks.0.attention.W_o') not in found
+
+
+def test_labels_shifted_by_one(wrap):
+    def shifted(loss, self, X, weight, bias, labels, weights):
+        labels = (labels + 1) % len(weight)
+        return loss(self, X, weight, bias, labels, weights)
+
+    wrap('linear_cross_entropy', shifted)
+    found = caught()
+    assert {('losses', 'mlm'), ('losses', 'nsp')} <= set(found)
+    assert 'forward' not in kinds(found)
+
+
+@pytest.mark.parametrize('layer', ['ffn.dense1', 'attention.W_o'])
+def test_a_bias_dropped(wrap, layer):
+    def without(load_parameters, self, net, arrays, devices=None):
+        kept = {
+            name: np.zeros_like(W) if name.endswith(f'{layer}.bias') else W
+            for name, W in arrays.items()
+        }
+        load_parameters(self, net, kept, devices)
+
+    wrap('load_parameters', without)
+    assert ('forward', f'encoder.blks.0.{layer}') in caught()
+
+
+@pytest.mark.parametrize('devices', ['cpu:2', 'cpu:3'])
+def test_uneven_shards_the_wrong_way(both_tabs, monkeypatch, devices):
+    accumulate, right = Trainer.accumulate, base.shard_slices
+
+    def last_is_longest(num_rows, num_shards, even_split=False):
+        return [
+            slice(num_rows - rows.stop, num_rows - rows.start)
+            for rows in right(num_rows, num_shards, even_split)[::-1]
+        ]
+
+    def wrong_in_torch(self, batch):
+        with contextlib.ExitStack() as undo:
+            if self.backend.name == 'torch':
+                patch = undo.enter_context(monkeypatch.context())
+                patch.setattr(base, 'shard_slices', last_is_longest)
+            return accumulate(self, batch)
+
+    monkeypatch.setattr(Trainer, 'accumulate', wrong_in_torch)
+    found = caught(recipe='mxnet', devices=devices)
+    assert {'losses', 'gradients', 'training'} <= kinds(found)
+    assert not {'forward', 'step'} & kinds(found)
