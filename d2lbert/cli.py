@@ -411,7 +411,7 @@ def convert(
         ),
     ] = None,
 ) -> None:
-    """Give weights to the other framework, or to the textbook's package.
+    """Convert weights for the other framework or another program.
 
     Nothing is ever unpickled: a .pt or .pth file is refused, with the line
     that makes a safetensors file of it.

@@ -10,7 +10,8 @@ from d2lbert.run import load_tab
 
 pytest_plugins = ['d2lbert.pytest_plugin']
 
-WIKITEXT2 = os.environ.get('D2LBERT_WIKITEXT2', '')
+# Only the tests that ask for the real corpus get it, from any folder
+WIKITEXT2 = os.path.abspath(os.environ.pop('D2LBERT_WIKITEXT2', 'unset'))
 
 
 @pytest.fixture
