@@ -36,7 +36,8 @@ DropoutMask = Callable[[tuple[int, ...], float], np.ndarray]
 MASKED_SCORE = -1e6
 #: More shards on one processor than this are a mistake.
 MAX_SHARDS = 1024
-LAYER_NORM_EPSILON = 1e-5
+#: 1e-5 as float32 has it: MXNet knows no other, even in float64.
+LAYER_NORM_EPSILON = float(np.float32(1e-5))
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
 #: By how much Gluon's √v in float32 differs from its formula: it has 1 − β₂

@@ -25,7 +25,7 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
 from d2lbert.display import COLORS, LABELS
-from d2lbert.parity_report import REPORT_FILE, compare_backends
+from d2lbert.parity_report import REPORT_FILE, Side, compare_backends
 from d2lbert.recipes import RECIPES
 from d2lbert.run import load_tab, new_net
 from d2lbert.trainer import Trainer
@@ -343,7 +343,7 @@ def drift(figure: Figure, runs: Path) -> None:
     panels[0, 0].set_ylabel('MLM loss')
     panels[1, 0].set_ylabel('difference')
     panels[0, 0].legend(frameon=False)
-    panels[1, 2].legend(frameon=False, fontsize='small')
+    legend_below(panels[1, 2], 2)
 
 
 def float64(figure: Figure, runs: Path) -> None:
@@ -353,24 +353,47 @@ def float64(figure: Figure, runs: Path) -> None:
         panels, ('pytorch-128-f32', 'pytorch-128-f64'), strict=True
     ):
         report = get_report(name, runs)
+        if report['dtype'] == 'float32':
+            report['histories']['other sums'] = other_sums(runs)
         draw_gaps(axes, report)
         axes.set(title=report['dtype'], xlabel='step')
-        axes.legend(frameon=False, fontsize='small')
     panels[0].set_ylabel('difference of the MLM losses')
+    legend_below(panels[0], 2)
+
+
+def other_sums(runs: Path) -> list[list[float]]:
+    """Return PyTorch's losses when it adds up in another order.
+
+    The rows go through the network 50 at a time instead of all at once.
+    """
+    path = runs / 'other-sums.json'
+    if not path.exists():
+        config = Config(backend='torch', micro_batch=50, **SMALLER)
+        examples, vocab = load_examples(
+            read_lines(config.corpus), config.max_len, random.Random(0)
+        )
+        side = Side('torch', config, len(vocab), 'float32')
+        batches = Batches(examples, config.batch_size)
+        path.write_text(json.dumps(side.train(batches, progress=True)))
+    return json.loads(path.read_text('utf-8'))
 
 
 def draw_gaps(axes: Any, report: dict[str, Any]) -> None:
-    """Draw how far the frameworks are apart, and the twins if there are."""
-    labels = ('PyTorch and MXNet', 'PyTorch and PyTorch, one weight nudged')
+    """Draw how far the frameworks are apart, and PyTorch from itself."""
+    labels = (
+        'PyTorch and MXNet',
+        'PyTorch twice, one weight nudged',
+        'PyTorch twice, sums in another order',
+    )
     for i in range(len(report['histories']) - 1):
         gaps = apart(report, i)
         axes.plot(
             range(1, len(gaps) + 1),
             gaps,
-            ('o-', 's--')[i],
+            ('o-', 's--', '^:')[i],
             markersize=3,
             linewidth=1,
-            color=('0.2', '#2b8a3e')[i],
+            color=('0.2', '#2b8a3e', '#ae3ec9')[i],
             label=labels[i],
         )
     axes.set_yscale('log')
@@ -382,8 +405,8 @@ FIGURES: dict[str, tuple[Callable[[Figure, Path], None], tuple]] = {
     'key-bias': (key_bias, (7, 3.5)),
     'rounding': (rounding, (8, 3.2)),
     'shards': (shards, (9, 3.4)),
-    'drift': (drift, (9, 5)),
-    'float64': (float64, (7.5, 3.4)),
+    'drift': (drift, (9, 5.2)),
+    'float64': (float64, (7.5, 3.8)),
 }
 
 
@@ -399,6 +422,8 @@ def main() -> None:
         draw(figure, options.runs)
         for axes in figure.axes:
             axes.grid(alpha=0.25)
+            if axes.get_xlabel() == 'step':
+                axes.xaxis.get_major_locator().set_params(integer=True)
         path = IMAGES / f'parity-{name}.png'
         figure.savefig(path, dpi=100)
         print(path)

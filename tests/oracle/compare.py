@@ -23,6 +23,11 @@ from d2lbert.data.corpus import read_lines
 from oracle import cases, ours, results
 
 TOLERANCE = 1e-5
+# Our trainer adds up micro-batches and leaves padding out, the chapter's loop
+# does not. At the chapter's size the other order of float32 sums shows after
+# a few steps of Adam at 0.01; the chapter's loop itself, on our network,
+# gives the textbook's numbers to the bit (the rows that say so).
+CHAPTER_TOLERANCE = 1e-4
 NAMES = {'torch': 'PyTorch', 'mxnet': 'MXNet'}
 
 
@@ -234,7 +239,10 @@ def training_rows(
     size += f': {len(batches)} steps'
     net = ours.network(framework, name, folder)
     found = ours.trainer_losses(side, net, batches, training)
-    yield arrays_row(ours_what, framework, size, {key: found}, expected)
+    yield arrays_row(
+        ours_what, framework, size, {key: found}, expected,
+        CHAPTER_TOLERANCE if name == 'chapter' else TOLERANCE,
+    )  # fmt: skip
     net = ours.network(framework, name, folder)
     found = results.chapter_losses(side, tab, net, name, batches, training)
     yield arrays_row(
@@ -249,6 +257,7 @@ def arrays_row(
     compared: str,
     found: Mapping[str, np.ndarray],
     expected: Mapping[str, np.ndarray],
+    tolerance: float = TOLERANCE,
 ) -> Row:
     """Say how far arrays are apart."""
     difference = distance(found, expected)
@@ -256,8 +265,8 @@ def arrays_row(
         what,
         framework,
         compared,
-        f'{difference:.1e}',
-        bool(difference <= TOLERANCE),
+        f'{difference:.1e} (allowed {tolerance:.0e})',
+        bool(difference <= tolerance),
     )
 
 
