@@ -69,18 +69,21 @@ class Run:
     @property
     def mlm_loss(self) -> float:
         """The mean over the steps, as the chapter prints it."""
-        return sum(step.mlm_loss for step in self.steps) / len(self.steps)
+        return _mean(step.mlm_loss for step in self.steps)
 
     @property
     def nsp_loss(self) -> float:
         """The mean over the steps, as the chapter prints it."""
-        return sum(step.nsp_loss for step in self.steps) / len(self.steps)
+        return _mean(step.nsp_loss for step in self.steps)
 
     @property
     def pairs_per_sec(self) -> float:
         """Sentence pairs trained on in a second."""
-        return sum(step.num_pairs for step in self.steps) / sum(
-            step.seconds for step in self.steps
+        seconds = sum(step.seconds for step in self.steps)
+        return (
+            sum(step.num_pairs for step in self.steps) / seconds
+            if seconds
+            else math.nan
         )
 
     def summary(self) -> str:
@@ -364,6 +367,12 @@ def read_file(path: Path, sha256: str) -> bytes:
     if _sha256(data) != sha256:
         raise ValueError(f'{path.name} is not as it was written')
     return data
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Return the mean, or NaN of nothing: converted runs have no steps."""
+    values = list(values)
+    return sum(values) / len(values) if values else math.nan
 
 
 def _to_bytes(lines: Iterable[str]) -> bytes:
