@@ -7,7 +7,7 @@ import d2lbert
 from d2lbert.data import sample
 
 # Not the chapter's 50 steps at 0.01: these flatten every representation
-# into one, in either framework and in the textbook's own code.
+# into one, in either framework.
 LONGER = {
     'recipe': 'corrected',
     'steps': 640,
