@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from threading import local
 from typing import Any
@@ -330,10 +331,51 @@ class Backend(ABC):
     def replicas(self, net: Net, devices: Sequence[Device]) -> list[Net]:
         """Return one network a device, all with the parameters of `net`.
 
-        Two entries may be the same object where a network can serve
-        several devices or a device occurs twice. `net` itself is moved to
-        the first device.
+        Each has gradients of its own. Entries may be the same object where
+        a network can serve several devices. `net` itself is moved to the
+        first device.
         """
+
+    @abstractmethod
+    def num_threads(self) -> int:
+        """Return how many processor cores the framework may use."""
+
+    def worker_devices(
+        self, devices: Sequence[Device]
+    ) -> list[tuple[int, Device]]:
+        """Return who computes side by side: a shard and a device for each.
+
+        A GPU has one worker. The threads of the processor are shared out
+        among its shards, because two workers of one thread each get more
+        done than one worker of two threads.
+        """
+        return list(enumerate(devices))
+
+    @contextmanager
+    def side_by_side(self, num_workers: int) -> Iterator[Callable[..., Any]]:
+        """Within this context let workers compute at the same time.
+
+        Gives a `map` that calls a function for each worker in a thread of
+        its own, which uses one core; for one worker it is Python's.
+        """
+        if num_workers == 1:
+            yield map
+            return
+        with (
+            self.one_core_each(),
+            ThreadPoolExecutor(
+                num_workers, initializer=self.start_thread
+            ) as pool,
+        ):
+            yield pool.map
+
+    @abstractmethod
+    def one_core_each(self) -> AbstractContextManager[Any]:
+        """Within this context operations use no threads of their own."""
+
+    @abstractmethod
+    def start_thread(self) -> None:
+        """Prepare a new thread for the framework."""
 
     @abstractmethod
     def synchronize(self) -> None:

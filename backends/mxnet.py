@@ -7,12 +7,15 @@ with the `np` ones.
 
 from __future__ import annotations
 
+import itertools
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy
+from threadpoolctl import threadpool_limits
 
 from backends import base
 from backends.mxnet_import import import_mxnet
@@ -51,6 +54,42 @@ class Dropout(gluon.Block):
 
     def __repr__(self) -> str:
         return f'Dropout(p = {self.p})'
+
+
+class LayerNorm(nn.LayerNorm):
+    """Gluon's `LayerNorm`, in half the time on a processor.
+
+    MXNet's own operator does not go through oneDNN. Batch normalisation of
+    the transposed batch does, and so does a product with a diagonal matrix,
+    which takes less time than a broadcast product and its gradient.
+    """
+
+    def forward(self, X):
+        gamma, beta = self.gamma, self.beta
+        if gamma._data is None or X.ctx.device_type != 'cpu':
+            return super().forward(X)
+        num_hiddens = X.shape[-1]
+        rows = X.as_nd_ndarray().reshape((1, -1, num_hiddens))
+        num_rows = rows.shape[1]
+        ones = nd.ones(num_rows, ctx=X.ctx, dtype=X.dtype)
+        with autograd.train_mode():
+            Y = nd.BatchNorm(
+                rows,
+                ones,
+                nd.zeros_like(ones),
+                nd.zeros_like(ones),
+                nd.ones_like(ones),
+                axis=1,
+                eps=self._epsilon,
+            )
+        scale = nd.eye(num_hiddens, ctx=X.ctx, dtype=X.dtype)
+        return npx.fully_connected(
+            Y.reshape(X.shape).as_np_ndarray(),
+            scale.as_np_ndarray() * gamma.data(X.ctx),
+            beta.data(X.ctx),
+            num_hidden=num_hiddens,
+            flatten=False,
+        )
 
 
 class LinearCrossEntropy(autograd.Function):
@@ -93,34 +132,33 @@ def linear_cross_entropy(
     weights: numpy.ndarray,
 ) -> tuple[float, numpy.ndarray, numpy.ndarray, numpy.ndarray]:
     """Return the loss and its gradients for `X`, `weight` and `bias`."""
+    # The bias is one more column of the weight, for an input of 1
+    X = numpy.pad(X, ((0, 0), (0, 1)), constant_values=1)
+    weight = numpy.column_stack([weight, bias])
     loss = 0.0
-    dX = numpy.empty_like(X)
-    dweight, dbias = numpy.zeros_like(weight), numpy.zeros_like(bias)
+    dX, dweight = numpy.empty_like(X), numpy.zeros_like(weight)
     buffer = numpy.empty((CHUNK_ROWS, len(weight)), X.dtype)
     for start in range(0, len(X), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         label, row_weights = labels[rows, None], weights[rows, None]
         logits = buffer[: len(label)]
         numpy.matmul(X[rows], weight.T, out=logits)
-        logits += bias
         logits -= logits.max(axis=1, keepdims=True)
         label_logits = numpy.take_along_axis(logits, label, 1)
         numpy.exp(logits, out=logits)
         sums = logits.sum(axis=1, keepdims=True)
         losses = (numpy.log(sums) - label_logits) * row_weights
         loss += losses.sum(dtype=numpy.float64)
-        # From here on `logits` holds its own gradient: softmax − one-hot
-        logits *= row_weights / sums
+        # `logits` · scale is from here on its own gradient, softmax −
+        # one-hot; scaling the narrower factors of its products is cheaper
         numpy.put_along_axis(
-            logits,
-            label,
-            numpy.take_along_axis(logits, label, 1) - row_weights,
-            1,
+            logits, label, numpy.take_along_axis(logits, label, 1) - sums, 1
         )
+        scale = row_weights / sums
         numpy.matmul(logits, weight, out=dX[rows])
-        dweight += logits.T @ X[rows]
-        dbias += logits.sum(axis=0)
-    return loss, dX, dweight, dbias
+        dX[rows] *= scale
+        dweight += logits.T @ (X[rows] * scale)
+    return loss, dX[:, :-1], dweight[:, :-1], dweight[:, -1]
 
 
 class MXNetBackend(base.Backend):
@@ -165,13 +203,17 @@ class MXNetBackend(base.Backend):
         keys = np.arange(X.shape[-1], dtype='float32', ctx=X.ctx)
         padded = keys >= valid_lens.reshape((len(X), -1, 1)).astype('float32')
         mask = padded.astype(X.dtype) * base.MASKED_SCORE
-        return npx.softmax(
-            X + (np.expand_dims(mask, 1) if X.ndim == 4 else mask), axis=-1
-        )
+        if X.ndim == 4:
+            mask = np.expand_dims(mask, 1)
+        # In full, because the gradient of a broadcast sum is slow
+        mask = nd.broadcast_to(mask.as_nd_ndarray(), X.shape)
+        scores = X.as_nd_ndarray() + mask
+        return npx.softmax(scores.as_np_ndarray(), axis=-1)
 
     def dropout(self, X, keep, p):
         scale = numpy.multiply(keep, 1 / (1 - p), dtype=X.dtype)
-        return X * np.array(scale, dtype=X.dtype, ctx=X.ctx)
+        scale = nd.array(scale, dtype=X.dtype, ctx=X.ctx)
+        return (X.as_nd_ndarray() * scale).as_np_ndarray()
 
     def linear_cross_entropy(self, X, weight, bias, labels, weights):
         # MXNet forgets to add to a gradient where a parameter is the direct
@@ -203,7 +245,7 @@ class MXNetBackend(base.Backend):
         return nn.Embedding(num_embeddings, num_hiddens)
 
     def LayerNorm(self, num_hiddens):
-        return nn.LayerNorm(
+        return LayerNorm(
             epsilon=base.LAYER_NORM_EPSILON, in_channels=num_hiddens or 0
         )
 
@@ -253,6 +295,31 @@ class MXNetBackend(base.Backend):
             if parameter.list_ctx() != devices:
                 parameter.reset_ctx(devices)
         return [net] * len(devices)
+
+    def num_threads(self):
+        return int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1)
+
+    def worker_devices(self, devices):
+        workers = list(enumerate(devices))
+        if any(device.device_type != 'cpu' for device in devices):
+            return workers
+        # Contexts of the processor compute side by side, each with its own
+        # copy of the parameters
+        taken = {device.device_id for device in devices}
+        free = (npx.cpu(i) for i in itertools.count() if i not in taken)
+        more = self.num_threads() // len(devices) - 1
+        return workers + [
+            (shard, next(free))
+            for _ in range(more)
+            for shard in range(len(devices))
+        ]
+
+    def one_core_each(self):
+        return threadpool_limits(1)
+
+    def start_thread(self):
+        # A setting that MXNet keeps by thread
+        npx.set_np()
 
     def synchronize(self):
         npx.waitall()

@@ -17,7 +17,7 @@ from backends import base
 
 # How many rows of logits exist at a time: enough for a fast matrix product,
 # few enough to stay in reach of the caches.
-CHUNK_ROWS = 512
+CHUNK_ROWS = 256
 ACTIVATIONS = {'relu': nn.ReLU, 'tanh': nn.Tanh}
 
 
@@ -42,25 +42,30 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, X, weight, bias, labels, weights):
+        # The bias is one more column of the weight, for an input of 1
+        X = F.pad(X, (0, 1), value=1)
+        weight = torch.cat([weight, bias.unsqueeze(1)], dim=1)
         loss = X.new_zeros((), dtype=torch.float64)
-        dX = torch.empty_like(X)
-        dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
+        dX, dweight = torch.empty_like(X), torch.zeros_like(weight)
+        buffer = X.new_empty(min(CHUNK_ROWS, len(X)), len(weight))
         for start in range(0, len(X), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             label = labels[rows].unsqueeze(1)
-            row_weights = weights[rows].unsqueeze(1)
-            logits = torch.addmm(bias, X[rows], weight.T)
-            logsumexp = logits.logsumexp(dim=1, keepdim=True)
-            losses = logsumexp - logits.gather(1, label)
-            loss += (losses * row_weights).sum(dtype=torch.float64)
-            # From here on `logits` holds its own gradient: softmax − one-hot
-            logits.sub_(logsumexp).exp_()
-            logits.scatter_add_(1, label, -torch.ones_like(losses))
-            logits.mul_(row_weights)
-            torch.mm(logits, weight, out=dX[rows])
-            dweight.addmm_(logits.T, X[rows])
-            dbias += logits.sum(dim=0)
-        ctx.save_for_backward(dX, dweight, dbias)
+            logits = buffer[: len(label)]
+            torch.mm(X[rows], weight.T, out=logits)
+            logits -= logits.amax(dim=1, keepdim=True)
+            label_logits = logits.gather(1, label)
+            sums = logits.exp_().sum(dim=1, keepdim=True)
+            losses = (sums.log() - label_logits).squeeze(1)
+            loss += (losses * weights[rows]).sum(dtype=torch.float64)
+            # `logits` · scale is from here on its own gradient, softmax −
+            # one-hot; scaling the narrower factors of its products is
+            # cheaper
+            logits.scatter_add_(1, label, -sums)
+            scale = weights[rows].unsqueeze(1) / sums
+            dX[rows] = torch.mm(logits, weight).mul_(scale)
+            dweight.addmm_(logits.T, X[rows] * scale)
+        ctx.save_for_backward(dX[:, :-1], dweight[:, :-1], dweight[:, -1])
         return loss.to(X.dtype)
 
     @staticmethod
@@ -192,11 +197,35 @@ class TorchBackend(base.Backend):
         return next(net.parameters()).device
 
     def replicas(self, net, devices):
-        by_device = {devices[0]: net.to(devices[0])}
-        for device in devices:
-            if device not in by_device:
-                by_device[device] = copy.deepcopy(net).to(device)
-        return [by_device[device] for device in devices]
+        replicas = [net.to(devices[0])]
+        for i, device in enumerate(devices[1:], 1):
+            if device not in devices[:i]:
+                replicas.append(copy.deepcopy(net).to(device))
+                continue
+            twin = replicas[devices.index(device)]
+            replicas.append(_with_shared_values(twin))
+        return replicas
+
+    def num_threads(self):
+        return torch.get_num_threads()
+
+    def worker_devices(self, devices):
+        workers = list(enumerate(devices))
+        if all(device.type == 'cpu' for device in devices):
+            workers *= max(1, self.num_threads() // len(devices))
+        return workers
+
+    @contextmanager
+    def one_core_each(self) -> Iterator[None]:
+        num_threads = self.num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
+
+    def start_thread(self):
+        torch.set_num_threads(1)
 
     def synchronize(self):
         if torch.cuda.is_available():
@@ -290,7 +319,7 @@ class TorchBackend(base.Backend):
 
     @torch.no_grad()
     def allreduce_gradients(self, replicas, devices):
-        first, *others = _distinct(replicas)
+        first, *others = replicas
         for other in others:
             for target, source in zip(
                 first.parameters(), other.parameters(), strict=True
@@ -299,12 +328,13 @@ class TorchBackend(base.Backend):
 
     @torch.no_grad()
     def broadcast_parameters(self, replicas, devices):
-        first, *others = _distinct(replicas)
+        first, *others = replicas
         for other in others:
             for source, target in zip(
                 first.parameters(), other.parameters(), strict=True
             ):
-                target.copy_(source)
+                if target.data_ptr() != source.data_ptr():
+                    target.copy_(source)
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):
         return Adam(net, lr, epsilon_inside, frozen)
@@ -390,8 +420,14 @@ class Adam(base.Optimizer):
             }
 
 
-def _distinct(replicas: Sequence[nn.Module]) -> list[nn.Module]:
-    return list(dict.fromkeys(replicas))
+def _with_shared_values(net: nn.Module) -> nn.Module:
+    """Copy a network that keeps its values, not its gradients, in common."""
+    shared: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.data)
+        for parameter in net.parameters()
+    }
+    shared |= {id(buffer): buffer for buffer in net.buffers()}
+    return copy.deepcopy(net, shared)
 
 
 @contextmanager

@@ -208,9 +208,19 @@ class TransformerEncoderBlock:
         )
         self.addnorm2 = self.AddNorm(norm_shape=num_hiddens, dropout=dropout)
 
-    def forward(self, X: Array, valid_lens: Array | None) -> Array:
-        """`(B, T, H)` to `(B, T, H)`."""
-        Y = self.addnorm1(X, self.attention(X, X, X, valid_lens))
+    def forward(
+        self,
+        X: Array,
+        valid_lens: Array | None,
+        queries: Array | None = None,
+    ) -> Array:
+        """`(B, T, H)` to `(B, T, H)`, or for `queries` `(B, Q, H)` to theirs.
+
+        `queries`: those rows of `X` that are wanted, by default all.
+        """
+        if queries is None:
+            queries = X
+        Y = self.addnorm1(queries, self.attention(queries, X, X, valid_lens))
         return self.addnorm2(Y, self.ffn(Y))
 
 
@@ -259,20 +269,32 @@ class BERTEncoder:
         )
 
     def forward(
-        self, tokens: Array, segments: Array, valid_lens: Array | None = None
+        self,
+        tokens: Array,
+        segments: Array,
+        valid_lens: Array | None = None,
+        queries: Array | None = None,
     ) -> Array:
         """Encode token sequences.
 
         `tokens` and `segments` (0 or 1): indices `(B, T)`; `valid_lens`:
         how many tokens of each row are not padding, `(B,)`. Returns
-        `(B, T, H)`.
+        `(B, T, H)`; or, for `queries`, the Q positions of each row that are
+        wanted as indices `row · T + position`, `(B, Q)`, only these,
+        `(B, Q, H)`: the last block need not compute the others.
         """
         X = self.token_embedding(tokens) + self.segment_embedding(segments)
         positions = self.backend.value(self.pos_embedding, X)
         X = X + positions[:, : X.shape[1]]
-        for blk in self.blks:
+        if queries is None:
+            for blk in self.blks:
+                X = blk(X, valid_lens)
+            return X
+        *blks, last_blk = self.blks
+        for blk in blks:
             X = blk(X, valid_lens)
-        return X
+        rows = self.backend.take(X.reshape((-1, X.shape[-1])), queries)
+        return last_blk(X, valid_lens, rows)
 
 
 class MaskLM:
@@ -425,6 +447,7 @@ class BERTModel:
         tokens: Array,
         segments: Array,
         valid_lens: Array,
+        queries: Array,
         slots: Array,
         mlm_labels: Array,
         mlm_weights: Array,
@@ -433,12 +456,14 @@ class BERTModel:
     ) -> tuple[Array, Array]:
         """Return the weighted sums of the cross-entropies of both tasks.
 
-        What `forward` and a loss over its outputs give, without holding
-        the logits. `slots`: the N tokens to predict, `row · T + position`,
+        What `forward` and a loss over its outputs give, without the
+        encodings that nobody asks for, and without holding the logits.
+        `queries`: see `BERTEncoder.forward`, each row's first is its
+        `<cls>`; `slots`: the N tokens to predict, `row · Q + query`,
         `(N,)`; `mlm_labels`, `mlm_weights`: `(N,)`; `nsp_labels`,
         `nsp_weights`: `(B,)`.
         """
-        encoded_X = self.encoder(tokens, segments, valid_lens)
+        encoded_X = self.encoder(tokens, segments, valid_lens, queries)
         masked_X = self.backend.take(
             encoded_X.reshape((-1, encoded_X.shape[-1])), slots
         )

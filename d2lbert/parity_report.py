@@ -275,7 +275,6 @@ class Side:
         optimizer: what a framework computes instead is noise.
         """
         losses = trainer.read(trainer.accumulate(batch))
-        trainer.backend.allreduce_gradients(trainer.replicas, self.devices)
         gradients = {
             neutral_name(self.net, name): array
             for name, array in trainer.backend.gradients(self.net).items()

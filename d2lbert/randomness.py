@@ -8,6 +8,8 @@ as one batch, and a resumed run has no generator to restore.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 STREAMS = ('weights', 'order', 'dropout')
@@ -37,30 +39,48 @@ class DropoutMasks:
     """
 
     def __init__(
-        self, seed: int, step: int, rows: np.ndarray, lens: np.ndarray
+        self,
+        seed: int,
+        step: int,
+        rows: np.ndarray,
+        lens: np.ndarray,
+        queries: np.ndarray | None = None,
     ) -> None:
+        """`queries`: the positions `(rows, Q)` of `BERTEncoder.forward`."""
         self.streams = [
             bit_generator(seed, 'dropout', step, int(row)) for row in rows
         ]
         self.lens = [int(length) for length in lens]
+        self.queries = queries
 
     def __call__(self, shape: tuple[int, ...], p: float) -> np.ndarray:
         """Return which elements to keep, boolean.
 
         `shape`: `(rows, T, H)` for encodings, or `(rows, heads, T, T)` for
-        attention weights. An element is dropped with probability `p`,
-        rounded to a multiple of 1/65536.
+        attention weights; with Q < T for the last T but one where only the
+        queries are encoded: they get what they get among all. An element is
+        dropped with probability `p`, rounded to a multiple of 1/65536.
         """
         dropped = round(p * 65536)
         keep = np.ones(shape, bool)
-        for kept, stream, length in zip(
-            keep, self.streams, self.lens, strict=True
+        *heads, num_queries, width = shape[1:]
+        queries = self.queries
+        if queries is not None and num_queries != queries.shape[1]:
+            queries = None
+        for i, (stream, length) in enumerate(
+            zip(self.streams, self.lens, strict=True)
         ):
-            valid = (
-                kept[:length] if kept.ndim == 2 else kept[:, :length, :length]
-            )
-            numbers = stream.random_raw(-(-valid.size // 4)).view(np.uint16)
+            # Heads are of attention weights, whose width is that of the keys
+            columns = length if heads else width
+            drawn = (*heads, length, columns)
+            size = math.prod(drawn)
+            numbers = stream.random_raw(-(-size // 4)).view(np.uint16)
+            numbers = numbers[:size].reshape(drawn)
+            if queries is not None:
+                numbers = numbers[..., queries[i], :]
             np.greater_equal(
-                numbers[: valid.size].reshape(valid.shape), dropped, out=valid
+                numbers,
+                dropped,
+                out=keep[i, ..., : numbers.shape[-2], :columns],
             )
         return keep

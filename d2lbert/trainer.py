@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, zip_longest
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,14 @@ class Step(NamedTuple):
     nsp_loss: float
     num_pairs: int
     seconds: float
+
+
+class Worker(NamedTuple):
+    """Who computes: for which shard, on which device, with which network."""
+
+    shard: int
+    device: base.Device
+    net: Any
 
 
 class Trainer:
@@ -65,7 +73,7 @@ class Trainer:
         self.devices = devices
         self.micro_batch = micro_batch
         self.seed = seed
-        self.replicas = self.backend.replicas(net, devices)
+        self.workers = self.new_workers()
         self.optimizer = self.backend.Adam(
             net, lr, recipe.epsilon_inside, bert.ZERO_GRADIENT
         )
@@ -79,14 +87,24 @@ class Trainer:
             for _, batch in zip(range(num_steps), batches, strict=False):
                 yield self.step(batch)
 
+    def new_workers(self) -> list[Worker]:
+        """Return who computes, each with a replica of the network."""
+        workers = list(enumerate(self.devices))
+        if losses_follow_forward(self.net):
+            # A reader's own layers may not bear to be called side by side
+            workers = self.backend.worker_devices(self.devices)
+        shards, devices = zip(*workers, strict=True)
+        replicas = self.backend.replicas(self.net, devices)
+        return list(map(Worker, shards, devices, replicas))
+
     def step(self, batch: Batch) -> Step:
         """Train on one batch."""
         start = time.perf_counter()
         with self.backend.accumulate_gradients(self.net):
             losses = self.accumulate(batch)
-            self.backend.allreduce_gradients(self.replicas, self.devices)
             self.optimizer.step()
-        self.backend.broadcast_parameters(self.replicas, self.devices)
+        _, devices, replicas = zip(*self.workers, strict=True)
+        self.backend.broadcast_parameters(replicas, devices)
         self.num_steps += 1
         self.backend.synchronize()
         mlm_loss, nsp_loss = (
@@ -98,60 +116,80 @@ class Trainer:
         )
 
     def accumulate(self, batch: Batch) -> list[tuple[Any, Any]]:
-        """Add up the gradients of a batch on every replica.
+        """Sum the gradients of a batch in those of `net`.
 
         Returns both losses of each micro-batch, not yet waited for.
         """
         shards = base.shard_slices(len(batch.tokens), len(self.devices))
-        mlm_weights, nsp_weights = self.recipe.loss_weights(batch, shards)
-        queues = [
+        weights = self.recipe.loss_weights(batch, shards)
+        queues = self.share_out(batch, shards)
+        for worker in self.workers:
+            self.backend.zero_gradients(worker.net)
+        work = partial(self.work, batch, weights)
+        with self.backend.side_by_side(len(self.workers)) as worker_map:
+            losses = list(worker_map(work, self.workers, queues))
+        _, devices, replicas = zip(*self.workers, strict=True)
+        self.backend.allreduce_gradients(replicas, devices)
+        return list(chain.from_iterable(losses))
+
+    def share_out(
+        self, batch: Batch, shards: Sequence[slice]
+    ) -> list[list[np.ndarray]]:
+        """Return the rows of the micro-batches of each worker."""
+        waiting = [
             micro_batches(batch, rows, self.rows_at_a_time(batch))
             for rows in shards
         ]
+        queues: list[list[np.ndarray]] = [[] for _ in self.workers]
+        while any(waiting):
+            for queue, worker in zip(queues, self.workers, strict=True):
+                if waiting[worker.shard]:
+                    queue.append(waiting[worker.shard].pop(0))
+        return queues
+
+    def work(
+        self,
+        batch: Batch,
+        weights: tuple[np.ndarray, np.ndarray],
+        worker: Worker,
+        queue: Sequence[np.ndarray],
+    ) -> list[tuple[Any, Any]]:
+        """Add up the gradients of a worker's micro-batches."""
+        mlm_weights, nsp_weights = weights
         losses = []
-        for replica in self.replicas:
-            self.backend.zero_gradients(replica)
-        # One micro-batch of every shard at a time, so that devices which
-        # compute asynchronously compute side by side
-        for rows_by_shard in zip_longest(*queues):
-            parts = [
-                self.forward(
-                    replica,
-                    device,
-                    batch.rows(rows),
-                    rows,
-                    mlm_weights[rows],
-                    nsp_weights[rows],
-                )
-                for replica, device, rows in zip(
-                    self.replicas, self.devices, rows_by_shard, strict=True
-                )
-                if rows is not None
-            ]
-            self.backend.backward(list(chain.from_iterable(parts)))
-            losses += parts
+        for rows in queue:
+            loss = self.forward(
+                worker,
+                batch.rows(rows),
+                rows,
+                mlm_weights[rows],
+                nsp_weights[rows],
+            )
+            self.backend.backward(loss)
+            losses.append(loss)
         return losses
 
     def forward(
         self,
-        net: Any,
-        device: base.Device,
+        worker: Worker,
         batch: Batch,
         rows: np.ndarray,
         mlm_weights: np.ndarray,
         nsp_weights: np.ndarray,
     ) -> tuple[Any, Any]:
         """Return both losses of a micro-batch, recorded for `backward`."""
+        net, queries = worker.net, None
         if losses_follow_forward(net):
-            losses, inputs = net.losses, loss_inputs
+            losses = net.losses
+            inputs, queries = loss_inputs(batch, mlm_weights, nsp_weights)
         else:
-            losses, inputs = partial(losses_of_forward, net), plain_inputs
+            losses = partial(losses_of_forward, net)
+            inputs = plain_inputs(batch, mlm_weights, nsp_weights)
         arrays = [
-            self.backend.tensor(array, device)
-            for array in inputs(batch, mlm_weights, nsp_weights)
+            self.backend.tensor(array, worker.device) for array in inputs
         ]
         masks = DropoutMasks(
-            self.seed, self.num_steps, rows, batch.valid_lens
+            self.seed, self.num_steps, rows, batch.valid_lens, queries
         )
         with self.backend.record(net), base.dropout_masks(masks):
             return losses(*arrays)
@@ -176,13 +214,16 @@ class Trainer:
 def losses_follow_forward(net: Any) -> bool:
     """Say whether `net.losses` is the loss of what `net.forward` returns.
 
-    Of a reader's own `forward`, in the network or in a head, nothing is
-    known but what it returns.
+    Of a reader's own `forward`, in the network or in one of these parts,
+    nothing is known but what it returns.
     """
+    *_, last_blk = net.encoder.blks
     return all(
         type(part).forward is definition.forward
         for part, definition in (
             (net, bert.BERTModel),
+            (net.encoder, bert.BERTEncoder),
+            (last_blk, bert.TransformerEncoderBlock),
             (net.mlm, bert.MaskLM),
             (net.nsp, bert.NextSentencePred),
         )
@@ -247,32 +288,42 @@ def micro_batches(
 
 def loss_inputs(
     batch: Batch, mlm_weights: np.ndarray, nsp_weights: np.ndarray
-) -> tuple[np.ndarray, ...]:
+) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Return the arguments of `BERTModel.losses` for a micro-batch.
 
     Rows are cut to the longest. Slots that ask the same of the same
     position, as all padding of a row does, become one with the sum of their
     weights, and slots without weight are left out: the loss is the same.
+    The second result is the position of each query, `(B, Q)`.
     """
-    num_tokens = int(batch.valid_lens.max())
-    slots = (
-        np.arange(len(batch.tokens))[:, None] * num_tokens
-        + batch.pred_positions
+    num_rows, num_tokens = len(batch.tokens), int(batch.valid_lens.max())
+    row, slot = np.nonzero(mlm_weights)
+    position = batch.pred_positions[row, slot]
+    asked, which = np.unique(
+        np.stack([row, position, batch.mlm_labels[row, slot]]),
+        axis=1,
+        return_inverse=True,
     )
-    questions = np.stack([slots.ravel(), batch.mlm_labels.ravel()])
-    (slots, labels), which = np.unique(questions, axis=1, return_inverse=True)
-    weights = np.bincount(which.ravel(), mlm_weights.ravel(), len(slots))
-    asked = weights > 0
+    row, position, labels = asked
+    weights = np.bincount(which.ravel(), mlm_weights[mlm_weights != 0])
+    # Each row's queries are `<cls>` and then the positions asked, in order
+    wanted = np.zeros((num_rows, num_tokens), bool)
+    wanted[:, 0] = wanted[row, position] = True
+    query = wanted.cumsum(axis=1) - 1
+    queries = np.zeros((num_rows, query.max() + 1), np.int32)
+    queries[np.nonzero(wanted)[0], query[wanted]] = np.nonzero(wanted)[1]
+    num_queries = queries.shape[1]
     return (
         batch.tokens[:, :num_tokens],
         batch.segments[:, :num_tokens],
         batch.valid_lens,
-        slots[asked],
-        labels[asked],
-        weights[asked].astype(np.float32),
+        np.arange(num_rows)[:, None] * num_tokens + queries,
+        row * num_queries + query[row, position],
+        labels,
+        weights.astype(np.float32),
         batch.nsp_labels,
         nsp_weights,
-    )
+    ), queries
 
 
 def check_positive(**values: float) -> None:

@@ -127,6 +127,7 @@ def test_losses_are_those_of_the_outputs(tab):
         picked = np.take_along_axis(Y_hat, labels[..., None], -1)[..., 0]
         return (weights * (logsumexp - picked)).sum()
 
+    queries = np.insert(POSITIONS, 0, 0, axis=1)
     with backend.evaluation(net):
         losses = net.losses(
             *map(
@@ -135,7 +136,8 @@ def test_losses_are_those_of_the_outputs(tab):
                     TOKENS,
                     SEGMENTS,
                     VALID_LENS,
-                    (np.arange(3)[:, None] * 7 + POSITIONS).ravel(),
+                    np.arange(3)[:, None] * 7 + queries,
+                    (np.arange(3)[:, None] * 4 + [1, 2, 3]).ravel(),
                     mlm_labels.ravel(),
                     mlm_weights.ravel(),
                     nsp_labels,

@@ -66,7 +66,6 @@ def gradients_of(tab, recipe, batch, num_shards):
     trainer = new_trainer(tab, recipe, f'cpu:{num_shards}', dropout=0)
     with trainer.backend.accumulate_gradients(trainer.net):
         trainer.accumulate(batch)
-        trainer.backend.allreduce_gradients(trainer.replicas, trainer.devices)
         return trainer.backend.gradients(trainer.net)
 
 

@@ -225,9 +225,16 @@ def test_micro_batches_cover_a_shard(num_rows, size, seed):
 def test_slots_are_merged_without_loss(num_rows, seed, name):
     batch = make_batch(num_rows, seed)
     weights, _ = RECIPES[name].loss_weights(batch, [slice(None)])
-    inputs = loss_inputs(batch, weights, batch.nsp_labels)
-    num_tokens, (slots, labels, merged) = inputs[0].shape[1], inputs[3:6]
+    inputs, queries = loss_inputs(batch, weights, batch.nsp_labels)
+    tokens, _, _, flat_queries, slots, labels, merged, _, _ = inputs
+    num_tokens = tokens.shape[1]
     assert num_tokens == batch.valid_lens.max()
+    assert (queries[:, 0] == 0).all()
+    np.testing.assert_array_equal(flat_queries % num_tokens, queries)
+    np.testing.assert_array_equal(
+        flat_queries // num_tokens,
+        np.broadcast_to(np.arange(num_rows)[:, None], queries.shape),
+    )
     asked = {}
     for row, slot in np.argwhere(weights > 0):
         key = (
@@ -237,7 +244,107 @@ def test_slots_are_merged_without_loss(num_rows, seed, name):
         asked[key] = asked.get(key, 0) + weights[row, slot]
     assert len(slots) == len(asked)
     for slot, label, weight in zip(slots, labels, merged, strict=True):
-        assert abs(asked[slot, label] - weight) < 1e-6
+        key = flat_queries.ravel()[slot], label
+        assert abs(asked[key] - weight) < 1e-6
+
+
+# ---- each fast path against the plain one -----------------------------
+
+
+def losses_and_gradients(trainer, batch):
+    backend = trainer.backend
+    with backend.accumulate_gradients(trainer.net):
+        losses = trainer.read(trainer.accumulate(batch))
+        return losses, backend.gradients(trainer.net)
+
+
+def check_equal(fast, plain):
+    losses, gradients = fast
+    np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
+    for name, expected in plain[1].items():
+        scale = max(1, abs(expected).max())
+        np.testing.assert_allclose(
+            gradients[name], expected, atol=1e-5 * scale, err_msg=name
+        )
+
+
+def plain(tab, recipe, batch, monkeypatch):
+    """One worker, one micro-batch, `forward` for all, and all logits."""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            'd2lbert.trainer.losses_follow_forward', lambda net: False
+        )
+        return losses_and_gradients(new_trainer(tab, recipe), batch)
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('num_threads', [1, 3])
+@pytest.mark.parametrize('micro_batch', [None, 2])
+def test_fast_is_plain(tab, recipe, num_threads, micro_batch, monkeypatch):
+    """Merged slots, queries only, chunked loss, workers, micro-batches."""
+    batch = make_batch(11, seed=5)
+    expected = plain(tab, recipe, batch, monkeypatch)
+    monkeypatch.setattr(
+        type(tab.BACKEND), 'num_threads', lambda self: num_threads
+    )
+    trainer = new_trainer(tab, recipe, micro_batch=micro_batch)
+    assert len(trainer.workers) == num_threads
+    check_equal(losses_and_gradients(trainer, batch), expected)
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_fast_is_plain_with_one_prediction(tab, recipe, monkeypatch):
+    """Rows so short that every token is a query."""
+    batch = make_batch(5, num_tokens=4, num_slots=4)
+    expected = plain(tab, recipe, batch, monkeypatch)
+    check_equal(
+        losses_and_gradients(new_trainer(tab, recipe), batch), expected
+    )
+
+
+@pytest.mark.parametrize('num_threads', [1, 2, 5])
+def test_threads_are_shared_out(tab, num_threads, monkeypatch):
+    monkeypatch.setattr(
+        type(tab.BACKEND), 'num_threads', lambda self: num_threads
+    )
+    trainer = new_trainer(tab, devices='cpu:2')
+    shards = [worker.shard for worker in trainer.workers]
+    assert len(shards) == max(2, num_threads // 2 * 2)
+    assert shards.count(0) == shards.count(1)
+    batch = make_batch(8)
+    rows = base.shard_slices(8, 2)
+    queues = trainer.share_out(batch, rows)
+    for shard in range(2):
+        taken = [
+            queue
+            for queue, worker in zip(queues, trainer.workers, strict=True)
+            if worker.shard == shard
+        ]
+        taken = np.concatenate([part for queue in taken for part in queue])
+        assert sorted(taken) == list(range(8))[rows[shard]]
+
+
+def test_a_readers_own_forward_is_not_called_side_by_side(tab, monkeypatch):
+    monkeypatch.setattr(type(tab.BACKEND), 'num_threads', lambda self: 2)
+
+    class OwnEncoder(tab.BERTEncoder):
+        def forward(self, *inputs):
+            return super().forward(*inputs)
+
+    class Net(tab.BERTModel):
+        Encoder = OwnEncoder
+
+    net = Net(**SIZES)
+    tab.BACKEND.load_parameters(
+        net, tab.BACKEND.parameters(new_net(tab)),
+        tab.BACKEND.devices('cpu'),
+    )  # fmt: skip
+    trainer = Trainer(
+        net, get_recipe('corrected'), lr=0.01,
+        devices=tab.BACKEND.devices('cpu'),
+    )  # fmt: skip
+    assert len(trainer.workers) == 1
+    assert np.isfinite(trainer.step(make_batch(5)).mlm_loss)
 
 
 # ---- dropout masks ---------------------------------------------------
@@ -258,6 +365,24 @@ def test_masks_belong_to_rows():
             part[0][i][:, :n, :n], whole[0][row][:, :n, :n]
         )
         np.testing.assert_array_equal(part[1][i][:n], whole[1][row][:n])
+
+
+def test_masks_of_queries_are_those_of_all():
+    lens, queries = [5, 3], np.array([[0, 4, 2], [0, 1, 0]])
+    rows = np.arange(2)
+    shapes = (2, 3, 6, 6), (2, 6, 7), (2, 3, 6, 6), (2, 6, 7)
+    every = DropoutMasks(0, 0, rows, np.array(lens))
+    some = DropoutMasks(0, 0, rows, np.array(lens), queries)
+    whole = [every(shape, 0.2) for shape in shapes]
+    parts = [some(shape, 0.2) for shape in shapes[:2]]
+    parts += [some(shape, 0.2) for shape in ((2, 3, 3, 6), (2, 3, 7))]
+    for i, n in enumerate(lens):
+        for full, part in zip(whole[:2], parts[:2], strict=True):
+            np.testing.assert_array_equal(part[i], full[i])
+        np.testing.assert_array_equal(
+            parts[2][i][..., :n], whole[2][i][:, queries[i], :n]
+        )
+        np.testing.assert_array_equal(parts[3][i], whole[3][i][queries[i]])
 
 
 def test_masks_keep_the_right_share():
