@@ -1,6 +1,7 @@
 """Fixtures that all tests share; see also `d2lbert.pytest_plugin`."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -12,6 +13,11 @@ pytest_plugins = ['d2lbert.pytest_plugin']
 
 # Only the tests that ask for the real corpus get it, from any folder
 WIKITEXT2 = os.path.abspath(os.environ.pop('D2LBERT_WIKITEXT2', 'unset'))
+
+
+# Nor do they read or fill the user's cache
+_cache = tempfile.TemporaryDirectory(prefix='d2lbert-tests-')
+os.environ['D2LBERT_CACHE'] = _cache.name
 
 
 @pytest.fixture

@@ -1,14 +1,16 @@
 """From text to minibatches."""
 
 import random
+import tracemalloc
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2lbert.data import examples, sample
+from d2lbert.data import examples, sample, textbook
 from d2lbert.data.batches import Batches
 from d2lbert.data.examples import load_examples, read_paragraphs
 from d2lbert.data.vocab import CLS, MASK, PAD, RESERVED_TOKENS, SEP, Vocab
@@ -45,6 +47,8 @@ def test_vocab_round_trip(tokens, min_freq):
     assert vocab.idx_to_token == sorted(set(vocab.idx_to_token))
     again = Vocab.from_tokens(vocab.idx_to_token)
     assert again.token_to_idx == vocab.token_to_idx
+    counted = Vocab.from_counts(counts, min_freq, RESERVED_TOKENS)
+    assert vars(counted) == vars(vocab)
 
 
 # ---- text ------------------------------------------------------------
@@ -175,6 +179,85 @@ def test_one_sentence_and_two():
         [CLS, 'a', SEP, 'b', 'c', SEP],
         [0, 0, 0, 1, 1, 1],
     )
+
+
+def plain(paragraphs, max_len):
+    """What the chapter's functions make of paragraphs, word by word."""
+    texts = [textbook.tokenize(paragraph) for paragraph in paragraphs]
+    vocab = Vocab(list(chain(*texts)), examples.MIN_FREQ, RESERVED_TOKENS)
+    pairs = [
+        pair
+        for text in texts
+        for pair in textbook._get_nsp_data_from_paragraph(
+            text, texts, vocab, max_len
+        )
+    ]
+    data = [
+        (
+            *textbook._get_mlm_data_from_tokens(tokens, vocab),
+            segments,
+            is_next,
+        )
+        for tokens, segments, is_next in pairs
+    ]
+    return textbook.pad_bert_inputs(data, max_len, vocab), vocab
+
+
+sentences = st.lists(
+    words | st.sampled_from([*RESERVED_TOKENS, '<unk>']), max_size=30
+).map(' '.join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(sentences, min_size=1, max_size=8), max_size=5),
+    st.integers(5, 70),
+    st.integers(),
+)
+def test_whole_text_as_word_by_word(paragraphs, max_len, seed):
+    random.seed(seed)
+    expected, expected_vocab = plain(paragraphs, max_len)
+    rng = random.Random(seed)
+    text, vocab = examples.number_words(paragraphs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, 'BLOCK', 3)
+        try:
+            batch = examples.make_examples(text, vocab, max_len, rng)
+        except CorpusError:
+            batch = expected.rows([])
+    assert vars(vocab) == vars(expected_vocab)
+    for ours, theirs in zip(batch, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    assert rng.getstate() == random.getstate()
+
+
+@pytest.mark.parametrize(
+    'size', [0, 1, 2, 3, 4, 64, 500, examples.NUM_DRAWS, 1001, 1500]
+)
+def test_shuffle(size):
+    ours, theirs = list(range(size)), list(range(size))
+    rng, python = random.Random(size), random.Random(size)
+    examples.shuffle(ours, rng)
+    python.shuffle(theirs)
+    assert ours == theirs
+    assert rng.getstate() == python.getstate()
+
+
+def test_module_random_is_a_generator_too():
+    random.seed(5)
+    here, _ = load_examples(sample.lines()[:100], 64)
+    there, _ = load_examples(sample.lines()[:100], 64, random.Random(5))
+    np.testing.assert_array_equal(here.tokens, there.tokens)
+
+
+def test_memory_is_little_more_than_the_arrays():
+    lines = sample.lines() * 5
+    tracemalloc.start()
+    batch, _ = load_examples(lines, 64, random.Random(0))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 * sum(array.nbytes for array in batch)
 
 
 def test_wikitext2(wikitext2):

@@ -4,13 +4,17 @@ Next sentence prediction pairs every sentence with its successor or with a
 random sentence; masked language modelling then hides some of the tokens.
 Both draw from Python's `random` in the order in which the textbook does, so
 that the same seed gives the textbook's own examples, to the bit.
+
+Only what is drawn is drawn one by one, in Python. The rest is done in NumPy,
+to all words at once or to a block of examples.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, MutableSequence, Sequence
-from itertools import chain, pairwise
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from itertools import accumulate, chain, count, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,7 +23,7 @@ from d2lbert.data.vocab import CLS, MASK, PAD, RESERVED_TOKENS, SEP, Vocab
 from d2lbert.errors import CorpusError, InputError
 
 Token = TypeVar('Token')
-Paragraphs = Sequence[Sequence[Any]]
+Sentence = TypeVar('Sentence')
 
 #: The share of a sequence's tokens that is predicted.
 PREDICTED = 0.15
@@ -27,6 +31,14 @@ PREDICTED = 0.15
 NUM_SPECIAL_TOKENS = 3
 #: Words seen less often become `<unk>`.
 MIN_FREQ = 5
+#: How many examples are made at a time, for memory's sake.
+BLOCK = 1024
+#: Stands for a token that stays as it is.
+STAYS = -1
+#: What `random.shuffle` draws for its last items: from the end, each changes
+#: places with item 0 to i, drawn as a number of so many bits.
+NUM_DRAWS = 1000
+DRAWS = [(i, (i + 1).bit_length()) for i in range(NUM_DRAWS, 0, -1)]
 
 
 class Batch(NamedTuple):
@@ -43,9 +55,32 @@ class Batch(NamedTuple):
     mlm_labels: np.ndarray  # (B, P) int32
     nsp_labels: np.ndarray  # (B,) int32, 1 where B follows A
 
+    @classmethod
+    def empty(cls, size: int, max_len: int) -> Batch:
+        """Return the arrays of `size` examples, not yet filled."""
+        slots = num_slots(max_len)
+        return cls(
+            np.empty((size, max_len), np.int32),
+            np.empty((size, max_len), np.int32),
+            np.empty(size, np.float32),
+            np.empty((size, slots), np.int32),
+            np.empty((size, slots), np.float32),
+            np.empty((size, slots), np.int32),
+            np.empty(size, np.int32),
+        )
+
     def rows(self, index: Any) -> Batch:
         """Return some of the examples."""
         return Batch(*(array[index] for array in self))
+
+
+class Text(NamedTuple):
+    """A text of W words and S sentences, in numbers."""
+
+    words: np.ndarray  # (W + 1,) int32, in a row; never empty for a `<pad>`
+    starts: np.ndarray  # (S,) int32, where in `words` a sentence starts
+    lengths: np.ndarray  # (S,) int32, how many words it has
+    paragraphs: list[range]  # which sentences each one has
 
 
 def read_paragraphs(lines: Iterable[str]) -> list[list[str]]:
@@ -53,11 +88,6 @@ def read_paragraphs(lines: Iterable[str]) -> list[list[str]]:
     return [
         line.strip().lower().split(' . ') for line in lines if ' . ' in line
     ]
-
-
-def tokenize(sentences: Iterable[str]) -> list[list[str]]:
-    """Split each sentence into its words."""
-    return [sentence.split() for sentence in sentences]
 
 
 def load_examples(
@@ -75,68 +105,98 @@ def load_examples(
     check_max_len(max_len)
     paragraphs = read_paragraphs(lines)
     rng.shuffle(paragraphs)
-    return make_examples(list(map(tokenize, paragraphs)), max_len, rng)
+    text, vocab = number_words(paragraphs)
+    del lines, paragraphs  # a large text makes room for its examples
+    return make_examples(text, vocab, max_len, rng), vocab
 
 
 def make_examples(
-    paragraphs: Sequence[list[list[str]]], max_len: int, rng: Any = random
-) -> tuple[Batch, Vocab]:
-    """Make the examples of tokenized paragraphs, and their vocabulary."""
-    vocab = Vocab(
-        list(chain.from_iterable(paragraphs)), MIN_FREQ, RESERVED_TOKENS
-    )
-    numbered = [vocab[paragraph] for paragraph in paragraphs]
-    cls, sep = vocab[CLS], vocab[SEP]
-    pairs = [
-        pair
-        for paragraph in numbered
-        for pair in sentence_pairs(paragraph, numbered, max_len, rng)
-    ]
-    if not pairs:
+    text: Text, vocab: Vocab, max_len: int, rng: Any = random
+) -> Batch:
+    """Make the examples of a text. See `load_examples`."""
+    pairs = draw_pairs(text, max_len, rng)
+    if not len(pairs):
         raise CorpusError(
-            f'the corpus of {len(paragraphs)} paragraphs yields no example '
-            f'of at most {max_len} tokens: it needs lines of two sentences '
-            "or more, separated by ' . ', or a greater max_len"
+            f'the corpus of {len(text.paragraphs)} paragraphs yields no '
+            f'example of at most {max_len} tokens: it needs lines of two '
+            "sentences or more, separated by ' . ', or a greater max_len"
         )
-    examples = []
-    for tokens_a, tokens_b, is_next in pairs:
-        tokens, segments = join_pair(tokens_a, tokens_b, cls, sep)
-        examples.append(
-            (
-                *mask_tokens(
-                    tokens, (cls, sep), vocab[MASK], range(len(vocab)), rng
-                ),
-                segments,
-                is_next,
-            )
-        )
-    return pad_examples(examples, max_len, vocab[PAD]), vocab
+    batch = Batch.empty(len(pairs), max_len)
+    for start in range(0, len(pairs), BLOCK):
+        block = slice(start, start + BLOCK)
+        write_pairs(batch.rows(block), text, pairs[block], vocab)
+        hide_tokens(batch.rows(block), vocab, rng)
+    return batch
 
 
-def sentence_pairs(
-    paragraph: Sequence[Any],
-    paragraphs: Paragraphs,
-    max_len: int,
-    rng: Any = random,
-) -> list[tuple[Any, Any, bool]]:
-    """Return each sentence with a next one, and whether it really follows.
+def number_words(
+    paragraphs: Sequence[Sequence[str]],
+) -> tuple[Text, Vocab]:
+    """Split sentences into words, and make the vocabulary of these."""
+    lengths = []
 
-    Pairs that do not fit `max_len` with their special tokens are dropped.
-    """
-    pairs = (
-        next_sentence(a, b, paragraphs, rng) for a, b in pairwise(paragraph)
+    def split_sentences() -> Iterator[list[str]]:
+        for sentence in chain.from_iterable(paragraphs):
+            words = sentence.split()
+            lengths.append(len(words))
+            yield words
+
+    # A word's number is how many others came before it. Only when all are
+    # counted is it known which have an index in the vocabulary.
+    numbers: dict[str, int] = defaultdict(count().__next__)
+    words = np.fromiter(
+        map(numbers.__getitem__, chain.from_iterable(split_sentences())),
+        np.int32,
     )
-    return [
-        pair
-        for pair in pairs
-        if len(pair[0]) + len(pair[1]) + NUM_SPECIAL_TOKENS <= max_len
-    ]
+    counts = dict(zip(numbers, np.bincount(words).tolist(), strict=True))
+    vocab = Vocab.from_counts(counts, MIN_FREQ, RESERVED_TOKENS)
+    indices = np.array(vocab[list(numbers)], np.int32)
+    bounds = accumulate(map(len, paragraphs), initial=0)
+    return Text(
+        np.append(indices[words], np.int32(vocab[PAD])),
+        np.cumsum([0, *lengths], dtype=np.int32)[:-1],
+        np.array(lengths, np.int32),
+        [range(first, end) for first, end in pairwise(bounds)],
+    ), vocab
+
+
+# ---- next sentence prediction ----------------------------------------
+
+
+def draw_pairs(text: Text, max_len: int, rng: Any) -> np.ndarray:
+    """Return the pairs of sentences that fit `max_len`, `(B, 3)` int32.
+
+    A row is both sentences and whether the second follows the first.
+    """
+    pairs = np.fromiter(
+        chain.from_iterable(
+            pair
+            for paragraph in text.paragraphs
+            for pair in next_sentences(paragraph, text.paragraphs, rng)
+        ),
+        np.int32,
+    ).reshape(-1, 3)
+    num_words = text.lengths[pairs[:, :2]].sum(axis=1)
+    return pairs[num_words + NUM_SPECIAL_TOKENS <= max_len]
+
+
+def next_sentences(
+    paragraph: Sequence[Sentence],
+    paragraphs: Sequence[Sequence[Sentence]],
+    rng: Any,
+) -> Iterator[tuple[Sentence, Sentence, bool]]:
+    """Yield what `next_sentence` makes of each sentence but the last."""
+    for sentence, successor in pairwise(paragraph):
+        yield next_sentence(sentence, successor, paragraphs, rng)
 
 
 def next_sentence(
-    sentence: Any, successor: Any, paragraphs: Paragraphs, rng: Any = random
-) -> tuple[Any, Any, bool]:
-    """Return a sentence and its successor, or half the time another."""
+    sentence: Sentence,
+    successor: Sentence,
+    paragraphs: Sequence[Sequence[Sentence]],
+    rng: Any,
+) -> tuple[Sentence, Sentence, bool]:
+    """Return a sentence, its successor or any other, and which it is."""
     if rng.random() < 0.5:
         return sentence, successor, True
     return sentence, rng.choice(rng.choice(paragraphs)), False
@@ -157,49 +217,111 @@ def join_pair(
     return tokens, segments
 
 
-def mask_tokens(
-    tokens: list[Token],
-    special: tuple[Token, Token],
-    mask: Token,
-    vocabulary: Sequence[Token],
-    rng: Any = random,
-) -> tuple[list[Token], list[int], list[Token]]:
-    """Hide 15 % of the tokens, at least one.
-
-    Returns the sequence with its replacements, the positions predicted, in
-    order, and the true tokens there.
-    """
-    candidates = [i for i, token in enumerate(tokens) if token not in special]
-    num_predictions = max(1, round(len(tokens) * PREDICTED))
-    masked, positions = replace_tokens(
-        tokens, candidates, num_predictions, mask, vocabulary, rng
+def write_pairs(
+    batch: Batch, text: Text, pairs: np.ndarray, vocab: Vocab
+) -> None:
+    """Write pairs of sentences, joined and padded, into a batch."""
+    a, b, is_next = pairs.T
+    steps = np.arange(batch.tokens.shape[1], dtype=np.int32)
+    first_sep = 1 + text.lengths[a][:, None]
+    last_sep = first_sep + text.lengths[b][:, None] + 1
+    start = np.where(
+        steps > first_sep,
+        text.starts[b][:, None] - first_sep,
+        text.starts[a][:, None],
     )
-    positions.sort()
-    return masked, positions, [tokens[i] for i in positions]
+    # What is no word is read from anywhere, then replaced
+    tokens = text.words.take(start + (steps - 1), mode='clip')
+    tokens[:, 0] = vocab[CLS]
+    tokens[(steps == first_sep) | (steps == last_sep)] = vocab[SEP]
+    tokens[steps > last_sep] = vocab[PAD]
+    batch.tokens[:] = tokens
+    batch.segments[:] = (steps > first_sep) & (steps <= last_sep)
+    batch.valid_lens[:] = last_sep[:, 0] + 1
+    batch.nsp_labels[:] = is_next
 
 
-def replace_tokens(
-    tokens: list[Token],
-    candidates: MutableSequence[int],
-    num_predictions: int,
-    mask: Token,
-    vocabulary: Sequence[Token],
-    rng: Any = random,
-) -> tuple[list[Token], list[int]]:
-    """Choose positions among the candidates and replace their tokens.
+# ---- masked language modelling ---------------------------------------
 
-    80 % become `mask`, 10 % stay as they are, 10 % become any token of the
-    vocabulary. `candidates` is shuffled in place.
+
+def hide_tokens(batch: Batch, vocab: Vocab, rng: Any) -> None:
+    """Hide tokens of a batch and write what is predicted into it."""
+    max_len, slots = batch.tokens.shape[1], batch.mlm_weights.shape[1]
+    is_candidate = np.arange(max_len) < batch.valid_lens[:, None]
+    for special in CLS, SEP:
+        is_candidate &= batch.tokens != vocab[special]
+    num_candidates = is_candidate.sum(axis=1)
+    chosen, replaced, nums = draw_predictions(
+        num_candidates.tolist(), batch.valid_lens.tolist(), vocab, rng
+    )
+    firsts = np.cumsum(num_candidates) - num_candidates
+    places = np.flatnonzero(is_candidate)[np.repeat(firsts, nums) + chosen]
+    order = places.argsort()
+    places, replaced = places[order], replaced[order]
+    labels = batch.tokens.take(places)
+    batch.tokens.put(places, np.where(replaced == STAYS, labels, replaced))
+    batch.mlm_weights[:] = padded(np.ones_like(labels), nums, slots)
+    batch.mlm_labels[:] = padded(labels, nums, slots)
+    batch.pred_positions[:] = padded(places % max_len, nums, slots)
+
+
+def draw_predictions(
+    nums_candidates: Iterable[int],
+    nums_tokens: Iterable[int],
+    vocab: Vocab,
+    rng: Any,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw what to predict in each example and what to show there.
+
+    Returns, for all examples in a row, which of its candidates are chosen
+    and what they become, an index or `STAYS`; and for each example how many.
     """
-    masked = list(tokens)
-    rng.shuffle(candidates)
-    positions = list(candidates[:num_predictions])
-    for position in positions:
-        if rng.random() < 0.8:
-            masked[position] = mask
-        elif rng.random() >= 0.5:
-            masked[position] = rng.choice(vocabulary)
-    return masked, positions
+    mask, indices = vocab[MASK], range(len(vocab))
+    chosen, replaced, nums = [], [], []
+    for num_candidates, num_tokens in zip(
+        nums_candidates, nums_tokens, strict=True
+    ):
+        order = list(range(num_candidates))
+        shuffle(order, rng)
+        del order[num_predictions(num_tokens) :]
+        chosen += order
+        replaced += [replacement(STAYS, mask, indices, rng) for _ in order]
+        nums.append(len(order))
+    return np.array(chosen, int), np.array(replaced, int), np.array(nums)
+
+
+def shuffle(items: MutableSequence[Any], rng: Any) -> None:
+    """Do what `rng.shuffle` does, with the same draws, in half the time.
+
+    That calls two functions for each item.
+    """
+    if len(items) > NUM_DRAWS:
+        return rng.shuffle(items)
+    getrandbits = rng.getrandbits
+    for i, num_bits in DRAWS[NUM_DRAWS + 1 - len(items) :]:
+        j = getrandbits(num_bits)
+        while j > i:
+            j = getrandbits(num_bits)
+        items[i], items[j] = items[j], items[i]
+
+
+def replacement(
+    token: Token, mask: Token, vocabulary: Sequence[Token], rng: Any
+) -> Token:
+    """Return what a hidden token becomes.
+
+    In 80 % of cases `mask`, in 10 % the token itself, in 10 % any token.
+    """
+    if rng.random() < 0.8:
+        return mask
+    if rng.random() < 0.5:
+        return token
+    return rng.choice(vocabulary)
+
+
+def num_predictions(num_tokens: float) -> int:
+    """Return how many tokens of an example are predicted."""
+    return max(1, round(num_tokens * PREDICTED))
 
 
 def num_slots(max_len: int) -> int:
@@ -207,39 +329,16 @@ def num_slots(max_len: int) -> int:
     return round(max_len * PREDICTED)
 
 
-def pad_examples(
-    examples: Sequence[
-        tuple[list[int], list[int], list[int], list[int], bool]
-    ],
-    max_len: int,
-    pad: int,
-) -> Batch:
-    """Pad examples to one length and stack them.
+def padded(
+    values: Any, lengths: Any, width: int, padding: int = 0
+) -> np.ndarray:
+    """Return rows of the given lengths, padded, `(B, width)` int32.
 
-    An example is its masked tokens, predicted positions, true tokens there,
-    segments and whether the second sentence follows.
+    `values`: what is in the rows, one after the other.
     """
-    size, slots = len(examples), num_slots(max_len)
-    batch = Batch(
-        np.full((size, max_len), pad, np.int32),
-        np.zeros((size, max_len), np.int32),
-        np.zeros(size, np.float32),
-        np.zeros((size, slots), np.int32),
-        np.zeros((size, slots), np.float32),
-        np.zeros((size, slots), np.int32),
-        np.zeros(size, np.int32),
-    )
-    for i, (tokens, positions, labels, segments, is_next) in enumerate(
-        examples
-    ):
-        batch.tokens[i, : len(tokens)] = tokens
-        batch.segments[i, : len(segments)] = segments
-        batch.valid_lens[i] = len(tokens)
-        batch.pred_positions[i, : len(positions)] = positions
-        batch.mlm_weights[i, : len(positions)] = 1
-        batch.mlm_labels[i, : len(labels)] = labels
-        batch.nsp_labels[i] = is_next
-    return batch
+    rows = np.full((len(lengths), width), padding, np.int32)
+    rows[np.arange(width) < np.reshape(lengths, (-1, 1))] = values
+    return rows
 
 
 def check_max_len(max_len: int) -> None:

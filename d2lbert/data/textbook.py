@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterable, MutableSequence, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
 
 from d2lbert.data import examples
 from d2lbert.data.corpus import read_lines
@@ -59,7 +63,7 @@ def _get_next_sentence(
     sentence: Sentence, next_sentence: Sentence, paragraphs: list[Paragraph]
 ) -> tuple[Sentence, Sentence, bool]:
     """Return a pair of sentences and whether the second follows."""
-    return examples.next_sentence(sentence, next_sentence, paragraphs)
+    return examples.next_sentence(sentence, next_sentence, paragraphs, random)
 
 
 def _get_nsp_data_from_paragraph(
@@ -68,13 +72,17 @@ def _get_nsp_data_from_paragraph(
     vocab: Vocab,
     max_len: int,
 ) -> list[tuple[list[str], list[int], bool]]:
-    """Return tokens, segments and whether B follows A for each sentence."""
-    return [
+    """Return tokens, segments and whether B follows A for each sentence.
+
+    Pairs that do not fit `max_len` with their special tokens are dropped.
+    """
+    pairs = (
         (*get_tokens_and_segments(tokens_a, tokens_b), is_next)
-        for tokens_a, tokens_b, is_next in examples.sentence_pairs(
-            paragraph, paragraphs, max_len
+        for tokens_a, tokens_b, is_next in examples.next_sentences(
+            paragraph, paragraphs, random
         )
-    ]
+    )
+    return [pair for pair in pairs if len(pair[0]) <= max_len]
 
 
 def _replace_mlm_tokens(
@@ -86,15 +94,16 @@ def _replace_mlm_tokens(
     """Return the tokens with some replaced, and what was where.
 
     The second result has a pair of position and true token for each
-    prediction, in the order in which they were drawn.
+    prediction, in the order in which they were drawn; the candidates are
+    shuffled in place.
     """
-    masked, positions = examples.replace_tokens(
-        tokens,
-        candidate_pred_positions,
-        num_mlm_preds,
-        MASK,
-        vocab.idx_to_token,
-    )
+    masked = list(tokens)
+    examples.shuffle(candidate_pred_positions, random)
+    positions = candidate_pred_positions[:num_mlm_preds]
+    for i in positions:
+        masked[i] = examples.replacement(
+            tokens[i], MASK, vocab.idx_to_token, random
+        )
     return masked, [(i, tokens[i]) for i in positions]
 
 
@@ -102,10 +111,18 @@ def _get_mlm_data_from_tokens(
     tokens: Sentence, vocab: Vocab
 ) -> tuple[list[int], list[int], list[int]]:
     """Return masked input indices, predicted positions, true indices."""
-    masked, positions, labels = examples.mask_tokens(
-        tokens, (CLS, SEP), MASK, vocab.idx_to_token
+    candidates = [
+        i for i, token in enumerate(tokens) if token not in (CLS, SEP)
+    ]
+    masked, predictions = _replace_mlm_tokens(
+        tokens, candidates, examples.num_predictions(len(tokens)), vocab
     )
-    return vocab[masked], positions, vocab[labels]
+    predictions.sort()
+    return (
+        vocab[masked],
+        [i for i, _ in predictions],
+        vocab[[token for _, token in predictions]],
+    )
 
 
 def pad_bert_inputs(
@@ -113,5 +130,28 @@ def pad_bert_inputs(
     max_len: int,
     vocab: Vocab,
 ) -> Batch:
-    """Pad examples to `max_len` and stack them, in NumPy."""
-    return examples.pad_examples(data, max_len, vocab[PAD])
+    """Pad examples to `max_len` and stack them, in NumPy.
+
+    An example is its masked tokens, predicted positions, true tokens there,
+    segments and whether the second sentence follows.
+    """
+    columns: Any = ([example[i] for example in data] for i in range(5))
+    tokens, positions, labels, segments, is_next = columns
+    slots = examples.num_slots(max_len)
+    weights = [[1] * len(row) for row in positions]
+    return Batch(
+        _pad(tokens, max_len, vocab[PAD]),
+        _pad(segments, max_len),
+        np.array(list(map(len, tokens)), np.float32),
+        _pad(positions, slots),
+        _pad(weights, slots).astype(np.float32),
+        _pad(labels, slots),
+        np.array(is_next, np.int32),
+    )
+
+
+def _pad(
+    rows: Sequence[Sequence[int]], width: int, padding: int = 0
+) -> np.ndarray:
+    values, lengths = list(chain.from_iterable(rows)), list(map(len, rows))
+    return examples.padded(values, lengths, width, padding)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -26,12 +26,22 @@ class Vocab:
     ) -> None:
         if len(tokens) and isinstance(tokens[0], (list, tuple)):
             tokens = list(chain.from_iterable(tokens))
-        counts = Counter(tokens)
-        self.token_freqs = counts.most_common()
-        frequent = {
-            token for token, freq in counts.items() if freq >= min_freq
-        }
-        self._set_tokens(sorted({UNKNOWN, *reserved_tokens} | frequent))
+        self._set_counts(Counter(tokens), min_freq, reserved_tokens)
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: Mapping[str, int],
+        min_freq: int,
+        reserved_tokens: Iterable[str],
+    ) -> Vocab:
+        """Return the vocabulary of tokens that are counted already.
+
+        `counts`: how often each was seen, in the order of first sight.
+        """
+        vocab = cls()
+        vocab._set_counts(counts, min_freq, reserved_tokens)
+        return vocab
 
     @classmethod
     def from_tokens(cls, idx_to_token: Iterable[str]) -> Vocab:
@@ -39,6 +49,18 @@ class Vocab:
         vocab = cls()
         vocab._set_tokens(list(idx_to_token))
         return vocab
+
+    def _set_counts(
+        self,
+        counts: Mapping[str, int],
+        min_freq: int,
+        reserved_tokens: Iterable[str],
+    ) -> None:
+        self.token_freqs = Counter(counts).most_common()
+        frequent = {
+            token for token, freq in counts.items() if freq >= min_freq
+        }
+        self._set_tokens(sorted({UNKNOWN, *reserved_tokens} | frequent))
 
     def _set_tokens(self, idx_to_token: list[str]) -> None:
         self.idx_to_token = idx_to_token

@@ -1,0 +1,198 @@
+"""Examples that are made once and read back afterwards."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from d2lbert.data import cache, sample
+from d2lbert.data.cache import load_cached_examples
+from d2lbert.data.corpus import read_lines
+from d2lbert.errors import CorpusError, InputError
+
+LINES = sample.lines()[:60]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('D2LBERT_CACHE', str(tmp_path))
+    return tmp_path / 'examples'
+
+
+@pytest.fixture
+def num_made(monkeypatch):
+    """A list that is as long as examples were made and not read."""
+    calls = []
+
+    def load_examples(*args):
+        calls.append(args)
+        return original(*args)
+
+    original = cache.load_examples
+    monkeypatch.setattr(cache, 'load_examples', load_examples)
+    return calls
+
+
+def only_file(folder):
+    (path,) = folder.iterdir()
+    return path
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip(found[0], expected[0], strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    assert vars(found[1]) == vars(expected[1])
+
+
+@pytest.mark.parametrize(
+    'lines',
+    [
+        sample.lines(),
+        ['A Straße in \u4f60\u597d . \U0001f426 <mask> <unk> .\n'] * 5,
+    ],
+)
+@pytest.mark.parametrize('max_len', [24, 300])
+def test_read_as_made(num_made, lines, max_len):
+    made = load_cached_examples(lines, max_len, 3)
+    read = load_cached_examples(lines, max_len, 3)
+    assert len(num_made) == 1
+    assert_same(read, made)
+
+
+def test_wikitext2(wikitext2, num_made):
+    lines = read_lines(wikitext2)
+    made = load_cached_examples(lines, 64, 0)
+    assert_same(load_cached_examples(lines, 64, 0), made)
+    assert len(num_made) == 1
+
+
+def test_a_file_for_all_that_decides_the_examples(
+    folder, num_made, monkeypatch
+):
+    load_cached_examples(LINES, 64, 0)
+    load_cached_examples(LINES, 65, 0)
+    load_cached_examples(LINES, 64, 1)
+    load_cached_examples(LINES[1:], 64, 0)
+    load_cached_examples([*LINES[:-1], f'{LINES[-1]} '], 64, 0)
+    load_cached_examples([''.join(LINES[:2]), *LINES[2:]], 64, 0)
+    monkeypatch.setattr(cache, '__version__', '0.0.0')
+    load_cached_examples(LINES, 64, 0)
+    monkeypatch.setattr(cache, 'FORMAT', 0)
+    load_cached_examples(LINES, 64, 0)
+    assert len(num_made) == len(list(folder.iterdir())) == 8
+
+
+def test_one_file_under_the_name_of_another(folder, num_made):
+    load_cached_examples(LINES, 64, 1)
+    other = only_file(folder)
+    expected = load_cached_examples(LINES, 64, 0)
+    (path,) = set(folder.iterdir()) - {other}
+    os.replace(other, path)
+    assert_same(load_cached_examples(LINES, 64, 0), expected)
+    assert len(num_made) == 3
+
+
+@pytest.mark.parametrize('damage', ['bit', 'end', 'more', 'empty', 'zeros'])
+def test_a_damaged_file_is_made_anew(folder, num_made, damage):
+    expected = load_cached_examples(LINES, 64, 0)
+    path = only_file(folder)
+    data = path.read_bytes()
+    for offset in range(0, len(data), max(1, len(data) // 20)):
+        path.write_bytes(damaged(data, damage, offset))
+        del num_made[:]
+        assert_same(load_cached_examples(LINES, 64, 0), expected)
+        assert len(num_made) == 1
+        assert path.read_bytes() == data
+
+
+def damaged(data, damage, offset):
+    if damage == 'bit':
+        return (
+            data[:offset]
+            + bytes([data[offset] ^ 1 << offset % 8])
+            + data[offset + 1 :]
+        )
+    return {
+        'end': data[:offset],
+        'more': data + b'\0' * (offset + 1),
+        'empty': b'',
+        'zeros': bytes(len(data)),
+    }[damage]
+
+
+def test_a_pickle_is_not_believed(folder, num_made):
+    expected = load_cached_examples(LINES, 64, 0)
+    only_file(folder).write_bytes(b'\x80\x04cposix\nsystem\n')
+    assert_same(load_cached_examples(LINES, 64, 0), expected)
+    assert len(num_made) == 2
+
+
+@pytest.mark.parametrize('place', ['file', 'file/below', 'examples'])
+def test_no_folder_no_cache(folder, monkeypatch, num_made, place):
+    # A file where a folder should be stops root, too
+    (folder.parent / place.partition('/')[0]).write_bytes(b'')
+    if place != 'examples':
+        monkeypatch.setenv('D2LBERT_CACHE', str(folder.parent / place))
+    expected = load_cached_examples(LINES, 64, 0)
+    assert_same(load_cached_examples(LINES, 64, 0), expected)
+    assert len(num_made) == 2
+
+
+def test_full_disk(folder, monkeypatch, num_made):
+    def write_file(path, data):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(cache, 'write_file', write_file)
+    expected = load_cached_examples(LINES, 64, 0)
+    assert_same(load_cached_examples(LINES, 64, 0), expected)
+    assert len(num_made) == 2
+    assert not list(folder.iterdir())
+
+
+def test_only_the_newest_are_kept(folder, num_made):
+    for seed in range(cache.NUM_KEPT + 3):
+        load_cached_examples(LINES, 64, seed)
+        for path in folder.iterdir():  # where clocks are coarse
+            seconds = path.stat().st_mtime - 10
+            os.utime(path, (seconds, seconds))
+    assert len(list(folder.iterdir())) == cache.NUM_KEPT
+    del num_made[:]
+    for seed in range(3, cache.NUM_KEPT + 3):
+        load_cached_examples(LINES, 64, seed)
+    assert not num_made
+
+
+def test_nothing_is_kept_of_what_fails(folder):
+    with pytest.raises(InputError, match='max_len = 2'):
+        load_cached_examples(LINES, 2, 0)
+    with pytest.raises(CorpusError, match='no example'):
+        load_cached_examples(['one sentence'], 64, 0)
+    assert not folder.exists()
+
+
+def test_processes_at_once(folder, num_made):
+    program = (
+        'from d2lbert.data import cache, sample\n'
+        'for seed in range(5):\n'
+        '    batch, _ = cache.load_cached_examples(\n'
+        '        sample.lines()[:60], 64, seed)\n'
+        '    print(batch.tokens.sum())\n'
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', program], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    found = [process.communicate()[0].split() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3
+    expected = [
+        str(load_cached_examples(LINES, 64, seed)[0].tokens.sum())
+        for seed in range(5)
+    ]
+    assert found == [expected] * 3
+    assert not num_made
+    assert len(list(folder.iterdir())) == 5
