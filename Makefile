@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 ORACLE := .oracle
 
 .DEFAULT_GOAL := help
-.PHONY: help venv pretrain test lint format test-matrix oracle clean
+.PHONY: help venv pretrain test lint format test-matrix oracle bench \
+  bench-gpu soak clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -52,6 +53,16 @@ $(ORACLE)/.ready: tests/oracle/constraints.txt
 	$(ORACLE)/bin/pip install --disable-pip-version-check --quiet \
 	  --no-deps d2l==1.0.3
 	touch $@
+
+bench: $(READY) $(ORACLE)/.ready  ## Compare speed and memory with the textbook
+	$(BIN)/python -m benchmarks --textbook $(ORACLE)/bin/python $(SECTIONS)
+
+bench-gpu: $(READY) $(ORACLE)/.ready  ## The same on a CUDA card
+	$(BIN)/python -m benchmarks.gpu \
+	  --d2l $(ORACLE)/lib/python*/site-packages
+
+soak: $(READY)  ## Train long, kill often, compare (SOAK='--steps 100000')
+	$(BIN)/python tests/soak.py --picture docs/images/soak.png $(SOAK)
 
 clean:  ## Remove the environment, caches and runs
 	rm -rf $(VENV) .nox runs build dist *.egg-info .pytest_cache \

@@ -9,14 +9,18 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import signal
 import sys
+import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from d2lbert.errors import D2LBertError, InputError
+from d2lbert.errors import D2LBertError, InputError, RunWarning, Stopped
+from d2lbert.signals import replace_handlers
 
 FAILED, BAD_INPUT = 1, 2
 
@@ -78,7 +82,7 @@ MicroBatchOption = Annotated[
     int | None,
     typer.Option(
         help='Rows that go through the network at a time.',
-        show_default='about 8,000 tokens',
+        show_default='4,096 tokens, 32,768 on a GPU',
     ),
 ]
 DevicesOption = Annotated[
@@ -100,8 +104,23 @@ JsonOption = Annotated[
 ]
 
 
+@app.callback()
+def common(
+    context: typer.Context,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            '--debug', help='Where a command fails, show the traceback.'
+        ),
+    ] = False,
+) -> None:
+    """Take the options of all commands."""
+    context.obj['debug'] = debug
+
+
 @app.command()
 def pretrain(
+    context: typer.Context,
     backend: BackendOption = 'torch',
     recipe: RecipeOption = None,
     corpus: CorpusOption = 'sample',
@@ -117,6 +136,30 @@ def pretrain(
     devices: DevicesOption = 'all',
     micro_batch: MicroBatchOption = None,
     seed: SeedOption = 0,
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar='float32|tf32|bf16',
+            help='The last two are faster on CUDA cards, and inexact.',
+        ),
+    ] = 'float32',
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar='N', help='Steps from one checkpoint to the next.'
+        ),
+    ] = None,
+    keep: Annotated[
+        int, typer.Option(help='How many checkpoints to keep, 2 or more.')
+    ] = 2,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            '--resume',
+            help='Go on with the run in the folder from its newest '
+            'checkpoint, with its options where none are given.',
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -126,30 +169,25 @@ def pretrain(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train BERT as the chapter does and keep the run in a folder."""
-    from d2lbert.run import pretrain as train
+    """Train BERT as the chapter does and keep the run in a folder.
 
+    Ctrl-C and SIGTERM let the step be finished and write a checkpoint.
+    """
+    from d2lbert.pretraining import pretrain as train
+
+    if out is None and resume:
+        raise InputError('--resume needs the folder of the run: give --out')
     out = out or free_folder(
         Path('runs') / '-'.join(filter(None, (backend, recipe)))
     )
-    run = train(
-        backend=backend,
-        recipe=recipe,
-        corpus=corpus,
-        steps=steps,
-        batch_size=batch_size,
-        max_len=max_len,
-        num_hiddens=num_hiddens,
-        ffn_num_hiddens=ffn_num_hiddens,
-        num_heads=num_heads,
-        num_blks=num_blks,
-        dropout=dropout,
-        lr=lr,
-        devices=devices,
-        micro_batch=micro_batch,
-        seed=seed,
-        out=out,
-    )
+    # A resumed run keeps the options that are not given, hence only these
+    options = {
+        name: value
+        for name, value in context.params.items()
+        if name not in ('out', 'resume', 'as_json')
+        and 'COMMANDLINE' in str(context.get_parameter_source(name))
+    }
+    run = train(out=out, resume=resume, **options)
     print(
         f'The run is in {out}, its loss curves in {out / "losses.png"}',
         file=sys.stderr,
@@ -182,8 +220,8 @@ def chapter(
     """
     import backends
     from d2lbert import display
+    from d2lbert.pretraining import pretrain as train
     from d2lbert.run import check_no_run
-    from d2lbert.run import pretrain as train
 
     names = backends.installed()
     if not names:
@@ -473,7 +511,7 @@ def save_array(path: Path, array: Any) -> None:
     """Write a NumPy file, under exactly this name."""
     import numpy as np
 
-    from d2lbert.run import write_file
+    from d2lbert.files import write_file
 
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f'{path} is not a file: give another --npy')
@@ -487,44 +525,60 @@ def save_array(path: Path, array: Any) -> None:
         ) from error
 
 
-class Stopped(BaseException):
-    """A signal asks to stop."""
-
-
-def stop_on_signals() -> None:
-    """Let Ctrl-C and SIGTERM raise `Stopped`, unless they are ignored."""
-
-    def raise_stopped(number: int, frame: object) -> None:
-        raise Stopped(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, raise_stopped)
-
-
 def main() -> None:
     """Run the command and turn errors into one line and a status."""
     # What a terminal cannot show it shall show as an escape
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')
-    stop_on_signals()
+    replace_handlers(raise_stopped)
+    settings = {'debug': False}
     try:
-        app(prog_name='d2lbert')
-    except InputError as error:
-        stop(error, BAD_INPUT)
-    except ModuleNotFoundError as error:
-        if error.__cause__ is None:
-            raise
-        stop(error, BAD_INPUT)
-    except D2LBertError as error:
-        stop(error, FAILED)
+        with warnings.catch_warnings():
+            warnings.simplefilter('always', RunWarning)
+            warnings.showwarning = show_warning(warnings.showwarning)
+            app(prog_name='d2lbert', obj=settings)
     except Stopped as error:
-        (number,) = error.args
-        name = signal.Signals(number).name
-        stop(f'stopped by {name} before the end', 128 + number)
+        leave(error, 128 + error.number)
+    except Exception as error:
+        if settings['debug']:
+            traceback.print_exc()
+        leave(*explain(error))
 
 
-def stop(reason: object, status: int) -> None:
+def explain(error: Exception) -> tuple[str, int]:
+    """Return what to say about an error, and the exit status."""
+    if isinstance(error, InputError):
+        return str(error), BAD_INPUT
+    if isinstance(error, ModuleNotFoundError) and error.__cause__:
+        return str(error), BAD_INPUT
+    if isinstance(error, D2LBertError):
+        return str(error), FAILED
+    again = shlex.join(['d2lbert', '--debug', *sys.argv[1:]])
+    return (
+        f'unexpected {type(error).__name__}: {error}. See where: {again}',
+        FAILED,
+    )
+
+
+def raise_stopped(number: int, frame: object) -> None:
+    """Stop at once on a signal."""
+    name = signal.Signals(number).name
+    raise Stopped(number, f'stopped by {name} before the end')
+
+
+def show_warning(others: Any) -> Any:
+    """Show our own warnings in one line, and others as before."""
+
+    def show(message: Any, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, RunWarning):
+            print(f'd2lbert: {message}', file=sys.stderr)
+        else:
+            others(message, category, *where)
+
+    return show
+
+
+def leave(reason: object, status: int) -> None:
     """Leave with a message on stderr."""
     print(f'd2lbert: {reason}', file=sys.stderr)
     sys.exit(status)

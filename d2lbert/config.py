@@ -9,13 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import backends
-from backends.base import parse_devices
+from backends.base import PRECISIONS, parse_devices
 from d2lbert.data.examples import check_max_len
 from d2lbert.errors import InputError, input_errors
 from d2lbert.recipes import TAB_RECIPES, Recipe, get_recipe
 
 #: The longest sequence that the network has positions for.
 MAX_POSITIONS = 1000
+#: With fewer checkpoints a damaged one would be the end.
+MIN_KEEP = 2
+#: What a run may be resumed with otherwise than it was begun. The corpus may
+#: have moved: what it contains is compared by itself.
+MAY_CHANGE = (
+    'backend',
+    'corpus',
+    'steps',
+    'devices',
+    'micro_batch',
+    'save_every',
+    'keep',
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +36,10 @@ class Config:
     """The options of a run, by the names of the command line.
 
     `recipe` and `lr` may be `None`: the recipe of the backend's own tab,
-    and the recipe's learning rate. Raises `InputError` for a value that
-    cannot be used.
+    and the recipe's learning rate. `precision`: `'tf32'` and `'bf16'` are
+    inexact, and for CUDA cards. `save_every`: steps between checkpoints,
+    `None` for none; `keep`: how many of them stay. Raises `InputError` for
+    a value that cannot be used.
     """
 
     backend: str = 'torch'
@@ -42,6 +57,9 @@ class Config:
     devices: str = 'all'
     micro_batch: int | None = None
     seed: int = 0
+    precision: str = 'float32'
+    save_every: int | None = None
+    keep: int = MIN_KEEP
 
     def __post_init__(self) -> None:
         if self.backend not in backends.names():
@@ -59,6 +77,11 @@ class Config:
         object.__setattr__(self, 'devices', str(self.devices))
         with input_errors():
             parse_devices(self.devices)
+        if self.precision not in PRECISIONS:
+            raise InputError(
+                f'unknown precision {self.precision!r}: expected one of '
+                + ', '.join(map(repr, PRECISIONS))
+            )
         for name in (
             'steps',
             'batch_size',
@@ -69,9 +92,11 @@ class Config:
             'num_blks',
         ):
             self._check_count(name, least=1)
-        if self.micro_batch is not None:
-            self._check_count('micro_batch', least=1)
+        for name in ('micro_batch', 'save_every'):
+            if getattr(self, name) is not None:
+                self._check_count(name, least=1)
         self._check_count('seed', least=0)
+        self._check_count('keep', least=MIN_KEEP)
         check_max_len(self.max_len)
         if self.max_len > MAX_POSITIONS:
             raise InputError(
@@ -125,6 +150,18 @@ class Config:
             }
             | {'max_len': MAX_POSITIONS}
         )
+
+    def differences(self, other: Config) -> list[str]:
+        """Return what keeps one run from being the other one continued."""
+        ours, others = (
+            config.as_dict() | {'lr': config.learning_rate}
+            for config in (self, other)
+        )
+        return [
+            f'{name} is {others[name]!r}, was {ours[name]!r}'
+            for name in ours
+            if name not in MAY_CHANGE and ours[name] != others[name]
+        ]
 
     def title(self) -> str:
         """Return in one line what the run is."""

@@ -21,12 +21,17 @@ class Progress:
     """A line on stderr with steps, losses, speed and time left."""
 
     def __init__(
-        self, label: str, num_steps: int, visible: bool = True
+        self,
+        label: str,
+        num_steps: int,
+        num_done: int = 0,
+        visible: bool = True,
     ) -> None:
         from tqdm import tqdm
 
         self.bar = tqdm(
             total=num_steps,
+            initial=num_done,
             desc=LABELS.get(label, label),
             unit='step',
             disable=not visible,

@@ -23,7 +23,19 @@ class CorpusError(D2LBertError):
 
 
 class RunError(D2LBertError):
-    """A folder that should hold a run and does not, or a damaged one."""
+    """A training that failed, or a folder whose run is damaged."""
+
+
+class RunWarning(UserWarning):
+    """Something about a resumed run that its user should know."""
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM has asked to stop. `number`: the signal's."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 @contextmanager

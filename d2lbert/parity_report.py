@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 from d2lbert import bert, display
 from d2lbert.config import Config
 from d2lbert.data.batches import Batches
+from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
-from d2lbert.data.examples import Batch, load_examples
+from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError, input_errors
 from d2lbert.parity import (
     TOLERANCES,
@@ -188,8 +188,8 @@ def compare_backends(
             f'{out} holds a comparison already: give another --out, or '
             'remove it'
         )
-    examples, vocab = load_examples(
-        read_lines(config.corpus), config.max_len, random.Random(config.seed)
+    examples, vocab = load_cached_examples(
+        read_lines(config.corpus), config.max_len, config.seed
     )
     ours, theirs = (Side(name, config, len(vocab), dtype) for name in names)
     if out is not None:
@@ -264,6 +264,7 @@ class Side:
             devices=self.devices,
             micro_batch=self.config.micro_batch,
             seed=self.config.seed,
+            shared_masks=True,
         )
 
     def gradients_of(
@@ -314,7 +315,9 @@ class Side:
         if nudged:
             self.nudge()
         history = []
-        with display.Progress(self.name, self.config.steps, progress) as bar:
+        with display.Progress(
+            self.name, self.config.steps, visible=progress
+        ) as bar:
             for step in self.trainer().train(
                 batches.from_step(0), self.config.steps
             ):

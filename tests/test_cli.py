@@ -1,6 +1,5 @@
 """The `d2lbert` command, as somebody who is new to it would use it."""
 
-import contextlib
 import io
 import json
 import os
@@ -15,12 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-import backends
 import d2lbert
 import test_run
 from conftest import require
 from d2lbert import cli
-from d2lbert.errors import InputError
 
 # Fixtures
 saved = test_run.saved
@@ -167,8 +164,9 @@ def test_help_lists_the_options_and_their_defaults(run):
         '--dropout': '0.2',
         '--lr': '0.01',
         '--devices': 'all',
-        '--micro-batch': '8,000 tokens',
+        '--micro-batch': '4,096 tokens',
         '--seed': '0',
+        '--keep': '2',
         '--out': 'runs/',
     }.items():
         (help,) = (x for x in options if f'--{x}'.startswith(f'{option} '))
@@ -245,6 +243,7 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
         *('--num-hiddens', 12, '--ffn-num-hiddens', 20, '--num-heads', 3),
         *('--num-blks', 1, '--dropout', 0, '--lr', '2e-3', '--seed', 7),
         *('--devices', 'cpu:2', '--micro-batch', 4, '--out', tmp_path),
+        *('--save-every', 2, '--keep', 3, '--precision', 'float32'),
     )
     assert done.status == 0
     config = d2lbert.load_run(tmp_path).config.as_dict()
@@ -264,6 +263,9 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
         'devices': 'cpu:2',
         'micro_batch': 4,
         'seed': 7,
+        'precision': 'float32',
+        'save_every': 2,
+        'keep': 3,
     }
 
 
@@ -326,6 +328,8 @@ def test_the_sample_is_the_default_corpus(run, backend_name, tmp_path):
         ('--lr', '1e999', 'positive number'),
         ('--micro-batch', '0', 'whole number from 1'),
         ('--seed', '-1', 'whole number from 0'),
+        ('--save-every', '0', 'whole number from 1'),
+        ('--keep', '1', 'whole number from 2'),
     ],
 )
 def test_a_value_that_cannot_be_used(
@@ -409,6 +413,44 @@ def test_an_out_folder_that_cannot_be(pretrain, backend_name, tmp_path, out):
     assert (tmp_path / 'file').read_text() == 'mine'
 
 
+def test_resume(pretrain, backend_name, tmp_path):
+    first = ('--backend', backend_name, '--save-every', 1, '--out', tmp_path)
+    assert pretrain(*first).status == 0
+    assert_refused(pretrain(*first), 'holds a run already')
+    done = pretrain('--resume', '--out', tmp_path, '--steps=4', '--json')
+    assert done.status == 0
+    results = json.loads(done.out.splitlines()[-1])
+    assert results['steps'] == 4 and results['backend'] == backend_name
+    done = pretrain('--resume', '--out', tmp_path, '--steps=4')
+    assert done.status == 0 and 'there is nothing to do' in done.err
+    assert 'd2lbert: the run in' in done.err
+    assert 'MLM loss' in done.out and 'Warning' not in done.err
+
+
+def test_resume_what_cannot_be(pretrain, backend_name, folder, tmp_path):
+    def resume(*args):
+        return pretrain('--backend', backend_name, '--resume', *args)
+
+    assert_refused(resume(), '--out')
+    assert_refused(resume('--out', tmp_path), 'holds no checkpoint')
+    assert_refused(resume('--out', folder), 'no state of the optimizer')
+
+
+def test_debug_shows_the_traceback(run, folder, monkeypatch):
+    args = ('encode', folder, 'kranich')
+    assert_refused(run(*args), 'no word of')
+    done = run('--debug', *args)
+    assert done.status == 2 and 'Traceback' in done.err
+    assert done.err.splitlines()[-1].startswith('d2lbert: ')
+
+    def broken(*args):
+        raise TypeError('a mistake of ours')
+
+    monkeypatch.setattr('d2lbert.run.load_run', broken)
+    assert_refused(run(*args), 'TypeError: a mistake', '--debug', status=1)
+    assert 'in broken' in run('--debug', *args).err
+
+
 def test_an_out_folder_that_holds_a_run(pretrain, backend_name, folder):
     before = (folder / 'run.json').read_bytes()
     done = pretrain('--backend', backend_name, '--out', folder)
@@ -423,8 +465,9 @@ def test_a_training_that_diverges(pretrain, backend_name, tmp_path):
     )
     assert done.status == 1 and done.out == ''
     last = done.err.splitlines()[-1]
-    assert last.startswith('d2lbert: the training diverged: at step ')
-    assert 'Traceback' not in done.err and not list(tmp_path.iterdir())
+    assert last.startswith('d2lbert: the training diverged at step ')
+    assert 'Traceback' not in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ['.lock']
 
 
 # ---- encode ----------------------------------------------------------
@@ -622,49 +665,3 @@ def test_a_framework_that_is_not_installed(
 def test_no_framework_at_all():
     done = finish(python(without('torch', 'mxnet'), 'chapter'))
     assert_refused(done, 'd2lbert[torch]', 'd2lbert[mxnet]')
-
-
-# ---- signals ---------------------------------------------------------
-
-
-def wait_for_step(process):
-    """Read the progress bar until it has shown a loss."""
-    shown = b''
-    while b'mlm=' not in shown:
-        new = os.read(process.stderr.fileno(), 1000)
-        assert new, shown.decode()
-        shown += new
-
-
-def train_and_send(number, backend_name, corpus, out):
-    """Start a training, send it a signal, and see that it leaves no run."""
-    process = python(
-        MAIN,
-        *('pretrain', *TINY, '--steps=1000000', f'--corpus={corpus}'),
-        *('--backend', backend_name, '--out', out),
-    )
-    with contextlib.ExitStack() as stack:
-        stack.callback(process.kill)
-        wait_for_step(process)
-        process.send_signal(number)
-        done = finish(process)
-    assert done.out == '' and 'Traceback' not in done.err
-    with pytest.raises(InputError, match='holds no run'):
-        d2lbert.load_run(out)
-    return done
-
-
-@unix
-def test_a_training_stopped_by_ctrl_c(text_file, backend_name, tmp_path):
-    done = train_and_send(signal.SIGINT, backend_name, text_file, tmp_path)
-    assert done.status == 130
-    assert done.err.splitlines()[-1].startswith('d2lbert: stopped by SIGINT')
-
-
-@unix
-def test_a_training_that_is_killed(text_file, tmp_path):
-    name = backends.installed()[0]
-    done = train_and_send(signal.SIGKILL, name, text_file, tmp_path)
-    assert done.status == -signal.SIGKILL
-    done = train_and_send(signal.SIGTERM, name, text_file, tmp_path)
-    assert done.status == 143 and 'stopped by SIGTERM' in done.err

@@ -1,0 +1,470 @@
+"""Checkpoints, without a network: whole or nothing, whatever happens."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+import kill_saves
+from d2lbert import checkpoint as module
+from d2lbert.checkpoint import Checkpoints, check_arrays
+from d2lbert.errors import InputError, RunError, RunWarning
+from d2lbert.files import (
+    DAMAGE,
+    describe_file,
+    locked,
+    make_folder,
+    read_manifest,
+    to_manifest,
+)
+from kill_saves import same, small
+
+ROOT = Path(module.__file__).parents[1]
+NAMES = ('step-000003.json', 'step-000003.safetensors')
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """The checkpoints of steps 2 and 3."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (2, 3):
+        checkpoints.save(small(step))
+    return checkpoints
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def seal(checkpoints, data=None, **changes):
+    """Write arrays or what a manifest says, with checksums that are right."""
+    manifest, arrays = checkpoints.paths(3)
+    content = read_manifest(manifest)
+    if data is not None:
+        arrays.write_bytes(data)
+        content['files'][arrays.name] = describe_file(data)
+    manifest.write_bytes(to_manifest(content | changes))
+
+
+def assert_the_one_before(checkpoints, *words):
+    with pytest.warns(RunWarning, match='Going on from step 2') as warned:
+        found = Checkpoints(checkpoints.folder.parent).load()
+    assert same(found, small(2))
+    for word in words:
+        assert word in str(warned[0].message)
+
+
+# ---- saving and pruning ----------------------------------------------
+
+
+def test_what_is_saved_is_loaded(checkpoints, tmp_path):
+    found = Checkpoints(tmp_path).load()
+    assert same(found, small(3))
+    assert vars(found).keys() == vars(small(3)).keys()
+    assert found.data == small(3).data
+
+
+@pytest.mark.parametrize('keep', [2, 3])
+def test_the_newest_are_kept(tmp_path, keep):
+    checkpoints = Checkpoints(tmp_path, keep)
+    for step in range(5):
+        checkpoints.save(small(step))
+    assert checkpoints.find() == [4, 3, 2, 1, 0][:keep]
+    assert len(names(checkpoints)) == 2 * keep
+
+
+def test_the_files_are_of_no_framework(checkpoints):
+    manifest, arrays = checkpoints.paths(3)
+    content = json.loads(manifest.read_bytes())
+    assert content['files'] == {arrays.name: describe_file(_read(arrays))}
+    assert content['config'] == small(3).config
+
+
+def _read(path):
+    return path.read_bytes()
+
+
+def test_leftovers_are_ignored_and_cleaned(checkpoints, tmp_path):
+    for name in (
+        'step-000004.safetensors',
+        'step-000004.safetensors.part',
+        'step-000005.json.part',
+    ):
+        (checkpoints.folder / name).write_bytes(b'cut sho')
+    (checkpoints.folder / 'notes.txt').write_text('mine')
+    again = Checkpoints(tmp_path)
+    assert again.load().num_steps == 3
+    again.save(small(4))
+    assert again.find() == [4, 3] and len(names(again)) == 5
+    assert (checkpoints.folder / 'notes.txt').exists()
+
+
+def test_damaged_ones_do_not_push_out_whole_ones(checkpoints, tmp_path):
+    checkpoints.paths(3)[1].write_bytes(b'')
+    again = Checkpoints(tmp_path)
+    with pytest.warns(RunWarning):
+        assert again.load().num_steps == 2
+    again.save(small(4))
+    assert again.find() == [4, 2]
+    assert same(again.read(2), small(2)) and same(again.read(4), small(4))
+
+
+# ---- killed, and out of room -----------------------------------------
+
+
+def kill(mode, folder):
+    """Run `kill_saves.py`; return what it counted."""
+    done = subprocess.run(
+        [sys.executable, kill_saves.__file__, mode, str(folder)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        timeout=300,
+    )
+    if done.returncode == 77:
+        pytest.skip('strace may not attach to a process here')
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_killed_or_failing_at_any_call_of_a_save(tmp_path):
+    counts = kill('calls', tmp_path)
+    assert counts['killed, old left'] > 50
+    assert counts['killed, new left'] > 20
+    assert counts['failed, old left'] > 20
+
+
+@pytest.mark.skipif(not shutil.which('strace'), reason='needs strace')
+def test_killed_at_any_system_call_of_a_save(tmp_path):
+    counts = kill('strace', tmp_path)
+    assert counts['killed, old left'] > 30
+    assert counts['killed, new left'] > 3
+
+
+def assert_save_fails(checkpoints, *words):
+    with pytest.raises(RunError, match='Older ones are kept') as error:
+        checkpoints.save(small(4))
+    assert same(Checkpoints(checkpoints.folder.parent).load(), small(3))
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
+@pytest.mark.parametrize('file', [0, 1])
+def test_a_full_device(checkpoints, file):
+    part = Path(f'{checkpoints.paths(4)[file]}.part')
+    part.symlink_to('/dev/full')
+    assert_save_fails(checkpoints, 'step 4', 'No space left')
+    part.unlink(missing_ok=True)
+    checkpoints.save(small(4))
+    assert checkpoints.load().num_steps == 4
+
+
+def test_a_limit_of_file_size(checkpoints):
+    resource = pytest.importorskip('resource')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        assert_save_fails(checkpoints, 'too large')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [name for name in names(checkpoints) if 'part' in name]
+
+
+def test_a_full_file_system():
+    """Fills a real one, byte by byte larger, until a save fits."""
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', folder]
+        try:
+            subprocess.run(mount, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip('mounting a file system is not allowed here')
+        try:
+            checkpoints = Checkpoints(folder)
+            for step in (2, 3):
+                checkpoints.save(small(step))
+            fill = Path(folder) / 'fill'
+            with (
+                open(fill, 'wb', buffering=0) as file,
+                pytest.raises(OSError),
+            ):
+                while True:
+                    file.write(bytes(4096))
+            assert_save_fails(checkpoints, 'No space left')
+            fill.unlink()
+            checkpoints.save(small(4))
+        finally:
+            subprocess.run(['umount', folder], check=True)
+
+
+def test_a_folder_that_cannot_be_written():
+    """Root may write everywhere, and is therefore somebody else here."""
+    if not hasattr(os, 'geteuid'):
+        pytest.skip('Windows has other rights')
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o555)
+        try:
+            if root:
+                os.seteuid(65534)
+            for use in (make_folder, locked(folder).__enter__):
+                with pytest.raises(InputError, match='Permission denied'):
+                    use(folder) if use is make_folder else use()
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+# ---- one training at a time ------------------------------------------
+
+HOLD = """
+import sys
+from d2lbert.files import locked
+with locked(sys.argv[1]):
+    print('locked', flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_is_for_one_until_it_ends_or_is_killed(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, '-c', HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+    )
+    with holder:
+        assert holder.stdout.readline() == b'locked\n'
+        with (
+            pytest.raises(InputError, match='another training is using'),
+            locked(tmp_path),
+        ):
+            pass
+        holder.kill()
+        holder.wait()
+        with locked(tmp_path), pytest.raises(InputError, match='another'):
+            locked(tmp_path).__enter__()
+
+
+# ---- damage ----------------------------------------------------------
+
+
+def damaged(whole):
+    """Yield a file cut at each length, changed at each byte, and longer."""
+    for length in range(len(whole)):
+        yield whole[:length]
+    for position in range(len(whole)):
+        for change in (*(1 << bit for bit in range(8)), 0xFF):
+            data = bytearray(whole)
+            data[position] ^= change
+            yield bytes(data)
+    yield whole + b'\n'
+    yield whole + b'\0'
+    yield whole + whole
+
+
+@pytest.mark.filterwarnings('ignore::d2lbert.errors.RunWarning')
+@pytest.mark.parametrize('name', NAMES)
+def test_every_byte_and_every_length(checkpoints, tmp_path, name):
+    path = checkpoints.folder / name
+    whole = path.read_bytes()
+    for data in damaged(whole):
+        path.write_bytes(data)
+        try:
+            assert same(Checkpoints(tmp_path).load(), small(2))
+        except RunError as error:
+            # A digit of the format
+            assert 'has format' in str(error)
+    path.write_bytes(whole)
+    assert same(Checkpoints(tmp_path).load(), small(3))
+
+
+def test_the_damage_is_named(checkpoints):
+    path = checkpoints.paths(3)[1]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert_the_one_before(checkpoints, 'step 3', path.name, 'bytes instead')
+    path.unlink()
+    assert_the_one_before(checkpoints, 'No such file')
+
+
+def test_all_damaged(checkpoints, tmp_path):
+    for step in (2, 3):
+        checkpoints.paths(step)[1].write_bytes(b'')
+    with pytest.raises(RunError, match=r'all .* damaged: step 3.*step 2'):
+        Checkpoints(tmp_path).load()
+
+
+def test_a_newer_format(checkpoints, tmp_path):
+    checkpoints.paths(3)[0].write_text('{"format": 2, "more": "to come"}')
+    with pytest.raises(RunError, match='has format 2, this d2lbert reads 1'):
+        Checkpoints(tmp_path).load()
+
+
+class Evil:
+    """What no one may unpickle."""
+
+    def __reduce__(self):
+        return os.abort, ()
+
+
+def test_pickles_are_not_opened(checkpoints):
+    pickle = pytest.importorskip('pickle')
+    data = pickle.dumps({'weights.a': Evil()})
+    checkpoints.paths(3)[1].write_bytes(data)
+    assert_the_one_before(checkpoints)
+    seal(checkpoints, data)
+    assert_the_one_before(checkpoints)
+    checkpoints.paths(3)[0].write_bytes(data)
+    assert_the_one_before(checkpoints)
+
+
+def header(content, size=None):
+    text = json.dumps(content).encode()
+    return (len(text) if size is None else size).to_bytes(8, 'little') + text
+
+
+def described(shape, end, dtype='F32'):
+    return {'a': {'dtype': dtype, 'shape': shape, 'data_offsets': [0, end]}}
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        header({}, size=1 << 62),
+        header({}, size=(1 << 64) - 1),
+        header(described([1 << 40, 1 << 20], 16)),
+        header(described([1 << 40], 1 << 42)),
+        header(described([1 << 63, 2], 0)),
+        header(described([4], 16)),
+        header(described([-4], 16)) + bytes(16),
+        header(described([4], 16, 'F1024')) + bytes(16),
+        header([]),
+        b'',
+    ],
+    ids=range(10),
+)
+def test_giant_and_false_headers_allocate_nothing(checkpoints, data):
+    import tracemalloc
+
+    seal(checkpoints, data)
+    tracemalloc.start()
+    assert_the_one_before(checkpoints)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
+def test_a_giant_file_is_not_read(checkpoints):
+    for path in checkpoints.paths(3):
+        whole = path.read_bytes()
+        with path.open('r+b') as file:
+            file.truncate(1 << 42)
+        assert_the_one_before(checkpoints, path.name)
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'config': []},
+        {'files': {}},
+        {'files': None},
+        {'files': {NAMES[1]: {'bytes': 0, 'sha256': ''}}},
+        {'more': 1},
+    ],
+)
+def test_a_manifest_of_something_else(checkpoints, tmp_path, changes):
+    seal(checkpoints, **changes)
+    if 'config' in changes:
+        assert Checkpoints(tmp_path).load().config == []
+    else:
+        assert_the_one_before(checkpoints)
+
+
+def test_a_checkpoint_of_another_step(checkpoints):
+    seal(checkpoints, save(small(4).arrays))
+    assert_the_one_before(checkpoints, 'has 4 steps')
+    seal(checkpoints, save({'weights.a': np.zeros(3)}))
+    assert_the_one_before(checkpoints, 'steps')
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+def assert_no_manifest(data):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'manifest.json'
+        path.write_bytes(data)
+        with pytest.raises((RunError, *DAMAGE)):
+            read_manifest(path)
+
+
+@given(st.binary())
+def test_bytes_are_no_manifest(data):
+    assert_no_manifest(data)
+
+
+@given(json_values, st.booleans())
+def test_json_is_no_manifest(content, formatted):
+    if formatted and isinstance(content, dict):
+        content = {'format': 1, 'sha256': 'x', **content}
+    assert_no_manifest(json.dumps(content).encode())
+
+
+@given(st.dictionaries(st.text(), json_values), st.data())
+def test_a_manifest_comes_back_unless_it_was_changed(content, draw):
+    content = {
+        name: value
+        for name, value in content.items()
+        if name not in ('format', 'sha256')
+    }
+    data = to_manifest(content)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'manifest.json'
+        path.write_bytes(data)
+        assert repr(read_manifest(path)) == repr(content)
+    position = draw.draw(st.integers(0, len(data) - 1))
+    change = draw.draw(st.integers(1, 255))
+    damaged = bytearray(data)
+    damaged[position] ^= change
+    assert_no_manifest(bytes(damaged))
+
+
+def test_a_manifest_nested_without_end(tmp_path):
+    assert_no_manifest(b'[' * 1_000_000)
+
+
+# ---- arrays that do not fit ------------------------------------------
+
+
+def test_all_that_does_not_fit_is_listed():
+    expected = {name: np.zeros((3, 2), np.float32) for name in 'abcd'}
+    arrays = {
+        'a': np.zeros((3, 2), np.float32),
+        'b': np.zeros((2, 3), np.float32),
+        'c': np.zeros((3, 2), np.float16),
+        'e': np.zeros(1, np.float32),
+    }
+    check_arrays(expected, expected)
+    with pytest.raises(RunError) as error:
+        check_arrays(arrays, expected)
+    for words in (
+        'd is missing',
+        "b is ((2, 3), 'float32') instead of ((3, 2), 'float32')",
+        "c is ((3, 2), 'float16')",
+        'e does not belong',
+    ):
+        assert words in str(error.value)
