@@ -35,6 +35,10 @@ DropoutMask = Callable[[tuple[int, ...], float], np.ndarray]
 # What is added to the scores of padded keys before the softmax: the
 # textbook's own figure.
 MASKED_SCORE = -1e6
+# A micro-batch of so many tokens keeps a processor and its caches busy, and
+# larger ones only take more memory; a GPU wants more work at a time.
+CPU_TOKENS, GPU_TOKENS = 4096, 32768
+PRECISIONS = ('float32', 'tf32', 'bf16')
 #: More shards on one processor than this are a mistake.
 MAX_SHARDS = 1024
 #: 1e-5 as float32 has it: MXNet knows no other, even in float64.
@@ -154,6 +158,13 @@ class Backend(ABC):
     @abstractmethod
     def to_numpy(self, X: Array) -> np.ndarray:
         """Copy an array to NumPy, waiting for its value."""
+
+    def to_numpy_later(self, X: Array) -> Callable[[], np.ndarray]:
+        """Begin to copy an array to NumPy; return what waits for it.
+
+        It waits for nothing that was launched after this.
+        """
+        return lambda: self.to_numpy(X)
 
     @abstractmethod
     def arange(self, num: int, like: Array) -> Array:
@@ -340,6 +351,35 @@ class Backend(ABC):
     def num_threads(self) -> int:
         """Return how many processor cores the framework may use."""
 
+    @abstractmethod
+    def is_gpu(self, device: Device) -> bool:
+        """Say whether a device is a GPU."""
+
+    def tokens_at_a_time(self, device: Device) -> int:
+        """Return how many tokens a micro-batch had best have."""
+        return GPU_TOKENS if self.is_gpu(device) else CPU_TOKENS
+
+    def replayed(
+        self, function: Callable[..., Any], net: Net, device: Device
+    ) -> Callable[..., Any]:
+        """Return a function that does the same, in less time if it can.
+
+        `function` is of arrays of few different shapes on `device`, and
+        changes nothing but the gradients of `net`.
+        """
+        return function
+
+    @abstractmethod
+    def seed(self, device: Device, seed: int) -> None:
+        """Seed the framework's own random numbers on a device."""
+
+    @abstractmethod
+    def precision(self, name: str) -> AbstractContextManager[Any]:
+        """Within this context compute in one of `PRECISIONS`.
+
+        Raises `ValueError` where the framework or the machine cannot.
+        """
+
     def worker_devices(
         self, devices: Sequence[Device]
     ) -> list[tuple[int, Device]]:
@@ -396,6 +436,14 @@ class Backend(ABC):
         self, net: Net, arrays: Mapping[str, np.ndarray]
     ) -> None:
         """Set every gradient of `net`. Raises as `load_parameters` does."""
+
+    @abstractmethod
+    def total(self, net: Net) -> Array:
+        """Return a number that is finite where all of `net` is.
+
+        From all parameters and gradients, shape `()`. It may overflow where
+        they are finite: what is not finite remains to be looked for.
+        """
 
     @abstractmethod
     def layer_names(self, net: Net) -> list[str]:

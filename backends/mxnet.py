@@ -11,7 +11,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import numpy
@@ -66,7 +66,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, X):
         gamma, beta = self.gamma, self.beta
-        if gamma._data is None or X.ctx.device_type != 'cpu':
+        if gamma._data is None or BACKEND.is_gpu(X.ctx):
             return super().forward(X)
         num_hiddens = X.shape[-1]
         rows = X.as_nd_ndarray().reshape((1, -1, num_hiddens))
@@ -299,9 +299,23 @@ class MXNetBackend(base.Backend):
     def num_threads(self):
         return int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1)
 
+    def is_gpu(self, device):
+        return device.device_type == 'gpu'
+
+    def seed(self, device, seed):
+        mx.random.seed(seed % 2**31, ctx=device)
+
+    def precision(self, name):
+        if name != 'float32':
+            raise ValueError(
+                f'MXNet computes in float32, not in {name}: use '
+                "precision='float32', or PyTorch"
+            )
+        return nullcontext()
+
     def worker_devices(self, devices):
         workers = list(enumerate(devices))
-        if any(device.device_type != 'cpu' for device in devices):
+        if any(map(self.is_gpu, devices)):
             return workers
         # Contexts of the processor compute side by side, each with its own
         # copy of the parameters
@@ -345,6 +359,16 @@ class MXNetBackend(base.Backend):
                 grad[:] = np.array(
                     arrays[name], dtype=grad.dtype, ctx=grad.ctx
                 )
+
+    def total(self, net):
+        # NumPy, because MXNet's sums take ten times as long
+        arrays = [
+            array.asnumpy()
+            for parameter in _parameters(net).values()
+            for array in (parameter.list_data()[0], parameter.list_grad()[0])
+        ]
+        with numpy.errstate(over='ignore', invalid='ignore'):
+            return np.array(sum(array.sum() for array in arrays))
 
     def layer_names(self, net):
         return [name for name, _ in _layers(net)]

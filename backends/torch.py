@@ -18,6 +18,7 @@ from backends import base
 # How many rows of logits exist at a time: enough for a fast matrix product,
 # few enough to stay in reach of the caches.
 CHUNK_ROWS = 256
+GPU_CHUNK_ROWS = 8192
 ACTIVATIONS = {'relu': nn.ReLU, 'tanh': nn.Tanh}
 
 
@@ -41,18 +42,18 @@ class LinearCrossEntropy(torch.autograd.Function):
     """Cross-entropy of a linear layer, a few hundred rows at a time."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type='cuda', cast_inputs=torch.float32)
     def forward(ctx, X, weight, bias, labels, weights):
-        # The bias is one more column of the weight, for an input of 1
-        X = F.pad(X, (0, 1), value=1)
-        weight = torch.cat([weight, bias.unsqueeze(1)], dim=1)
         loss = X.new_zeros((), dtype=torch.float64)
         dX, dweight = torch.empty_like(X), torch.zeros_like(weight)
-        buffer = X.new_empty(min(CHUNK_ROWS, len(X)), len(weight))
-        for start in range(0, len(X), CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
+        dbias = torch.zeros_like(bias)
+        chunk_rows = GPU_CHUNK_ROWS if X.is_cuda else CHUNK_ROWS
+        buffer = X.new_empty(min(chunk_rows, len(X)), len(weight))
+        for start in range(0, len(X), chunk_rows):
+            rows = slice(start, start + chunk_rows)
             label = labels[rows].unsqueeze(1)
             logits = buffer[: len(label)]
-            torch.mm(X[rows], weight.T, out=logits)
+            torch.addmm(bias, X[rows], weight.T, out=logits)
             logits -= logits.amax(dim=1, keepdim=True)
             label_logits = logits.gather(1, label)
             sums = logits.exp_().sum(dim=1, keepdim=True)
@@ -65,10 +66,12 @@ class LinearCrossEntropy(torch.autograd.Function):
             scale = weights[rows].unsqueeze(1) / sums
             dX[rows] = torch.mm(logits, weight).mul_(scale)
             dweight.addmm_(logits.T, X[rows] * scale)
-        ctx.save_for_backward(dX[:, :-1], dweight[:, :-1], dweight[:, -1])
+            dbias.addmv_(logits.T, scale.squeeze(1))
+        ctx.save_for_backward(dX, dweight, dbias)
         return loss.to(X.dtype)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type='cuda')
     def backward(ctx, grad):
         dX, dweight, dbias = ctx.saved_tensors
         return grad * dX, grad * dweight, grad * dbias, None, None
@@ -84,11 +87,28 @@ class TorchBackend(base.Backend):
         X = torch.as_tensor(np.asarray(data))
         if not X.is_floating_point():
             X = X.long()
+        if device is not None and self.is_gpu(device):
+            # From pinned memory the copy does not wait for the GPU
+            return X.pin_memory().to(device, non_blocking=True)
         # as_tensor shares memory with NumPy, which the caller may reuse
         return X.to(device, copy=True)
 
     def to_numpy(self, X):
         return X.detach().cpu().numpy()
+
+    def to_numpy_later(self, X):
+        if not X.is_cuda:
+            return super().to_numpy_later(X)
+        copied = torch.empty_like(X, device='cpu', pin_memory=True)
+        copied.copy_(X.detach(), non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(X.device))
+
+        def wait():
+            event.synchronize()
+            return copied.numpy()
+
+        return wait
 
     def arange(self, num, like):
         return torch.arange(num, dtype=like.dtype, device=like.device)
@@ -209,9 +229,42 @@ class TorchBackend(base.Backend):
     def num_threads(self):
         return torch.get_num_threads()
 
+    def is_gpu(self, device):
+        return device.type == 'cuda'
+
+    def replayed(self, function, net, device):
+        return Replayed(function, net, device)
+
+    def seed(self, device, seed):
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+    @contextmanager
+    def precision(self, name) -> Iterator[None]:
+        if name not in base.PRECISIONS:
+            raise ValueError(
+                f'precision = {name!r}: expected one of '
+                + ', '.join(base.PRECISIONS)
+            )
+        if name == 'float32':
+            yield
+            return
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f'precision = {name!r} is for CUDA cards, and there is none: '
+                "use 'float32'"
+            )
+        matmul = torch.backends.cuda.matmul
+        before, matmul.allow_tf32 = matmul.allow_tf32, True
+        try:
+            with torch.autocast('cuda', torch.bfloat16, name == 'bf16'):
+                yield
+        finally:
+            matmul.allow_tf32 = before
+
     def worker_devices(self, devices):
         workers = list(enumerate(devices))
-        if all(device.type == 'cpu' for device in devices):
+        if not any(map(self.is_gpu, devices)):
             workers *= max(1, self.num_threads() // len(devices))
         return workers
 
@@ -252,6 +305,12 @@ class TorchBackend(base.Backend):
             parameter.grad = torch.from_numpy(arrays[name].copy()).to(
                 parameter.device
             )
+
+    @torch.no_grad()
+    def total(self, net):
+        parameters = list(net.parameters())
+        gradients = [parameter.grad for parameter in parameters]
+        return torch.stack(torch._foreach_norm(parameters + gradients)).sum()
 
     def layer_names(self, net):
         return [name for name, _ in net.named_modules() if name]
@@ -298,11 +357,11 @@ class TorchBackend(base.Backend):
         return nullcontext()  # PyTorch's gradients always add up
 
     def zero_gradients(self, net):
-        for parameter in net.parameters():
+        parameters = list(net.parameters())
+        for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            else:
-                parameter.grad.detach_().zero_()
+        torch._foreach_zero_([parameter.grad for parameter in parameters])
 
     @contextmanager
     def record(self, net) -> Iterator[None]:
@@ -340,6 +399,48 @@ class TorchBackend(base.Backend):
         return Adam(net, lr, epsilon_inside, frozen)
 
 
+class Replayed:
+    """A function that is recorded once and then replayed as a CUDA graph.
+
+    For the chapter's network a GPU has less to do than the processor that
+    launches its kernels one by one.
+    """
+
+    def __init__(self, function, net: nn.Module, device: torch.device):
+        self.function, self.net, self.device = function, net, device
+        self.graphs: dict[tuple[torch.Size, ...], Any] = {}
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shapes = tuple(X.shape for X in inputs)
+        if shapes not in self.graphs:
+            self.graphs[shapes] = self.record(inputs)
+        graph, own_inputs, outputs = self.graphs[shapes]
+        for own, given in zip(own_inputs, inputs, strict=True):
+            own.copy_(given)
+        graph.replay()
+        return tuple(output.clone() for output in outputs)
+
+    def record(self, inputs: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+        """Return a graph, the inputs that it reads and what it returns."""
+        gradients = [parameter.grad for parameter in self.net.parameters()]
+        before = [gradient.clone() for gradient in gradients]
+        with torch.cuda.device(self.device):
+            state = torch.cuda.get_rng_state()
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                # What is set up at the first call cannot be recorded
+                self.function(*inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            own_inputs = [X.clone() for X in inputs]
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs = [X.detach() for X in self.function(*own_inputs)]
+            torch.cuda.set_rng_state(state)
+        torch._foreach_copy_(gradients, before)
+        return graph, own_inputs, outputs
+
+
 class Adam(base.Optimizer):
     """`torch.optim.Adam`, with epsilon where the recipe wants it."""
 
@@ -360,6 +461,7 @@ class Adam(base.Optimizer):
             lr,
             betas=base.ADAM_BETAS,
             eps=base.ADAM_EPSILON,
+            fused=next(net.parameters()).is_cuda,
         )
         self.lr = lr
         self.epsilon_inside = epsilon_inside
@@ -409,8 +511,10 @@ class Adam(base.Optimizer):
         )
         self.num_steps = num_steps
         for name, parameter in self.parameters.items():
+            # The fused update wants its counts where the parameters are
+            device = parameter.device if parameter.is_cuda else None
             self.adam.state[parameter] = {
-                'step': torch.tensor(float(num_steps)),
+                'step': torch.tensor(float(num_steps), device=device),
                 'exp_avg': torch.from_numpy(arrays[f'{name}.m'].copy()).to(
                     parameter.device
                 ),

@@ -67,10 +67,8 @@ class WikiTextDataset:
         self, paragraphs: Sequence[Sequence[str]], max_len: int
     ) -> None:
         examples.check_max_len(max_len)
-        self.examples, self.vocab = examples.make_examples(
-            [examples.tokenize(paragraph) for paragraph in paragraphs],
-            max_len,
-        )
+        text, self.vocab = examples.number_words(paragraphs)
+        self.examples = examples.make_examples(text, self.vocab, max_len)
 
     def __len__(self) -> int:
         return len(self.examples.tokens)
@@ -170,10 +168,18 @@ def training_steps(
     devices: Sequence[Device],
     num_steps: int,
     lr: float = LR,
+    precision: str = 'float32',
 ) -> Iterator[Step]:
     """Train `net` and yield what each step reports."""
-    trainer = Trainer(net, recipe, lr=lr, devices=devices, seed=random_seed())
-    yield from trainer.train(
+    trainer = Trainer(
+        net,
+        recipe,
+        lr=lr,
+        devices=devices,
+        seed=random_seed(),
+        precision=precision,
+    )
+    yield from trainer.train_ahead(
         numpy_batches(net.backend, train_iter), num_steps
     )
 
@@ -188,6 +194,7 @@ def train_bert(
     *older: int,
     ctx: Sequence[Device] | None = None,
     log_interval: int | None = None,
+    precision: str = 'float32',
 ) -> None:
     """Train as the chapter's `train_bert`, plot, and print its two lines."""
     if len(older) > 1:
@@ -217,6 +224,7 @@ def train_bert(
         devices,
         num_steps,
         LR if log_interval is None else LR_2020,
+        precision,
     ):
         timer.times.append(step.seconds)
         metric.add(step.mlm_loss, step.nsp_loss, step.num_pairs, 1)

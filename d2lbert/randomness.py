@@ -28,6 +28,12 @@ def generator(seed: int, stream: str, *counters: int) -> np.random.Generator:
     return np.random.Generator(bit_generator(seed, stream, *counters))
 
 
+def device_seed(seed: int, step: int, row: int) -> int:
+    """Return the seed of a device that draws its dropout masks itself."""
+    bits = bit_generator(seed, 'dropout', step, int(row))
+    return int(bits.random_raw() >> 1)  # PyTorch's seeds are signed
+
+
 class DropoutMasks:
     """Draws the dropout masks of some rows of a batch.
 

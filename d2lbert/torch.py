@@ -143,6 +143,7 @@ def train_bert(
     *older: int,
     ctx: Sequence[torch.device] | None = None,
     log_interval: int | None = None,
+    precision: str = 'float32',
 ) -> None:
     """Pretrain BERT, plotting both losses, and print the chapter's lines.
 
@@ -150,7 +151,8 @@ def train_bert(
     which may be inside of `nn.DataParallel`; `loss`:
     `nn.CrossEntropyLoss()`, the chapter's, or one with `reduction='none'`,
     which leaves padding out; `devices`: a shard of each batch for each;
-    `num_steps`: how many batches to train on.
+    `num_steps`: how many batches to train on; `precision`: `'tf32'` and
+    `'bf16'` are faster on CUDA cards, and inexact.
 
     The edition of 2020 calls the devices `ctx`, takes `log_interval` before
     `num_steps`, and learns at 0.001 instead of 0.01.
@@ -158,7 +160,7 @@ def train_bert(
     net = net.module if isinstance(net, nn.DataParallel) else net
     chapter.train_bert(
         train_iter, net, _recipe_of(loss), vocab_size, devices, num_steps,
-        *older, ctx=ctx, log_interval=log_interval,
+        *older, ctx=ctx, log_interval=log_interval, precision=precision,
     )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ the recipe's business, how arrays are computed the backend's.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -19,13 +20,13 @@ import numpy as np
 from backends import base
 from d2lbert import bert
 from d2lbert.data.examples import Batch
-from d2lbert.errors import InputError
-from d2lbert.randomness import DropoutMasks
+from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.randomness import DropoutMasks, device_seed
 from d2lbert.recipes import Recipe
+from d2lbert.weights import neutral_name
 
-# A micro-batch of this many tokens keeps both the processor and its caches
-# busy; larger ones only take more memory.
-MICRO_BATCH_TOKENS = 8192
+# Few enough shapes for a GPU to record each, and little done in vain
+TOKENS, SLOTS = 8, 256
 
 
 class Step(NamedTuple):
@@ -38,11 +39,25 @@ class Step(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """Who computes: for which shard, on which device, with which network."""
+    """Who computes: for which shard, on which device, with which network.
+
+    `gradients` adds those of its arguments to the network's and returns the
+    losses.
+    """
 
     shard: int
     device: base.Device
     net: Any
+    gradients: Callable[..., tuple[Any, Any]]
+
+
+class Launched(NamedTuple):
+    """A step whose losses may still be on their way."""
+
+    losses: list[list[Callable[[], np.ndarray]]]
+    total: Callable[[], np.ndarray]
+    num_pairs: int
+    start: float
 
 
 class Trainer:
@@ -50,8 +65,12 @@ class Trainer:
 
     `net`: a `BERTModel` of either tab with its parameters set; `devices`:
     the backend's devices, a shard for each; `micro_batch`: how many rows go
-    through the network at a time, by default as many as make about 8,000
-    tokens; `seed`: decides the dropout masks.
+    through the network at a time, by default as many as keep the device
+    busy; `seed`: decides the dropout masks. `precision`: `'tf32'` and
+    `'bf16'` are faster and inexact, and for PyTorch on CUDA cards only.
+    `shared_masks`: draw the dropout masks that any framework would draw, as
+    is done on a processor anyway, also on a GPU, where they take longer
+    than all the rest.
     """
 
     def __init__(
@@ -63,8 +82,12 @@ class Trainer:
         devices: Sequence[base.Device],
         micro_batch: int | None = None,
         seed: int = 0,
+        precision: str = 'float32',
+        shared_masks: bool = False,
     ) -> None:
         check_positive(lr=lr)
+        with input_errors(), net.backend.precision(precision):
+            pass
         if micro_batch is not None:
             check_positive(micro_batch=micro_batch)
         self.net = net
@@ -72,7 +95,10 @@ class Trainer:
         self.recipe = recipe
         self.devices = devices
         self.micro_batch = micro_batch
+        self.lr = lr
         self.seed = seed
+        self.precision = precision
+        self.shared_masks = shared_masks
         self.workers = self.new_workers()
         self.optimizer = self.backend.Adam(
             net, lr, recipe.epsilon_inside, bert.ZERO_GRADIENT
@@ -87,6 +113,25 @@ class Trainer:
             for _, batch in zip(range(num_steps), batches, strict=False):
                 yield self.step(batch)
 
+    def train_ahead(
+        self, batches: Iterable[Batch], num_steps: int
+    ) -> Iterator[Step]:
+        """Do as `train`, reporting a step when the next one is launched.
+
+        A GPU then need not wait. The network is one step ahead of what has
+        been reported, and a step's time is that from report to report.
+        """
+        start, waiting = time.perf_counter(), None
+        with self.backend.accumulate_gradients(self.net):
+            for _, batch in zip(range(num_steps), batches, strict=False):
+                launched = self.launch(batch)
+                if waiting:
+                    yield self.report(waiting._replace(start=start))
+                    start = time.perf_counter()
+                waiting = launched
+            if waiting:
+                yield self.report(waiting._replace(start=start))
+
     def new_workers(self) -> list[Worker]:
         """Return who computes, each with a replica of the network."""
         workers = list(enumerate(self.devices))
@@ -95,25 +140,109 @@ class Trainer:
             workers = self.backend.worker_devices(self.devices)
         shards, devices = zip(*workers, strict=True)
         replicas = self.backend.replicas(self.net, devices)
-        return list(map(Worker, shards, devices, replicas))
+        return [
+            Worker(shard, device, net, self.gradients_of(net, device))
+            for shard, device, net in zip(
+                shards, devices, replicas, strict=True
+            )
+        ]
+
+    def gradients_of(
+        self, net: Any, device: base.Device
+    ) -> Callable[..., tuple[Any, Any]]:
+        """Return the function of a worker's inputs to its losses."""
+        fast = losses_follow_forward(net)
+        losses_of = net.losses if fast else partial(losses_of_forward, net)
+
+        def gradients(*inputs: base.Array) -> tuple[Any, Any]:
+            with (
+                self.backend.precision(self.precision),
+                self.backend.record(net),
+            ):
+                losses = losses_of(*inputs)
+            self.backend.backward(losses)
+            return losses
+
+        if fast and self.draws_masks(device):
+            return self.backend.replayed(gradients, net, device)
+        return gradients
+
+    def draws_masks(self, device: base.Device) -> bool:
+        """Say whether a device draws its dropout masks itself."""
+        return self.backend.is_gpu(device) and not self.shared_masks
 
     def step(self, batch: Batch) -> Step:
         """Train on one batch."""
+        return self.report(self.launch(batch))
+
+    def launch(self, batch: Batch) -> Launched:
+        """Train on one batch, without waiting for a GPU."""
         start = time.perf_counter()
         with self.backend.accumulate_gradients(self.net):
             losses = self.accumulate(batch)
+            launched = Launched(
+                [
+                    [self.backend.to_numpy_later(loss) for loss in pair]
+                    for pair in losses
+                ],
+                self.backend.to_numpy_later(self.backend.total(self.net)),
+                len(batch.tokens),
+                start,
+            )
+            self.num_steps += 1
+            if not any(map(self.backend.is_gpu, self.devices)):
+                # Before the update; what a GPU finds comes with its losses
+                self.check_finite(launched)
             self.optimizer.step()
-        _, devices, replicas = zip(*self.workers, strict=True)
-        self.backend.broadcast_parameters(replicas, devices)
-        self.num_steps += 1
-        self.backend.synchronize()
-        mlm_loss, nsp_loss = (
-            self.recipe.reported(loss, len(self.devices))
-            for loss in self.read(losses)
+        self.backend.broadcast_parameters(
+            [worker.net for worker in self.workers],
+            [worker.device for worker in self.workers],
         )
-        return Step(
-            mlm_loss, nsp_loss, len(batch.tokens), time.perf_counter() - start
+        return launched
+
+    def report(self, launched: Launched) -> Step:
+        """Wait for a step and return what it reports."""
+        self.check_finite(launched)
+        mlm_loss, nsp_loss = self.losses_of(launched)
+        seconds = time.perf_counter() - launched.start
+        return Step(mlm_loss, nsp_loss, launched.num_pairs, seconds)
+
+    def losses_of(self, launched: Launched) -> list[float]:
+        """Wait for both losses of a step."""
+        sums = np.sum(
+            [[wait().item() for wait in pair] for pair in launched.losses],
+            axis=0,
         )
+        return [
+            self.recipe.reported(loss, len(self.devices)) for loss in sums
+        ]
+
+    def check_finite(self, launched: Launched) -> None:
+        """Raise `RunError` where a step has numbers that are not finite."""
+        losses = self.losses_of(launched)
+        if np.isfinite([*losses, launched.total().item()]).all():
+            return
+        faults = [
+            f'the {task} loss is {loss}'
+            for task, loss in zip(('MLM', 'NSP'), losses, strict=True)
+            if not np.isfinite(loss)
+        ]
+        faults += [
+            f'{kind} {neutral_name(self.net, name)} is not finite'
+            for kind, arrays in (
+                ('the parameter', self.backend.parameters(self.net)),
+                ('the gradient of', self.backend.gradients(self.net)),
+            )
+            for name, array in arrays.items()
+            if not np.isfinite(array).all()
+        ]
+        if faults:
+            more = f' and {len(faults) - 4} more' if len(faults) > 4 else ''
+            raise RunError(
+                f'the training diverged at step {self.num_steps}: '
+                f'{"; ".join(faults[:4])}{more}. Give a smaller --lr than '
+                f'{self.lr}'
+            )
 
     def accumulate(self, batch: Batch) -> list[tuple[Any, Any]]:
         """Sum the gradients of a batch in those of `net`.
@@ -128,8 +257,10 @@ class Trainer:
         work = partial(self.work, batch, weights)
         with self.backend.side_by_side(len(self.workers)) as worker_map:
             losses = list(worker_map(work, self.workers, queues))
-        _, devices, replicas = zip(*self.workers, strict=True)
-        self.backend.allreduce_gradients(replicas, devices)
+        self.backend.allreduce_gradients(
+            [worker.net for worker in self.workers],
+            [worker.device for worker in self.workers],
+        )
         return list(chain.from_iterable(losses))
 
     def share_out(
@@ -158,47 +289,49 @@ class Trainer:
         mlm_weights, nsp_weights = weights
         losses = []
         for rows in queue:
-            loss = self.forward(
-                worker,
-                batch.rows(rows),
-                rows,
-                mlm_weights[rows],
-                nsp_weights[rows],
+            part = batch.rows(rows)
+            inputs, queries = self.inputs_for(worker)(
+                part, mlm_weights[rows], nsp_weights[rows]
             )
-            self.backend.backward(loss)
-            losses.append(loss)
+            arrays = [
+                self.backend.tensor(array, worker.device) for array in inputs
+            ]
+            with self.dropout(worker, rows, part.valid_lens, queries):
+                losses.append(worker.gradients(*arrays))
         return losses
 
-    def forward(
+    def inputs_for(
+        self, worker: Worker
+    ) -> Callable[..., tuple[tuple[np.ndarray, ...], np.ndarray | None]]:
+        """Return what makes the arguments of a worker's gradients."""
+        if not losses_follow_forward(worker.net):
+            return plain_inputs
+        return partial(
+            loss_inputs, few_shapes=self.draws_masks(worker.device)
+        )
+
+    def dropout(
         self,
         worker: Worker,
-        batch: Batch,
         rows: np.ndarray,
-        mlm_weights: np.ndarray,
-        nsp_weights: np.ndarray,
-    ) -> tuple[Any, Any]:
-        """Return both losses of a micro-batch, recorded for `backward`."""
-        net, queries = worker.net, None
-        if losses_follow_forward(net):
-            losses = net.losses
-            inputs, queries = loss_inputs(batch, mlm_weights, nsp_weights)
-        else:
-            losses = partial(losses_of_forward, net)
-            inputs = plain_inputs(batch, mlm_weights, nsp_weights)
-        arrays = [
-            self.backend.tensor(array, worker.device) for array in inputs
-        ]
-        masks = DropoutMasks(
-            self.seed, self.num_steps, rows, batch.valid_lens, queries
+        lens: np.ndarray,
+        queries: np.ndarray | None,
+    ) -> AbstractContextManager[None]:
+        """Within this context dropout is that of some rows of this step."""
+        if self.draws_masks(worker.device):
+            self.backend.seed(
+                worker.device,
+                device_seed(self.seed, self.num_steps, rows[0]),
+            )
+            return nullcontext()
+        return base.dropout_masks(
+            DropoutMasks(self.seed, self.num_steps, rows, lens, queries)
         )
-        with self.backend.record(net), base.dropout_masks(masks):
-            return losses(*arrays)
 
     def rows_at_a_time(self, batch: Batch) -> int:
         """Return how many rows a micro-batch has."""
-        return self.micro_batch or max(
-            1, MICRO_BATCH_TOKENS // batch.tokens.shape[1]
-        )
+        num_tokens = max(map(self.backend.tokens_at_a_time, self.devices))
+        return self.micro_batch or max(1, num_tokens // batch.tokens.shape[1])
 
     def read(self, losses: Sequence[tuple[Any, Any]]) -> np.ndarray:
         """Wait for the losses of a step's micro-batches and add them up."""
@@ -259,7 +392,7 @@ def losses_of_forward(
 
 def plain_inputs(
     batch: Batch, mlm_weights: np.ndarray, nsp_weights: np.ndarray
-) -> tuple[np.ndarray, ...]:
+) -> tuple[tuple[np.ndarray, ...], None]:
     """Return the arguments of `losses_of_forward` for a micro-batch."""
     return (
         *batch[:4],
@@ -267,7 +400,7 @@ def plain_inputs(
         mlm_weights,
         batch.nsp_labels,
         nsp_weights,
-    )
+    ), None
 
 
 def micro_batches(
@@ -287,38 +420,54 @@ def micro_batches(
 
 
 def loss_inputs(
-    batch: Batch, mlm_weights: np.ndarray, nsp_weights: np.ndarray
+    batch: Batch,
+    mlm_weights: np.ndarray,
+    nsp_weights: np.ndarray,
+    few_shapes: bool = False,
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """Return the arguments of `BERTModel.losses` for a micro-batch.
 
     Rows are cut to the longest. Slots that ask the same of the same
     position, as all padding of a row does, become one with the sum of their
     weights, and slots without weight are left out: the loss is the same.
+    With `few_shapes`, for what is to be replayed, rows are cut to a multiple
+    of `TOKENS`, and slots of no weight make theirs a multiple of `SLOTS`.
     The second result is the position of each query, `(B, Q)`.
     """
-    num_rows, num_tokens = len(batch.tokens), int(batch.valid_lens.max())
+    num_rows, max_len = batch.tokens.shape
+    num_tokens = int(batch.valid_lens.max())
+    if few_shapes:
+        num_tokens = min(max_len, num_tokens + -num_tokens % TOKENS)
     row, slot = np.nonzero(mlm_weights)
     position = batch.pred_positions[row, slot]
-    asked, which = np.unique(
-        np.stack([row, position, batch.mlm_labels[row, slot]]),
-        axis=1,
-        return_inverse=True,
-    )
-    row, position, labels = asked
+    label = batch.mlm_labels[row, slot]
+    # One number a question, because NumPy sorts numbers faster than columns
+    num_labels = label.max(initial=0) + 1
+    question = (row * num_tokens + position) * num_labels + label
+    asked, which = np.unique(question, return_inverse=True)
+    flat_position, labels = np.divmod(asked, num_labels)
+    row, position = np.divmod(flat_position, num_tokens)
     weights = np.bincount(which.ravel(), mlm_weights[mlm_weights != 0])
     # Each row's queries are `<cls>` and then the positions asked, in order
     wanted = np.zeros((num_rows, num_tokens), bool)
     wanted[:, 0] = wanted[row, position] = True
     query = wanted.cumsum(axis=1) - 1
-    queries = np.zeros((num_rows, query.max() + 1), np.int32)
+    num_queries = query.max() + 1
+    if few_shapes:
+        num_queries = batch.pred_positions.shape[1] + 1
+    queries = np.zeros((num_rows, num_queries), np.int32)
     queries[np.nonzero(wanted)[0], query[wanted]] = np.nonzero(wanted)[1]
-    num_queries = queries.shape[1]
+    slots = row * num_queries + query[row, position]
+    if few_shapes:
+        more = (0, -len(slots) % SLOTS)
+        slots, labels = np.pad(slots, more), np.pad(labels, more)
+        weights = np.pad(weights, more)
     return (
         batch.tokens[:, :num_tokens],
         batch.segments[:, :num_tokens],
         batch.valid_lens,
         np.arange(num_rows)[:, None] * num_tokens + queries,
-        row * num_queries + query[row, position],
+        slots,
         labels,
         weights.astype(np.float32),
         batch.nsp_labels,

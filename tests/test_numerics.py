@@ -1,0 +1,112 @@
+"""Numbers that are not finite stop a training before they are used."""
+
+import time
+
+import numpy as np
+import pytest
+
+from d2lbert.errors import RunError
+from d2lbert.weights import neutral_name
+from test_trainer import make_batch, new_trainer
+
+BAD = [np.nan, np.inf, -np.inf]
+
+
+def names_of(trainer):
+    return trainer.backend.parameter_shapes(trainer.net)
+
+
+def with_one(arrays, name, value):
+    """The arrays, with one number replaced."""
+    changed = arrays[name].copy()
+    changed.flat[changed.size // 2] = value
+    return arrays | {name: changed}
+
+
+def check_nothing_changed(trainer, before):
+    after = trainer.backend.parameters(trainer.net)
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array, err_msg=name)
+    assert trainer.optimizer.num_steps == 0
+
+
+def test_every_parameter(tab):
+    """A NaN in each in turn, also where the loss does not show it."""
+    trainer, batch = new_trainer(tab), make_batch(5)
+    backend, net = trainer.backend, trainer.net
+    clean = backend.parameters(net)
+    for i, name in enumerate(clean):
+        planted = with_one(clean, name, BAD[i % len(BAD)])
+        backend.load_parameters(net, planted)
+        expected = f'the parameter {neutral_name(net, name)} is not finite'
+        with pytest.raises(RunError, match='diverged at step') as caught:
+            trainer.step(batch)
+        assert 'smaller --lr than 0.01' in str(caught.value)
+        assert expected in str(caught.value) or ' more' in str(caught.value)
+        check_nothing_changed(trainer, planted)
+    backend.load_parameters(net, clean)
+    assert np.isfinite(trainer.step(batch)[:2]).all()
+
+
+def test_every_gradient(tab, monkeypatch):
+    """Planted between the backward pass and the update."""
+    trainer, batch = new_trainer(tab), make_batch(5)
+    backend, net = trainer.backend, trainer.net
+    clean = backend.parameters(net)
+    allreduce = type(backend).allreduce_gradients
+    for i, name in enumerate(names_of(trainer)):
+
+        def plant(self, replicas, devices, name=name, value=BAD[i % 3]):
+            allreduce(self, replicas, devices)
+            found = self.gradients(replicas[0])
+            self.set_gradients(replicas[0], with_one(found, name, value))
+
+        monkeypatch.setattr(type(backend), 'allreduce_gradients', plant)
+        expected = f'the gradient of {neutral_name(net, name)} is not finite'
+        with pytest.raises(RunError, match=expected):
+            trainer.step(batch)
+        check_nothing_changed(trainer, clean)
+
+
+def test_a_loss(tab, monkeypatch):
+    trainer = new_trainer(tab)
+    clean = trainer.backend.parameters(trainer.net)
+    monkeypatch.setattr(
+        type(trainer), 'losses_of', lambda self, launched: [np.nan, 0.7]
+    )
+    with pytest.raises(RunError, match='step 1: the MLM loss is nan'):
+        trainer.step(make_batch(5))
+    check_nothing_changed(trainer, clean)
+
+
+def test_a_total_that_overflows_is_no_fault(tab):
+    """Numbers so great that their sum is not finite, though they are."""
+    trainer = new_trainer(tab)
+    backend, net = trainer.backend, trainer.net
+    arrays = backend.parameters(net)
+    # The position table has rows that no example reaches
+    name = next(name for name in arrays if name.endswith('pos_embedding'))
+    arrays[name][:, -2:] = 3e38
+    backend.load_parameters(net, arrays)
+    assert np.isfinite(trainer.step(make_batch(5))[:2]).all()
+
+
+def test_cost(tab):
+    """Under 2 % of a step, at the shape of the chapter's network."""
+    from d2lbert.config import Config
+    from d2lbert.data.vocab import Vocab
+    from d2lbert.run import new_net
+    from d2lbert.trainer import Trainer
+
+    config = Config(backend=tab.BACKEND.name)
+    devices = tab.BACKEND.devices('cpu')
+    vocab = Vocab([f'w{i}' for i in range(20_000)])
+    net = new_net(tab, config, vocab, devices)
+    trainer = Trainer(net, config.get_recipe(), lr=0.01, devices=devices)
+    batch = make_batch(512, num_tokens=64, num_slots=10)
+    trainer.step(batch)
+    seconds = trainer.step(batch).seconds
+    start = time.perf_counter()
+    with trainer.backend.accumulate_gradients(net):
+        tab.BACKEND.to_numpy(tab.BACKEND.total(net))
+    assert time.perf_counter() - start < 0.02 * seconds
