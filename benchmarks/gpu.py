@@ -1,0 +1,175 @@
+"""The same training on a CUDA card, PyTorch only: `make bench-gpu`.
+
+    python -m benchmarks.gpu --d2l PATH [--rounds N] [--steps N]
+
+Needs nothing but PyTorch and NumPy: what else d2l imports is replaced by
+stand-ins where it is missing. PATH is the folder in which `d2l` is, and
+WikiText-2 is found as `d2lbert` finds it. Writes results-gpu.json and
+results-gpu.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare import (
+    Bench,
+    MeasurementError,
+    Settings,
+    in_turn,
+    paired,
+    progress,
+)
+from benchmarks.targets import Target, column, summary, table, targets_table
+
+HERE = Path(__file__).parent
+PAGE_FILE, RESULTS_FILE = 'results-gpu.md', 'results-gpu.json'
+LEAST = 5
+SIDES = {'textbook': 'd2l 1.0.3', 'ours': 'd2lbert'}
+#: What d2lbert can do beside float32.
+INEXACT = {
+    'tf32': 'd2lbert, TF32 products (inexact)',
+    'bf16': 'd2lbert, bf16 (inexact)',
+}
+NO_CARD = """\
+# On a GPU
+
+No CUDA card was at hand where `make bench-gpu` was run: nothing was
+measured.
+"""
+
+
+def main() -> int:
+    """Compare on a card and write the page, or say that there is none."""
+    parser = argparse.ArgumentParser(prog='python -m benchmarks.gpu')
+    parser.add_argument('--d2l', required=True, metavar='PATH')
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--steps', type=int, default=50)
+    parser.add_argument('--corpus', default='wikitext-2')
+    parser.add_argument('--out', type=Path, default=HERE, metavar='FOLDER')
+    options = parser.parse_args()
+    import torch
+
+    page = options.out / PAGE_FILE
+    if not torch.cuda.is_available():
+        print('There is no CUDA card here: nothing is measured')
+        if not page.exists():
+            page.write_text(NO_CARD, 'utf-8')
+        return 0
+    settings = Settings(corpus=options.corpus, rounds=options.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), settings, sys.executable)
+        try:
+            rounds = measure(bench, str(options.d2l), options.steps)
+        except MeasurementError as error:
+            print(error, file=sys.stderr)
+            return 1
+        machine = bench.machine()
+    results = {
+        'date': time.strftime('%Y-%m-%d %H:%M'),
+        'card': torch.cuda.get_device_name(),
+        'cuda': torch.version.cuda,
+        'machine': machine,
+        'batch_size': settings.batch_size,
+        'num_steps': options.steps,
+        'rounds': rounds,
+    }
+    text = json.dumps(results, indent=1) + '\n'
+    (options.out / RESULTS_FILE).write_text(text, 'utf-8')
+    page.write_text(describe(results), 'utf-8')
+    return 0
+
+
+def measure(bench: Bench, d2l_path: str, num_steps: int) -> dict[str, Any]:
+    """Let both sides train in turn, each loading and feeding its own way."""
+    progress('training on the card')
+    training = partial(
+        bench.measure,
+        framework='torch',
+        name='training',
+        variables={'D2L_PATH': str(Path(d2l_path).absolute())},
+        batch_size=bench.settings.batch_size,
+        num_warmup=bench.settings.warmup_steps,
+        num_steps=num_steps,
+    )
+    ours = partial(training, 'ours', corpus=bench.settings.corpus)
+    return in_turn(
+        bench.settings.rounds,
+        {
+            'textbook': partial(training, 'textbook', corpus=bench.corpus()),
+            'ours': ours,
+            **{name: partial(ours, precision=name) for name in INEXACT},
+        },
+    )
+
+
+def describe(results: Mapping[str, Any]) -> str:
+    """Return the page in Markdown."""
+    rounds, machine = results['rounds'], results['machine']
+    targets = [
+        Target(
+            f'training on a {results["card"]}, {what}',
+            LEAST,
+            None,
+            paired(
+                column(rounds['ours'], name),
+                column(rounds['textbook'], name),
+            ),
+        )
+        for what, name in (
+            ('pairs/s as printed', 'pairs_per_sec'),
+            ('pairs/s of the whole call', 'pairs_per_sec_of_call'),
+        )
+    ]
+    rows = [
+        [
+            (SIDES | INEXACT)[side],
+            summary(column(runs, 'pairs_per_sec'), 0),
+            summary(column(runs, 'pairs_per_sec_of_call'), 0),
+            f'{max(column(runs, "peak_bytes_on_card")) / 1e9:.2f}',
+        ]
+        for side, runs in rounds.items()
+    ]
+    return f"""\
+# On a GPU
+
+One {results['card']}, CUDA {results['cuda']}, {results['date']}. PyTorch
+only. Made by `make bench-gpu` from {RESULTS_FILE}.
+
+{targets_table(targets)}
+
+`d2l.train_bert` of the PyTorch tab, {results['num_steps']} steps of \
+{results['batch_size']} pairs after a
+call that warms up, each side with the minibatches that its own
+`load_data_wiki` feeds; the textbook and d2lbert took turns,
+{len(rounds['ours'])} rounds, each in a process of its own. "As printed" is
+what the chapter's last line says, whose timer leaves out the data and the
+picture; "of the whole call" is by the clock.
+
+{
+        table(
+            (
+                'code',
+                'pairs/s, as printed',
+                'pairs/s of the whole call',
+                'peak on the card, GB',
+            ),
+            rows,
+        )
+    }
+
+{machine['processor']}, {machine['cores']} cores, {machine['system']}, \
+{machine['versions']['ours']}.
+"""
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,419 @@
+"""What can be measured, each in a process of its own:
+
+    python -m benchmarks.measure SIDE FRAMEWORK NAME OPTIONS
+
+SIDE is `ours` or `textbook`, OPTIONS are the arguments of the function
+`NAME` below, as JSON. The last line on stdout is the result, as JSON too.
+What both sides can do is written once: `d2l` is either's module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import random
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+
+from benchmarks import frameworks, profiling, textbook, workload
+from benchmarks.frameworks import Framework, Package
+
+Result = dict[str, Any]
+SEED = 0
+#: The arrays of a dataset by their names in it, and what to compare them as:
+#: the frameworks differ in the width of integers.
+DATASET = {
+    'all_token_ids': np.int32,
+    'all_segments': np.int32,
+    'valid_lens': np.float32,
+    'all_pred_positions': np.int32,
+    'all_mlm_weights': np.float32,
+    'all_mlm_labels': np.int32,
+    'nsp_labels': np.int32,
+}
+
+
+def load_ours(framework: str) -> Package:
+    """Import our tab of a framework."""
+    textbook.stand_in_for_what_is_missing(['matplotlib'])
+    return importlib.import_module(f'd2lbert.{framework}')
+
+
+SIDES: Mapping[str, Callable[[str], Package]] = {
+    'ours': load_ours,
+    'textbook': textbook.load,
+}
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has had so far.
+
+    Linux counts in `ru_maxrss` what the process had that started this one.
+    """
+    status = Path('/proc/self/status')
+    if status.exists():
+        found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text())
+        assert found
+        return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+# ---- with either package ---------------------------------------------
+
+
+class Training:
+    """The chapter's network, ready to train.
+
+    `examples`: a file of them, from which both sides get the same
+    minibatches, or `corpus`: what each side loads and feeds by itself.
+    """
+
+    def __init__(
+        self,
+        d2l: Any,
+        framework: Framework,
+        batch_size: int,
+        examples: str = '',
+        corpus: str = '',
+        devices: str = '',
+        precision: str = '',
+    ) -> None:
+        self.options = {'precision': precision} if precision else {}
+        self.batches: list[Any] = []
+        if examples:
+            read = workload.read_examples(examples)
+            self.vocab_size = read.vocab_size
+            self.batches = [
+                framework.native(batch) for batch in read.batches(batch_size)
+            ]
+        else:
+            self.train_iter, vocab = d2l.load_data_wiki(
+                batch_size, workload.MAX_LEN, corpus
+            )
+            self.vocab_size = len(vocab)
+        self.d2l = d2l
+        self.devices = devices_of(d2l, devices)
+        self.net = framework.new_net(d2l, self.vocab_size, self.devices[0])
+        self.loss = framework.loss()
+
+    def train(self, num_steps: int) -> None:
+        """Call the chapter's `train_bert` on the next minibatches."""
+        batches, self.batches = (
+            self.batches[:num_steps],
+            self.batches[num_steps:],
+        )
+        self.d2l.train_bert(
+            batches or self.train_iter,
+            self.net,
+            self.loss,
+            self.vocab_size,
+            self.devices,
+            num_steps,
+            **self.options,
+        )
+
+
+def devices_of(d2l: Any, spec: str) -> list[Any]:
+    """Return our devices by their names, or else the chapter's first."""
+    return d2l.BACKEND.devices(spec) if spec else [d2l.try_gpu()]
+
+
+def training(
+    d2l: Any,
+    framework: Framework,
+    num_warmup: int,
+    num_steps: int,
+    batch_size: int,
+    **given: Any,
+) -> Result:
+    """Time `train_bert`, after a call that warms up.
+
+    Nothing waits between the calls: what the first leaves to be computed,
+    the second finishes, and leaves as much.
+    """
+    after_import = peak_bytes()
+    chapter = Training(d2l, framework, batch_size, **given)
+    chapter.train(num_warmup)
+    start = time.perf_counter()
+    with redirect_stdout(StringIO()) as printed:
+        chapter.train(num_steps)
+    seconds = time.perf_counter() - start
+    return {
+        'pairs_per_sec': pairs_per_sec(printed.getvalue()),
+        'pairs_per_sec_of_call': num_steps * batch_size / seconds,
+        'peak_bytes': peak_bytes(),
+        'peak_bytes_after_import': after_import,
+        'peak_bytes_on_card': framework.peak_bytes_on_card(),
+    }
+
+
+def pairs_per_sec(printed: str) -> float:
+    """Return the speed from what `train_bert` prints."""
+    found = re.search(r'([\d.]+) sentence pairs/sec', printed)
+    if found is None:
+        raise ValueError(f'train_bert printed no speed: {printed!r}')
+    return float(found[1])
+
+
+def profile(
+    d2l: Any,
+    framework: Framework,
+    num_warmup: int,
+    num_steps: int,
+    **given: Any,
+) -> Result:
+    """Say where the time of some steps goes: seconds a step by kind."""
+    # A picture of two steps would take its share of the time of two
+    for module in ('d2lbert.chapter', 'd2l.torch', 'd2l.mxnet'):
+        if module in sys.modules:
+            vars(sys.modules[module])['Animator'] = MagicMock()
+    chapter = Training(d2l, framework, **given)
+    chapter.train(num_warmup)
+    profiler = profiling.PROFILERS[type(framework).__name__]
+    return profiler(
+        lambda: chapter.train(num_steps),
+        chapter.vocab_size,
+        num_steps,
+    )
+
+
+def loading(
+    d2l: Any,
+    framework: Framework,
+    corpus: str,
+    batch_size: int = workload.BATCH_SIZE,
+    max_len: int = workload.MAX_LEN,
+    fingerprints: bool = True,
+    save: str | None = None,
+    num_saved: int = 0,
+) -> Result:
+    """Time `load_data_wiki`; optionally save the first examples."""
+    after_import = peak_bytes()
+    random.seed(SEED)
+    start = time.perf_counter()
+    train_iter, vocab = d2l.load_data_wiki(batch_size, max_len, corpus)
+    result: Result = {
+        'seconds': time.perf_counter() - start,
+        'peak_bytes': peak_bytes(),
+        'peak_bytes_after_import': after_import,
+    }
+    dataset = getattr(train_iter, 'dataset', None) or train_iter._dataset
+    result |= {'examples': len(dataset), 'vocabulary': len(vocab)}
+    if fingerprints or save:
+        arrays = [
+            stacked(framework, getattr(dataset, name)).astype(kind)
+            for name, kind in DATASET.items()
+        ]
+        result['sha256'] = {
+            name: hashlib.sha256(array.tobytes()).hexdigest()
+            for name, array in zip(DATASET, arrays, strict=True)
+        }
+        if save:
+            first = [array[:num_saved] for array in arrays]
+            workload.save_examples(save, first, len(vocab))
+    return result
+
+
+def stacked(framework: Framework, arrays: Any) -> np.ndarray:
+    """Return native arrays, or a list of them, as one NumPy array."""
+    if isinstance(arrays, list):
+        return np.stack([framework.to_numpy(array) for array in arrays])
+    return framework.to_numpy(arrays)
+
+
+def encoding(
+    d2l: Any, framework: Framework, texts: str, number: int
+) -> Result:
+    """Time `get_bert_encoding` of some sentences, one at a time."""
+    lines, vocab, net = ready_to_represent(d2l, framework, texts)
+    framework.evaluation(net)
+    chosen = lines[:: len(lines) // number][:number]
+    start = time.perf_counter()
+    for line in chosen:
+        framework.to_numpy(
+            d2l.get_bert_encoding(net, line.split(), vocab=vocab)
+        )
+    return {'sentences_per_sec': number / (time.perf_counter() - start)}
+
+
+def ready_to_represent(
+    d2l: Any, framework: Framework, texts: str
+) -> tuple[list[str], Any, Any]:
+    """Return sentences, their vocabulary, and a network that is warm."""
+    lines = Path(texts).read_text('utf-8').splitlines()
+    vocab = workload.new_vocab(d2l, lines)
+    net = framework.new_net(d2l, len(vocab), d2l.try_gpu())
+    for line in lines[:3]:
+        d2l.get_bert_encoding(net, line.split(), vocab=vocab)
+    return lines, vocab, net
+
+
+# ---- with ours -------------------------------------------------------
+
+
+def representing(d2l: Any, framework: Framework, texts: str) -> Result:
+    """Time `d2lbert.represent` of all sentences."""
+    import d2lbert
+
+    lines, vocab, net = ready_to_represent(d2l, framework, texts)
+    start = time.perf_counter()
+    d2lbert.represent(net, vocab, lines)
+    return {'sentences_per_sec': len(lines) / (time.perf_counter() - start)}
+
+
+def reloading(d2l: Any, framework: Framework, corpus: str) -> Result:
+    """Time how `d2lbert pretrain` gets its examples, and how many."""
+    from d2lbert.data.cache import load_cached_examples
+    from d2lbert.data.corpus import read_lines
+
+    start = time.perf_counter()
+    arrays, vocab = load_cached_examples(
+        read_lines(corpus), workload.MAX_LEN, SEED
+    )
+    seconds = time.perf_counter() - start
+    return {
+        'seconds': seconds,
+        'examples': len(arrays[0]),
+        'vocabulary': len(vocab),
+        'sha256': [
+            hashlib.sha256(array.tobytes()).hexdigest() for array in arrays
+        ],
+    }
+
+
+def growth(
+    d2l: Any,
+    framework: Framework,
+    base: Mapping[str, int],
+    curves: Mapping[str, Sequence[int]],
+    num_steps: int,
+) -> Result:
+    """Time a step at each point of some curves.
+
+    `base`: batch size, length, vocabulary and hidden size; `curves`: the
+    values that one of them takes while the others stay.
+    """
+    return {
+        name: [
+            growth_point(d2l, framework, num_steps, **{**base, name: value})
+            for value in values
+        ]
+        for name, values in curves.items()
+    }
+
+
+def growth_point(
+    d2l: Any,
+    framework: Framework,
+    num_steps: int,
+    batch_size: int,
+    length: int,
+    vocabulary: int,
+    hidden: int,
+) -> Result:
+    """Return the time of the fastest step, and its arithmetic."""
+    from d2lbert.data.examples import Batch
+    from d2lbert.recipes import RECIPES, TAB_RECIPES
+    from d2lbert.trainer import Trainer
+
+    sizes = workload.Sizes(num_hiddens=hidden, ffn_num_hiddens=2 * hidden)
+    arrays = workload.full_batch(batch_size, length, vocabulary)
+    net = framework.new_net(d2l, vocabulary, d2l.try_gpu(), sizes)
+    trainer = Trainer(
+        net,
+        RECIPES[TAB_RECIPES[d2l.BACKEND.name]],
+        lr=textbook.LEARNING_RATE,
+        devices=[d2l.try_gpu()],
+    )
+    trainer.step(Batch(*arrays))
+    steps = (trainer.step(Batch(*arrays)) for _ in range(num_steps))
+    return {
+        'seconds': min(step.seconds for step in steps),
+        'flops': workload.useful_flops(arrays, vocabulary, sizes),
+    }
+
+
+def display(
+    d2l: Any, framework: Framework, num_shows: int, pause: float
+) -> Result:
+    """Time what shows a step: `pretrain`'s line, and the tabs' animator.
+
+    The pause between two steps lets each of them be shown.
+    """
+    from d2lbert.display import Progress
+
+    animator = d2l.Animator(
+        xlabel='step',
+        ylabel='loss',
+        xlim=[1, num_shows + 1],
+        legend=['mlm', 'nsp'],
+    )
+    seconds: dict[str, list[float]] = {'progress': [], 'animator': []}
+    with Progress(d2l.BACKEND.name, num_shows) as bar:
+        for i in range(num_shows):
+            time.sleep(pause)
+            start = time.perf_counter()
+            bar.show(mlm=7.3, nsp=0.8)
+            middle = time.perf_counter()
+            animator.add(i + 1, (7.3, 0.8))
+            seconds['progress'].append(middle - start)
+            seconds['animator'].append(time.perf_counter() - middle)
+    return seconds
+
+
+def matrix_rate(
+    d2l: Any, framework: Framework, size: int, repeats: int
+) -> Result:
+    """Time the product of two float32 matrices in PyTorch: the best rate."""
+    import torch
+
+    A, B = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        A @ B
+        seconds.append(time.perf_counter() - start)
+    return {'flops_per_sec': 2 * size**3 / min(seconds)}
+
+
+MEASUREMENTS: Mapping[str, Callable[..., Result]] = {
+    function.__name__: function
+    for function in (
+        training,
+        profile,
+        loading,
+        encoding,
+        representing,
+        reloading,
+        growth,
+        display,
+        matrix_rate,
+    )
+}
+
+
+def main(side: str, framework: str, name: str, options: str) -> None:
+    """Measure and print the result."""
+    # What is measured prints lines of its own
+    with redirect_stdout(StringIO()):
+        d2l = SIDES[side](framework)
+        result = MEASUREMENTS[name](
+            d2l, frameworks.load(framework), **json.loads(options)
+        )
+    print(json.dumps(result))
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

@@ -1,0 +1,484 @@
+"""From results.json to results.md.
+
+    python -m benchmarks.report [FOLDER]
+
+Every number on the page is made here from the raw ones.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pictures, profiling, targets
+from benchmarks.compare import paired
+from benchmarks.targets import (
+    Results,
+    column,
+    exponent,
+    spread,
+    summary,
+    table,
+    targets_table,
+)
+from benchmarks.workload import FRAMEWORKS, MAX_LEN
+from d2lbert.display import LABELS
+
+PAGE_FILE, RESULTS_FILE = 'results.md', 'results.json'
+MINUTE = 60
+
+
+# ---- the sections ----------------------------------------------------
+
+
+def training_page(results: Results) -> str:
+    """Describe the training."""
+    rows = [
+        [
+            LABELS[framework],
+            {'ours': 'd2lbert', 'textbook': 'd2l 1.0.3'}[side],
+            summary(column(runs, 'pairs_per_sec')),
+            summary(column(runs, 'pairs_per_sec_of_call')),
+            f'{targets.rate_share(results, framework, side).median:.0f} %',
+            gigabytes(column(runs, 'peak_bytes')),
+            gigabytes(above_import(runs)),
+        ]
+        for framework in FRAMEWORKS
+        for side in ('textbook', 'ours')
+        for runs in [results[framework][side]]
+    ]  # fmt: skip
+    rates = [
+        run['flops_per_sec'] / 1e9
+        for framework in FRAMEWORKS
+        for run in results[framework]['rate']
+    ]
+    flops = results['torch']['flops_per_step'] / 1e9
+    steps = ' and '.join(
+        f'{results[framework]["num_steps"]} steps ({LABELS[framework]})'
+        for framework in FRAMEWORKS
+    )
+    call = ', '.join(
+        f'{LABELS[framework]} '
+        + spread(
+            paired(
+                column(results[framework]['ours'], 'pairs_per_sec_of_call'),
+                column(
+                    results[framework]['textbook'], 'pairs_per_sec_of_call'
+                ),
+            )
+        )
+        for framework in FRAMEWORKS
+    )
+    return f"""\
+`d2l.train_bert(train_iter, net, loss, len(vocab), devices, num_steps)` of
+each tab: the chapter's network on batches of {results['batch_size']} × \
+{MAX_LEN} of WikiText-2, by the recipe of the
+tab, {steps} after a call that warms up. Both
+sides get the same minibatches, as native arrays in a list; loading is
+measured by itself below. `train_bert` and `get_bert_encoding` are in the
+chapter, not in the package `d2l`: they are its cells in our words, around
+the package's own network, loss, dataset, timer, accumulator and animator.
+
+{
+        table(
+            (
+                'framework',
+                'code',
+                'pairs/s, as printed',
+                'pairs/s of the call',
+                'share of rate',
+                'peak, GB',
+                'peak above import, GB',
+            ),
+            rows,
+        )
+    }
+
+"As printed" is what the chapter's last line says, whose timer leaves out
+the data and the picture on both sides; "of the call" is by the clock, all
+that `train_bert` does included; the textbook draws its picture at every
+step, ours, outside of a notebook, once. By the clock the ratios are:
+{call}.
+
+Useful arithmetic is {flops:.1f} GFLOP a step, computed from the batches: no
+padding, real predictions only, and in the last block only the queries that
+are used. A row of n tokens with p predictions and q different positions
+among them and `<cls>` takes 6 times n (4H² + 2HF) + 2n²H in the first block,
+2nH² + q (2H² + 2HF) + 2nqH in the last, and p (H² + HV) + H² + 2H in the
+heads; 6 is a multiplication and an addition, forward and twice backward.
+The share of the rate is pairs/s × {flops:.1f} GFLOP / \
+{results['batch_size']} over the best float32
+product of 2048³ in PyTorch, measured in the same round:
+{summary(rates, 0)} GFLOP/s.
+"""
+
+
+def above_import(runs: Sequence[Results]) -> list[float]:
+    """Return the peaks less the peaks after the import, a round each."""
+    return [
+        run['peak_bytes'] - run['peak_bytes_after_import'] for run in runs
+    ]
+
+
+def gigabytes(values: Sequence[float]) -> str:
+    """Write the median of some sizes."""
+    return f'{statistics.median(values) / 1e9:.2f}'
+
+
+def loading_page(results: Results) -> str:
+    """Describe the loading."""
+    rows = [
+        [
+            LABELS[framework],
+            summary(column(runs['textbook'], 'seconds'), 2),
+            summary(column(runs['ours'], 'seconds'), 2),
+            gigabytes(column(runs['textbook'], 'peak_bytes')),
+            gigabytes(column(runs['ours'], 'peak_bytes')),
+        ]
+        for framework, runs in results.items()
+    ]
+    first = results['torch']['ours'][0]
+    return f"""\
+`d2l.load_data_wiki(512, {MAX_LEN})` of each tab, nothing cached. The
+textbook's reads a folder, as after its download; ours also unpacks the
+archive. All made the same {first['examples']:,} examples with a vocabulary
+of {first['vocabulary']:,}: the SHA-256 of each of the seven arrays was equal
+in every process, or there would be no page.
+
+{
+        table(
+            (
+                'framework',
+                'd2l 1.0.3, s',
+                'd2lbert, s',
+                'd2l 1.0.3, GB',
+                'd2lbert, GB',
+            ),
+            rows,
+        )
+    }
+"""
+
+
+def reloading_page(results: Results) -> str:
+    """Describe loading from the cache."""
+    made, read = (
+        summary(column(results[name], 'seconds'), 3)
+        for name in ('made', 'read')
+    )
+    return f"""\
+Of the same text, length and seed `d2lbert pretrain` makes examples once and
+keeps them: {made} s the first time, {read} s to read
+the text and its examples again, which had the same SHA-256.
+"""
+
+
+def representing_page(results: Results) -> str:
+    """Describe the representing."""
+    names = ('textbook, one at a time', 'ours, one at a time', 'represent')
+    rows = [
+        [
+            LABELS[framework],
+            *(
+                summary(
+                    column(results[framework][name], 'sentences_per_sec'), 0
+                )
+                for name in names
+            ),
+        ]
+        for framework in FRAMEWORKS
+    ]
+    return f"""\
+`d2lbert.represent(net, vocab, texts)` of {results['sentences']:,} sentences
+of the corpus, and `get_bert_encoding` of one after the other in evaluation
+mode: of {results['sample']} of them, evenly chosen, whose mean speed stands
+for all.
+
+{
+        table(
+            (
+                'framework',
+                "sentences/s, the chapter's, one at a time",
+                'ours, one at a time',
+                '`represent`',
+            ),
+            rows,
+        )
+    }
+"""
+
+
+def importing_page(results: Results) -> str:
+    """Describe the imports."""
+    rows = [
+        [f'`{name}`', f'{min(values):.3f}', summary(values, 3)]
+        for name, values in results.items()
+    ]
+    return f"""\
+Whole processes, from start to end.
+
+{table(('command', 'best, s', 'median (spread), s'), rows)}
+"""
+
+
+def growth_page(results: Results) -> str:
+    """Describe the growth curves."""
+    rows = [
+        [
+            LABELS[framework],
+            name.replace('_', ' '),
+            f'{values[0]:,} to {values[-1]:,}',
+            *(
+                summary([exponent(values, column(run[name], cost))
+                         for run in results[framework]], 2)
+                for cost in ('seconds', 'flops')
+            ),
+            f'{last_doubling(results, framework, name):.2f}',
+        ]
+        for framework in FRAMEWORKS
+        for name, values in results['curves'].items()
+    ]  # fmt: skip
+    base = ', '.join(
+        f'{name.replace("_", " ")} {value:,}'
+        for name, value in results['base'].items()
+    )
+    return f"""\
+The fastest of some steps of our trainer on rows without padding, while one
+size grows and the others stay ({base}). The exponent is
+the slope of the time over the size, both logarithmic, and the last doubling
+its slope at the end; the arithmetic is that of the formula above. "No
+faster" allows {targets.EXPONENT_NOISE}.
+
+{
+        table(
+            (
+                'framework',
+                'size',
+                'from, to',
+                'exponent of time',
+                'of the arithmetic',
+                'last doubling',
+            ),
+            rows,
+        )
+    }
+
+![How cost grows](growth.png)
+"""
+
+
+def last_doubling(results: Results, framework: str, name: str) -> float:
+    """Return the exponent of time over the last two points."""
+    sizes = results['curves'][name][-2:]
+    return statistics.median(
+        exponent(sizes, column(run[name][-2:], 'seconds'))
+        for run in results[framework]
+    )
+
+
+def corpus_page(results: Results) -> str:
+    """Describe larger corpora."""
+    rows = [
+        [
+            f'× {copies}',
+            f'{runs[0]["examples"]:,}',
+            summary(column(runs, 'seconds'), 2),
+            gigabytes(column(runs, 'peak_bytes')),
+            gigabytes(above_import(runs)),
+        ]
+        for copies, runs in results.items()
+    ]
+    return f"""\
+WikiText-2 and more of the same, made by repetition, through our
+`load_data_wiki`.
+
+{
+        table(
+            (
+                'corpus',
+                'examples',
+                'loading, s',
+                'peak, GB',
+                'above import, GB',
+            ),
+            rows,
+        )
+    }
+"""
+
+
+def shards_page(results: Results) -> str:
+    """Describe shards on one processor."""
+    rows = [
+        [
+            LABELS[framework],
+            *(
+                summary(column(runs[devices], 'pairs_per_sec'))
+                for devices in runs
+            ),
+        ]
+        for framework, runs in results.items()
+    ]
+    names = [f'`{devices}`, pairs/s' for devices in results['torch']]
+    return f"""\
+Our `train_bert` with one shard, two and four on the one processor.
+
+{table(['framework', *names], rows)}
+"""
+
+
+def profile_page(results: Results) -> str:
+    """Say where a step's time goes."""
+    columns = {
+        f'{LABELS[framework]}, {when}': results[framework][side]['seconds']
+        for framework in FRAMEWORKS
+        for side, when in (('textbook', 'before'), ('ours', 'after'))
+    }
+    totals = [sum(seconds.values()) for seconds in columns.values()]
+    rows = [
+        [
+            kind,
+            *(
+                f'{seconds[kind]:.3f} s, {seconds[kind] / total:.0%}'
+                for seconds, total in zip(
+                    columns.values(), totals, strict=True
+                )
+            ),
+        ]
+        for kind in profiling.KINDS
+    ]
+    rows.append(['**a step**', *(f'**{total:.2f} s**' for total in totals)])
+    return f"""\
+A step's time on one thread, by kind of work: before is the textbook's code,
+after is ours. Operators are timed by each framework's own profiler (MXNet's
+with an engine that computes one after the other) and grouped by name and by
+whether logits go in; what is computed in NumPy is timed as Python. Profiling
+takes time itself, so that the sums are not the speeds above.
+
+{table(['kind of work', *columns], rows)}
+"""
+
+
+def display_page(results: Results) -> str:
+    """Say what a reader's display costs."""
+    progress, animator = (
+        summary([1e3 * shown for shown in results[name]], 2)
+        for name in ('progress', 'animator')
+    )
+    return f"""\
+Showing a step takes {progress} ms in `d2lbert pretrain`, whose line has
+steps per second and the time left, and {animator} ms in the tabs'
+`Animator`, outside of a notebook.
+"""
+
+
+#: In the order of the page: a title, the page and the targets.
+PAGES: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    'training': ('Training', training_page),
+    'loading': ('Loading WikiText-2', loading_page),
+    'reloading': ('Loading WikiText-2 again', reloading_page),
+    'representing': ('Representing sentences', representing_page),
+    'importing': ('Importing', importing_page),
+    'growth': ('How cost grows', growth_page),
+    'corpus': ('Larger corpora', corpus_page),
+    'shards': ('Shards on one processor', shards_page),
+    'profile': ("Where a step's time goes", profile_page),
+    'display': ('Display', display_page),
+}
+
+
+def machine_page(machine: Results, sections: Mapping[str, Results]) -> str:
+    """Describe the machine, and how quiet it was."""
+    variables = ' '.join(
+        f'{name}={value}' for name, value in machine['variables'].items()
+    )
+    rows = [
+        [
+            PAGES[name][0],
+            section['date'],
+            section['commit'],
+            f'{section["seconds"] / MINUTE:.1f}',
+            f'{section["load_before"]:.2f}',
+        ]
+        for name, section in sections.items()
+    ]
+    return f"""\
+{machine['processor']}, {machine['cores']} cores, \
+{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}.
+
+* d2lbert: {machine['versions']['ours']}
+* the textbook: {machine['versions']['textbook']}
+* variables: {variables or 'none that set threads or memory'}
+
+{table(('section', 'measured', 'commit', 'minutes', 'load before it'), rows)}
+"""
+
+
+def page(results: Results) -> str:
+    """Return the whole page in Markdown."""
+    sections = results['sections']
+    measured = measured_sections(results)
+    missing = [title for name, (title, _) in PAGES.items()
+               if name not in measured]  # fmt: skip
+    parts = [
+        '# Against the textbook',
+        'Made by `make bench` from results.json. Every measurement is a '
+        'process of its own; the\ntextbook and d2lbert take turns. A ratio '
+        'is the median of the ratios of neighbours,\nwith the least and the '
+        'greatest.',
+    ]
+    if results['quick']:
+        parts.append(
+            '**A quick run, to see that it runs: not to be quoted.**'
+        )
+    if missing:
+        parts.append(f'Not measured: {", ".join(missing)}.')
+    parts += [
+        '![Ratios with their spread](ratios.png)',
+        targets_table(targets.reached(measured)),
+        'At every size:',
+        targets_table(targets.kept(measured)),
+    ]
+    for name, found in measured.items():
+        title, describe = PAGES[name]
+        parts += [f'## {title}', describe(found).strip()]
+    parts += [
+        '## The machine',
+        machine_page(results['machine'], sections).strip(),
+    ]
+    return '\n\n'.join(parts) + '\n'
+
+
+def measured_sections(results: Results) -> dict[str, Results]:
+    """Return the results of the sections that there are, in order."""
+    return {
+        name: results['sections'][name]['results']
+        for name in PAGES
+        if name in results['sections']
+    }
+
+
+def write(folder: Path) -> None:
+    """Write results.md and its pictures beside results.json."""
+    results = json.loads((folder / RESULTS_FILE).read_text('utf-8'))
+    measured = measured_sections(results)
+    (folder / PAGE_FILE).write_text(page(results), 'utf-8')
+    pictures.draw_ratios(
+        [
+            target
+            for target in targets.reached(measured)
+            if target.unit == targets.TIMES
+        ],
+        folder / 'ratios.png',
+    )
+    if 'growth' in measured:
+        pictures.draw_growth(measured['growth'], folder / 'growth.png')
+    print(f'{folder / PAGE_FILE}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+    write(Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent)
