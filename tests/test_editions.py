@@ -6,12 +6,12 @@ program runs with the reader's own training functions, as the chapter has
 it, and with those of the package.
 """
 
-import atexit
 import math
 import os
 import re
 import subprocess
 import sys
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -324,8 +324,8 @@ def corpus(tmp_path_factory):
 def in_a_readers_folder(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv('D2LBERT_WIKITEXT2', str(corpus))
     monkeypatch.chdir(tmp_path)
-    # Nor shall pictures come when pytest exits
-    monkeypatch.setattr(atexit, 'register', lambda function: function)
+    # Nor shall pictures come when pytest exits; MXNet needs its own atexit
+    monkeypatch.setattr('d2lbert.animator.atexit', MagicMock())
 
 
 def cells_of(edition, own_functions):
