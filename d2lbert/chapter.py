@@ -18,6 +18,7 @@ from d2lbert import bert, editions
 from d2lbert.animator import Accumulator, Animator, Timer
 from d2lbert.data import examples
 from d2lbert.data.batches import Batches
+from d2lbert.data.checks import to_int32
 from d2lbert.data.examples import Batch
 from d2lbert.data.textbook import _read_wiki, get_tokens_and_segments
 from d2lbert.data.vocab import Vocab
@@ -151,13 +152,13 @@ def as_batch(backend: Backend, arrays: Sequence[Array]) -> Batch:
         backend.to_numpy(array) for array in arrays
     )
     return Batch(
-        tokens.astype(np.int32),
-        segments.astype(np.int32),
+        to_int32('tokens', tokens),
+        to_int32('segments', segments),
         lens.reshape(-1).astype(np.float32),
-        positions.astype(np.int32),
+        to_int32('pred_positions', positions),
         weights.astype(np.float32),
-        labels.astype(np.int32),
-        is_next.reshape(-1).astype(np.int32),
+        to_int32('mlm_labels', labels),
+        to_int32('nsp_labels', is_next.reshape(-1)),
     )
 
 

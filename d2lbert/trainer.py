@@ -19,6 +19,7 @@ import numpy as np
 
 from backends import base
 from d2lbert import bert
+from d2lbert.data.checks import check_batch
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError, RunError, input_errors
 from d2lbert.randomness import DropoutMasks, device_seed
@@ -178,6 +179,7 @@ class Trainer:
     def launch(self, batch: Batch) -> Launched:
         """Train on one batch, without waiting for a GPU."""
         start = time.perf_counter()
+        check_batch(batch, *self.num_embeddings())
         with self.backend.accumulate_gradients(self.net):
             losses = self.accumulate(batch)
             launched = Launched(
@@ -199,6 +201,12 @@ class Trainer:
             [worker.device for worker in self.workers],
         )
         return launched
+
+    def num_embeddings(self) -> tuple[int, int]:
+        """Return how many tokens and positions the network knows."""
+        encoder = self.net.encoder
+        _, num_positions, _ = encoder.pos_embedding.shape
+        return encoder.token_embedding.weight.shape[0], num_positions
 
     def report(self, launched: Launched) -> Step:
         """Wait for a step and return what it reports."""

@@ -88,7 +88,7 @@ def test_a_total_that_overflows_is_no_fault(tab):
     name = next(name for name in arrays if name.endswith('pos_embedding'))
     arrays[name][:, -2:] = 3e38
     backend.load_parameters(net, arrays)
-    assert np.isfinite(trainer.step(make_batch(5))[:2]).all()
+    assert np.isfinite(trainer.step(make_batch(5, num_tokens=9))[:2]).all()
 
 
 def test_cost(tab):
@@ -104,9 +104,20 @@ def test_cost(tab):
     net = new_net(tab, config, vocab, devices)
     trainer = Trainer(net, config.get_recipe(), lr=0.01, devices=devices)
     batch = make_batch(512, num_tokens=64, num_slots=10)
-    trainer.step(batch)
-    seconds = trainer.step(batch).seconds
-    start = time.perf_counter()
     with trainer.backend.accumulate_gradients(net):
-        tab.BACKEND.to_numpy(tab.BACKEND.total(net))
-    assert time.perf_counter() - start < 0.02 * seconds
+        trainer.step(batch)
+        whole = cpu_seconds(lambda: trainer.step(batch))
+        check = cpu_seconds(
+            lambda: tab.BACKEND.to_numpy(tab.BACKEND.total(net))
+        )
+    assert check < 0.02 * whole
+
+
+def cpu_seconds(function):
+    """The least of three, of all threads: others may be busy meanwhile."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)

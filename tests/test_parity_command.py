@@ -160,6 +160,9 @@ def test_every_option_reaches_the_comparison(compare):
         'devices': 'cpu:2',
         'micro_batch': 4,
         'seed': 7,
+        'precision': 'float32',
+        'save_every': None,
+        'keep': 2,
     }
 
 

@@ -1,0 +1,117 @@
+"""Batches, checked before a framework sees them.
+
+Of an index out of range PyTorch makes an error, or on a GPU the end of the
+process, and MXNet silently the nearest row. Here it is found for both alike.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from d2lbert.data.examples import Batch
+from d2lbert.errors import InputError
+
+#: B examples of T tokens with P prediction slots: see `Batch`.
+AXES = Batch('BT', 'BT', 'B', 'BP', 'BP', 'BP', 'B')  # type: ignore[arg-type]
+
+
+def check_batch(batch: Batch, vocab_size: int, max_positions: int) -> None:
+    """Raise `InputError` for a batch that cannot be trained on.
+
+    `vocab_size`, `max_positions`: how many tokens and positions the network
+    has embeddings for. The error names the array, the row, the value and
+    what was expected.
+    """
+    check_shapes(batch)
+    _, max_len = batch.tokens.shape
+    if max_len > max_positions:
+        raise InputError(
+            f'tokens has rows of {max_len:,}: expected at most '
+            f'{max_positions:,}, the positions of the network; cut the rows'
+        )
+    words = f'the vocabulary has {vocab_size:,} tokens'
+    check_range('tokens', batch.tokens, 0, vocab_size - 1, words)
+    check_range('segments', batch.segments, 0, 1)
+    rows = f'rows have {max_len:,} tokens'
+    check_range('valid_lens', batch.valid_lens, 1, max_len, rows)
+    check_range('pred_positions', batch.pred_positions, 0, max_len - 1, rows)
+    check_range('mlm_labels', batch.mlm_labels, 0, vocab_size - 1, words)
+    check_range('nsp_labels', batch.nsp_labels, 0, 1)
+    refuse(
+        'pred_positions',
+        batch.pred_positions,
+        batch.pred_positions >= batch.valid_lens[:, None],
+        "a number below the row's valid length",
+    )
+    weights = batch.mlm_weights
+    refuse(
+        'mlm_weights',
+        weights,
+        ~(np.isfinite(weights) & (weights >= 0)),
+        'a finite number from 0 up',
+    )
+
+
+def check_shapes(batch: Batch) -> None:
+    """Raise `InputError` unless the shapes of a batch go together."""
+    sizes: dict[str, int] = {}
+    for name, array, axes in zip(Batch._fields, batch, AXES, strict=True):
+        shape = array.shape
+        if array.ndim == len(axes):
+            sizes = dict(zip(axes, shape, strict=True)) | sizes
+        if shape != tuple(sizes.get(axis) for axis in axes) or 0 in shape:
+            expected = ', '.join(str(sizes.get(axis, axis)) for axis in axes)
+            raise InputError(
+                f'{name} has shape {shape}: expected ({expected}), for '
+                f'{", ".join(Batch._fields)} of the same B examples, one or '
+                'more'
+            )
+
+
+def check_range(
+    name: str, array: np.ndarray, low: int, high: int, reason: str = ''
+) -> None:
+    """Raise `InputError` unless all are whole numbers from `low` to `high`.
+
+    `reason`: why `high` is the highest.
+    """
+    if low <= array.min() and array.max() <= high and is_whole(array).all():
+        return
+    refuse(
+        name,
+        array,
+        ~((low <= array) & (array <= high) & is_whole(array)),
+        f'a whole number from {low} to {high}'
+        + (f', because {reason}' if reason else ''),
+    )
+
+
+def to_int32(name: str, array: np.ndarray) -> np.ndarray:
+    """Return an array of whole numbers of any type as int32.
+
+    Raises `InputError` where that would change one.
+    """
+    bounds = np.iinfo(np.int32)
+    if array.size:
+        check_range(name, array, bounds.min, bounds.max)
+    return array.astype(np.int32)
+
+
+def is_whole(array: np.ndarray) -> np.ndarray | np.bool_:
+    """Say of each number whether it is a whole one."""
+    if array.dtype.kind in 'biu':
+        return np.True_
+    return array == np.floor(array)
+
+
+def refuse(
+    name: str, array: np.ndarray, wrong: np.ndarray, expected: str
+) -> None:
+    """Raise `InputError` about the first value that is wrong, if any is."""
+    if wrong.any():
+        index = tuple(np.argwhere(wrong)[0].tolist())
+        raise InputError(
+            f'{name}{list(index)} = {array[index]}: expected {expected} '
+            f'(row {index[0]} of a batch of {len(array)}; {wrong.sum()} '
+            'values are wrong)'
+        )
