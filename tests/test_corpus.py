@@ -16,6 +16,7 @@ import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from d2lbert.data import corpus
+from d2lbert.data import archives, corpus
 from d2lbert.errors import CorpusError, D2LBertError, InputError
 
 ROOT = Path(corpus.__file__).parents[2]
@@ -371,6 +372,21 @@ def test_killed_while_downloading(site, cache):
     assert fetch(site) == GOOD
 
 
+@pytest.mark.skipif(os.name == 'nt', reason='needs SIGKILL')
+def test_killed_while_reading_an_archive(tmp_path):
+    path = write(tmp_path / 'given.zip', zip_of((TRAIN, TEXT * 10_000)))
+    process = start(
+        'from d2lbert.data import corpus\n'
+        "print('reading', flush=True)\n"
+        f'while True: corpus.read_lines({str(path)!r})\n'
+    )
+    assert process.stdout.readline() == 'reading\n'
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert os.listdir(tmp_path) == ['given.zip']
+    assert corpus.read_lines(path) == LINES * 10_000
+
+
 def test_leftover_of_a_killed_save(site, cache):
     cache.mkdir(parents=True)
     (cache / (corpus.ARCHIVE + '.part')).write_bytes(GOOD[:1000])
@@ -380,7 +396,7 @@ def test_leftover_of_a_killed_save(site, cache):
 
 def test_processes_at_once_make_one_download(site, cache):
     site.answers = [send_slowly]
-    processes = [start(fetch_code(site.url)) for _ in range(4)]
+    processes = [start(fetch_code(site.url)) for _ in range(8)]
     for process in processes:
         output, error = process.communicate()
         assert output.strip() == GOOD_SHA256, error
@@ -608,11 +624,44 @@ def test_bomb_stops_at_the_limit(name, data):
         corpus.lines_of(data, name, max_bytes=1_000_000)
 
 
-def test_tar_of_too_many_members(monkeypatch):
-    monkeypatch.setattr(corpus, 'MAX_TAR_MEMBERS', 3)
+def test_bomb_takes_no_more_memory_than_the_limit():
+    data = zip_of((TRAIN, bytes(10_000_000)))
+    corpus.lines_of(GOOD, 'x.zip')  # what is imported stays
+    tracemalloc.start()
+    with pytest.raises(CorpusError):
+        corpus.lines_of(data, 'x.zip', max_bytes=1_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+def pax(size):
+    """A tar whose extended header says how large its member is."""
+    header = tarfile.TarInfo.create_pax_global_header({'size': size})
+    return header + tar_of(GOOD_MEMBER, mode='w')
+
+
+@pytest.mark.parametrize('size', ['-1', '-1024', '-99999', '1' * 30, 'x'])
+def test_tar_whose_header_lies(size):
+    with pytest.raises(CorpusError):
+        corpus.lines_of(pax(size), 'x.tar')
+
+
+def test_tar_of_headers_without_end():
+    header = tarfile.TarInfo.create_pax_global_header({'comment': 'x'})
+    with pytest.raises(CorpusError):
+        corpus.lines_of(header * 5000, 'x.tar')
+
+
+def test_too_many_members(monkeypatch):
+    monkeypatch.setattr(archives, 'MAX_MEMBERS', 3)
     members = [(str(index), b'', FILE) for index in range(3)]
-    with pytest.raises(CorpusError, match='more than 3 members'):
-        corpus.lines_of(tar_of(*members, GOOD_MEMBER), 'x.tgz')
+    for data, name in (
+        (tar_of(*members, GOOD_MEMBER), 'x.tgz'),
+        (zip_of(*(m[:2] for m in (*members, GOOD_MEMBER))), 'x.zip'),
+    ):
+        with pytest.raises(CorpusError, match='more than 3 members'):
+            corpus.lines_of(data, name)
 
 
 def test_file_larger_than_the_limit(tmp_path, monkeypatch):
@@ -681,7 +730,7 @@ def test_locale_does_not_matter(tmp_path):
 def test_importing_the_reader_is_cheap():
     code = (
         'import sys, d2lbert.data.corpus\n'
-        "costly = {'pooch', 'requests', 'filelock', 'tqdm', 'numpy'}\n"
+        "costly = {'pooch', 'requests', 'filelock', 'platformdirs', 'tqdm'}\n"
         'print(sorted(costly & set(sys.modules)))\n'
     )
     output, error = start(code).communicate()
@@ -691,12 +740,14 @@ def test_importing_the_reader_is_cheap():
 # Any bytes at all
 
 SUFFIXES = st.sampled_from(['.zip', '.tar', '.tgz', '.gz', '.txt', ''])
-ARCHIVES = [
-    zip_of(('wikitext-2/', ''), (TRAIN, TEXT)),
-    zip_of((TRAIN, TEXT), ('b', TEXT), compression=zipfile.ZIP_STORED),
-    tar_of(GOOD_MEMBER),
-    tar_of(('b', b'x', FILE), GOOD_MEMBER, mode='w'),
-]
+# With checksums, which all but a plain tar have
+SUMMED = {
+    'deflated.zip': zip_of(('wikitext-2/', ''), (TRAIN, TEXT)),
+    'stored.zip': zip_of((TRAIN, TEXT), ('b', 'x'), compression=0),
+    'given.tgz': tar_of(GOOD_MEMBER),
+}
+PLAIN = {'given.tar': tar_of(('b', b'x', FILE), GOOD_MEMBER, mode='w')}
+ARCHIVES = SUMMED | PLAIN
 quick = settings(
     max_examples=150,
     deadline=None,
@@ -706,13 +757,16 @@ quick = settings(
 
 
 def lines_or_typed_error(data, name):
+    """Read it; say whether it could be."""
     try:
         lines = corpus.lines_of(data, name, max_bytes=100_000)
     except D2LBertError as error:
         assert name in str(error)
-    else:
-        assert lines
-        assert all('\n' not in line[:-1] for line in lines)
+        return False
+    assert lines
+    assert all('\n' not in line[:-1] for line in lines)
+    assert lines == LINES or name not in SUMMED
+    return True
 
 
 @quick
@@ -723,18 +777,43 @@ def test_any_bytes_give_lines_or_a_typed_error(data, suffix):
 
 @quick
 @given(
-    archive=st.sampled_from(ARCHIVES),
+    name=st.sampled_from(list(ARCHIVES)),
     where=st.floats(0, 1, exclude_max=True),
     cut=st.integers(0, 8),
     new=st.binary(max_size=8),
 )
-def test_damaged_archives_give_lines_or_a_typed_error(
-    archive, where, cut, new
-):
+def test_damaged_archives_give_lines_or_a_typed_error(name, where, cut, new):
+    archive = ARCHIVES[name]
     at = int(where * len(archive))
-    data = archive[:at] + new + archive[at + cut :]
-    name = 'given.zip' if archive[:2] == b'PK' else 'given.tar'
-    lines_or_typed_error(data, name)
+    lines_or_typed_error(archive[:at] + new + archive[at + cut :], name)
+
+
+def changed_bytes(archive):
+    """Each byte with one bit flipped, with all, and 0; but zeros in a row."""
+    for at, byte in enumerate(archive):
+        if not any(archive[at - 1 : at + 2]):
+            continue
+        for new in {byte ^ 1, byte ^ 0x80, byte ^ 0xFF, 0} - {byte}:
+            yield archive[:at] + bytes([new]) + archive[at + 1 :]
+
+
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+@pytest.mark.parametrize('name', ARCHIVES)
+def test_every_byte_of_an_archive_changed(name):
+    read = [
+        lines_or_typed_error(data, name)
+        for data in changed_bytes(ARCHIVES[name])
+    ]
+    assert len(read) > 600
+    assert 0 < read.count(True) < len(read)
+
+
+@pytest.mark.parametrize('name', ARCHIVES)
+def test_every_length_of_an_archive(name):
+    archive = ARCHIVES[name]
+    step = 64 if name in PLAIN else 1
+    for length in range(0, len(archive), step):
+        lines_or_typed_error(archive[:length], name)
 
 
 @quick
@@ -742,6 +821,22 @@ def test_damaged_archives_give_lines_or_a_typed_error(
 def test_text_is_read_as_open_reads_it(tmp_path, text):
     path = write(tmp_path / 'x.txt', b'x' + text.encode())
     assert corpus.read_lines(path) == open_lines(path)
+
+
+@quick
+@given(data=st.binary(min_size=1, max_size=300))
+def test_bytes_are_text_exactly_where_python_says_so(data):
+    data = b'x' + data
+    try:
+        expected = data.decode('utf-8')
+    except UnicodeDecodeError as error:
+        with pytest.raises(CorpusError, match=f'offset {error.start} '):
+            corpus.lines_of(data, 'x.txt')
+    else:
+        lines = corpus.lines_of(data, 'x.txt')
+        assert ''.join(lines) == expected.replace('\r\n', '\n').replace(
+            '\r', '\n'
+        )
 
 
 # The real corpus

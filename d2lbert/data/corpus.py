@@ -10,24 +10,28 @@ this module costs next to nothing.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
-import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
+from d2lbert.data.archives import (
+    TRAIN_FILE,
+    BoundedBytes,
+    expect_one,
+    read_bounded,
+    unpack,
+)
 from d2lbert.errors import CorpusError, InputError
 from d2lbert.files import write_file
 
 if TYPE_CHECKING:
-    import gzip
-
     import requests
 
 ARCHIVE = 'wikitext-2-v1.zip'
@@ -39,11 +43,9 @@ MIRRORS = (
     'https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com/'
     'gluon/dataset/wikitext-2/' + ARCHIVE,
 )
-TRAIN_FILE = 'wiki.train.tokens'
 
 MAX_TEXT_BYTES = 1 << 30  # WikiText-103, fifty times WikiText-2, has 0.54e9
 MAX_DOWNLOAD_BYTES = 1 << 26  # the archive has 4.5e6
-MAX_TAR_MEMBERS = 10_000
 
 ATTEMPTS = 3  # for each mirror
 TIMEOUTS = (10, 30)  # seconds to connect, and to wait for the next bytes
@@ -93,9 +95,9 @@ def cache_folder() -> Path:
     folder = os.environ.get('D2LBERT_CACHE')
     if folder:
         return Path(os.path.expanduser(folder))
-    import pooch
+    import platformdirs
 
-    return Path(pooch.os_cache('d2lbert'))
+    return Path(platformdirs.user_cache_dir('d2lbert'))
 
 
 def fetch(mirrors: Sequence[str] = MIRRORS, sha256: str = SHA256) -> bytes:
@@ -142,14 +144,7 @@ def lines_of(
     how the bytes begin, whether they are an archive. Raises `CorpusError`,
     after unpacking at most `max_bytes`.
     """
-    suffix = name.lower()
-    if suffix.endswith(('.gz', '.tgz')) or data.startswith(b'\x1f\x8b'):
-        data = _unpack(_read_gzip, data, name, max_bytes)
-    if suffix.endswith('.zip') or data.startswith(b'PK\3\4'):
-        data = _unpack(_read_zip, data, name, max_bytes)
-    elif suffix.endswith(('.tar', '.tar.gz', '.tgz')) or _is_tar(data):
-        data = _unpack(_read_tar, data, name, max_bytes)
-    return _decode(data, name)
+    return _decode(unpack(data, name, max_bytes), name)
 
 
 # Finding and reading files
@@ -181,17 +176,8 @@ def _train_file_in(folder: str, name: str) -> str:
         os.path.join(folder, 'wikitext-2', TRAIN_FILE),
     )
     found = [place for place in places if os.path.exists(place)]
-    _expect_one(len(found), f'folder {name}')
+    expect_one(len(found), f'folder {name}')
     return found[0]
-
-
-def _expect_one(count: int, holder: str) -> None:
-    if count != 1:
-        raise CorpusError(
-            f'The {holder} holds {count or "no"} files named {TRAIN_FILE}, '
-            'but exactly one was expected: give another one, or give the '
-            'text file itself.'
-        )
 
 
 def _read_file(path: str | Path, name: str) -> bytes:
@@ -199,192 +185,37 @@ def _read_file(path: str | Path, name: str) -> bytes:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, 'not a regular file', str(path))
     with open(path, 'rb') as file:
-        return _read_bounded(file, name, MAX_TEXT_BYTES)
-
-
-class _BoundedBytes(io.BytesIO):
-    """Bytes in memory that refuse to grow beyond a limit."""
-
-    def __init__(self, name: str, max_bytes: int) -> None:
-        super().__init__()
-        self._name = name
-        self._max_bytes = max_bytes
-
-    def write(self, chunk) -> int:
-        if self.tell() + len(chunk) > self._max_bytes:
-            raise CorpusError(
-                f'{self._name} gives more than {self._max_bytes:,} bytes, '
-                'the most that is read: give a smaller corpus, or, if it '
-                'should not be that large, another copy of it.'
-            )
-        return super().write(chunk)
-
-
-def _read_bounded(
-    stream: IO[bytes] | gzip.GzipFile, name: str, max_bytes: int
-) -> bytes:
-    buffer = _BoundedBytes(name, max_bytes)
-    shutil.copyfileobj(stream, buffer)
-    return buffer.getvalue()
+        return read_bounded(file, name, MAX_TEXT_BYTES)
 
 
 def _decode(data: bytes, name: str) -> list[str]:
+    # A buffer at a time: one string could take four times the bytes
+    stream = io.BytesIO(data.removeprefix(codecs.BOM_UTF8))
+    text = io.TextIOWrapper(stream, 'utf-8')
     try:
-        text = data.decode('utf-8').removeprefix('\ufeff')
-    except UnicodeDecodeError as error:
-        line = data.count(b'\n', 0, error.start) + 1
-        raise CorpusError(
-            f'The corpus {name} is not UTF-8 text: byte '
-            f'{data[error.start]:#04x} at offset {error.start} (line {line}) '
-            f'is wrong ({error.reason}); convert the file to UTF-8.'
-        ) from error
-    if not text or text.isspace():
+        lines = text.readlines()
+    except UnicodeDecodeError:
+        raise _encoding_error(data, name) from None
+    if all(map(str.isspace, lines)):
         raise CorpusError(
             f'The corpus {name} is empty: give a text with a paragraph a '
             'line.'
         )
-    return io.StringIO(text, newline=None).readlines()
+    return lines
 
 
-# Reading archives
-
-
-def _unpack(read, data: bytes, name: str, max_bytes: int) -> bytes:
-    """What `read` makes of an archive; its failures become CorpusErrors."""
+def _encoding_error(data: bytes, name: str) -> CorpusError:
+    """What is wrong, and where in all of `data`."""
     try:
-        return read(io.BytesIO(data), name, max_bytes)
-    except _archive_errors() as error:
-        raise CorpusError(
-            f'{name} is damaged, or is not the archive that its name or its '
-            f'first bytes announce ({type(error).__name__}: {error}): it has '
-            f'{len(data):,} bytes and begins with {data[:16]!r}; give '
-            'another copy of it.'
-        ) from error
-
-
-def _archive_errors() -> tuple[type[Exception], ...]:
-    """What the standard library raises on bytes that are no such archive.
-
-    It differs from one Python to the next.
-    """
-    import struct
-    import tarfile
-    import zipfile
-    import zlib
-
-    return (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        zlib.error,
-        struct.error,
-        EOFError,
-        OSError,
-        OverflowError,
-        RuntimeError,  # an encrypted member, an unknown compression method
-        ValueError,
-    )
-
-
-def _read_gzip(file: IO[bytes], name: str, max_bytes: int) -> bytes:
-    import gzip
-
-    with gzip.GzipFile(fileobj=file) as stream:
-        return _read_bounded(stream, name, max_bytes)
-
-
-def _read_zip(file: IO[bytes], name: str, max_bytes: int) -> bytes:
-    import zipfile
-
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        for member in members:
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-            _check_member(member.filename, plain, name)
-        _check_overlap(members, name)
-        found = [m for m in members if _is_train_file(m.filename)]
-        _expect_one(len(found), f'archive {name}')
-        # The other methods cannot be undone a bounded piece at a time.
-        if found[0].compress_type not in (
-            zipfile.ZIP_STORED,
-            zipfile.ZIP_DEFLATED,
-        ):
-            raise CorpusError(
-                f'The archive {name} is compressed by method '
-                f'{found[0].compress_type}, but stored or deflated members '
-                'were expected: pack it again in the usual way.'
-            )
-        _check_size(found[0].file_size, name, max_bytes)
-        with archive.open(found[0]) as stream:
-            data = _read_bounded(stream, name, max_bytes)
-    if len(data) != found[0].file_size:
-        raise zipfile.BadZipFile(
-            f'{TRAIN_FILE} should have {found[0].file_size:,} bytes and has '
-            f'{len(data):,}'
+        data.decode('utf-8')
+    except UnicodeDecodeError as error:
+        line = data.count(b'\n', 0, error.start) + 1
+        return CorpusError(
+            f'The corpus {name} is not UTF-8 text: byte '
+            f'{data[error.start]:#04x} at offset {error.start} (line {line}) '
+            f'is wrong ({error.reason}); convert the file to UTF-8.'
         )
-    return data
-
-
-def _check_overlap(members: Iterable, name: str) -> None:
-    """No two members may share bytes, as they do in a zip bomb."""
-    ordered = sorted(members, key=lambda member: member.header_offset)
-    for first, second in pairwise(ordered):
-        if first.header_offset + first.compress_size > second.header_offset:
-            raise CorpusError(
-                f'The archive {name} is refused: its members '
-                f'{first.filename!r} and {second.filename!r} overlap, as in '
-                'a zip bomb; give another copy of it.'
-            )
-
-
-def _is_tar(data: bytes) -> bool:
-    return data[257:262] == b'ustar'
-
-
-def _read_tar(file: IO[bytes], name: str, max_bytes: int) -> bytes:
-    import tarfile
-
-    found = []
-    with tarfile.open(fileobj=file, mode='r:') as archive:
-        for index, member in enumerate(archive):
-            if index == MAX_TAR_MEMBERS:
-                raise CorpusError(
-                    f'The archive {name} holds more than {MAX_TAR_MEMBERS:,} '
-                    'members, the most that are read: give another one.'
-                )
-            plain = member.isfile() or member.isdir()
-            _check_member(member.name, plain, name)
-            if member.isfile() and _is_train_file(member.name):
-                found.append(member)
-        _expect_one(len(found), f'archive {name}')
-        _check_size(found[0].size, name, max_bytes)
-        stream = archive.extractfile(found[0])
-        assert stream is not None  # it is a regular file
-        return _read_bounded(stream, name, max_bytes)
-
-
-def _is_train_file(member_name: str) -> bool:
-    return member_name.rpartition('/')[2] == TRAIN_FILE
-
-
-def _check_member(member_name: str, plain: bool, name: str) -> None:
-    """Refuse a whole archive for one member that is up to no good."""
-    parts = member_name.replace('\\', '/').split('/')
-    absolute = parts[0] == '' or parts[0].endswith(':')
-    if absolute or '..' in parts or not plain:
-        raise CorpusError(
-            f'The archive {name} is refused for its member '
-            f'{member_name!r}: only regular files and folders with relative '
-            "paths, without '..', were expected; give another copy of it."
-        )
-
-
-def _check_size(size: int, name: str, max_bytes: int) -> None:
-    if size > max_bytes:
-        raise CorpusError(
-            f'The {TRAIN_FILE} of {name} has {size:,} bytes, but at most '
-            f'{max_bytes:,} are read: give a smaller corpus.'
-        )
+    raise AssertionError('decoding in one go and by buffers differ')
 
 
 # Fetching
@@ -463,7 +294,7 @@ def _download_with_retries(url: str) -> bytes:
 def _download_once(url: str) -> bytes:
     import pooch
 
-    body = _BoundedBytes(url, MAX_DOWNLOAD_BYTES)
+    body = BoundedBytes(url, MAX_DOWNLOAD_BYTES)
     download = pooch.HTTPDownloader(
         progressbar=sys.stderr.isatty(),
         timeout=TIMEOUTS,
