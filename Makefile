@@ -5,10 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ORACLE := .oracle
+CORPUS ?= sample
 
 .DEFAULT_GOAL := help
-.PHONY: help venv pretrain test lint format test-matrix oracle bench \
-  bench-gpu soak clean
+.PHONY: help venv pretrain test lint format audit test-matrix oracle bench \
+  bench-gpu soak notebooks clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -19,7 +20,7 @@ venv: $(READY)  ## Make the environment in .venv
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check --quiet \
-	  --constraint constraints.txt --editable '.[torch,mxnet,dev]'
+	  --constraint constraints.txt --editable '.[torch,mxnet,notebooks,dev]'
 	$(BIN)/d2lbert doctor --enable-mxnet
 	touch $@
 
@@ -37,6 +38,15 @@ lint: $(READY)  ## Check style and types
 format: $(READY)  ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+audit: .audit/.ready  ## Look for known vulnerabilities in constraints.txt
+	.audit/bin/python .ci/audit.py
+
+.audit/.ready: .ci/audit.txt
+	$(PYTHON) -m venv .audit
+	.audit/bin/pip install --disable-pip-version-check --quiet \
+	  --requirement $<
+	touch $@
 
 test-matrix: $(READY)  ## Run the tests on every Python from 3.10 to 3.13
 	$(BIN)/nox
@@ -64,7 +74,10 @@ bench-gpu: $(READY) $(ORACLE)/.ready  ## The same on a CUDA card
 soak: $(READY)  ## Train long, kill often, compare (SOAK='--steps 100000')
 	$(BIN)/python tests/soak.py --picture docs/images/soak.png $(SOAK)
 
+notebooks: $(READY)  ## Build and run them (CORPUS=wikitext-2 LANGUAGES=en)
+	$(BIN)/python -m notebooks.build --corpus $(CORPUS) $(LANGUAGES)
+
 clean:  ## Remove the environment, caches and runs
-	rm -rf $(VENV) .nox runs build dist *.egg-info .pytest_cache \
+	rm -rf $(VENV) .audit .nox runs build dist *.egg-info .pytest_cache \
 	  .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
