@@ -395,8 +395,8 @@ class Backend(ABC):
     def side_by_side(self, num_workers: int) -> Iterator[Callable[..., Any]]:
         """Within this context let workers compute at the same time.
 
-        Gives a `map` that calls a function for each worker in a thread of
-        its own, which uses one core; for one worker it is Python's.
+        Gives a `map` that calls a function for each worker in threads that
+        use one core each; for one worker it is Python's.
         """
         if num_workers == 1:
             yield map
@@ -404,7 +404,8 @@ class Backend(ABC):
         with (
             self.one_core_each(),
             ThreadPoolExecutor(
-                num_workers, initializer=self.start_thread
+                min(num_workers, self.num_threads()),
+                initializer=self.start_thread,
             ) as pool,
         ):
             yield pool.map

@@ -7,6 +7,7 @@ with the `np` ones.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import weakref
@@ -30,7 +31,18 @@ npx: Any = mx.npx
 npx.set_np()
 
 # How many rows of logits exist at a time: see the PyTorch backend.
-CHUNK_ROWS = 256
+CHUNK_ROWS = 512
+# Smaller logits, below the greatest, count nothing: exp(−60) is 1e-26. Their
+# exponentials would be numbers with which processors are slow.
+LEAST_LOGIT = -60
+
+
+# MXNet has no pool of memory for processors: without these two every array
+# of a few megabytes would be fetched from the system, page by page, and
+# given back. They are glibc's M_MMAP_MAX and M_TRIM_THRESHOLD.
+if hasattr(ctypes.CDLL(None), 'mallopt'):
+    ctypes.CDLL(None).mallopt(-4, 0)
+    ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 
 
 class Module(gluon.Block):
@@ -117,11 +129,14 @@ class LinearCrossEntropy(autograd.Function):
         return np.array([loss], dtype=X.dtype, ctx=X.ctx)
 
     def backward(self, grad):
-        dX, dweight, dbias = self.gradients
+        gradients = self.gradients
+        if grad.asscalar() != 1:
+            gradients = [gradient * grad for gradient in gradients]
+        dX = gradients[0]
         nothing = (
             nd.zeros(len(dX), ctx=dX.ctx, dtype=dX.dtype) for _ in range(2)
         )
-        return (dX * grad, dweight * grad, dbias * grad, *nothing)
+        return (*gradients, *nothing)
 
 
 def linear_cross_entropy(
@@ -145,6 +160,8 @@ def linear_cross_entropy(
         numpy.matmul(X[rows], weight.T, out=logits)
         logits -= logits.max(axis=1, keepdims=True)
         label_logits = numpy.take_along_axis(logits, label, 1)
+        if logits.min() < LEAST_LOGIT:
+            numpy.maximum(logits, LEAST_LOGIT, out=logits)
         numpy.exp(logits, out=logits)
         sums = logits.sum(axis=1, keepdims=True)
         losses = (numpy.log(sums) - label_logits) * row_weights

@@ -40,12 +40,30 @@ def represent(
     check_lengths(net, texts, encoded)
     # Texts of similar length go together, so that little is padding
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
+    batches = [
+        order[start : start + batch_size]
+        for start in range(0, len(order), batch_size)
+    ]
+    backend = net.backend
+    device = backend.device_of(net)
+    workers = [
+        other
+        for _, other in backend.worker_devices([device])
+        if other == device
+    ]
     results: list[Any] = [None] * len(encoded)
-    with net.backend.evaluation(net):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = _forward(net, [encoded[i] for i in chosen], vocab[PAD])
-            for i, X in zip(chosen, batch, strict=True):
+    with (
+        backend.evaluation(net),
+        backend.side_by_side(min(len(workers), len(batches)) or 1) as run,
+    ):
+        arrays = run(
+            lambda batch: _forward(
+                net, [encoded[i] for i in batch], vocab[PAD]
+            ),
+            batches,
+        )
+        for batch, array in zip(batches, arrays, strict=True):
+            for i, X in zip(batch, array, strict=True):
                 results[i] = X[: len(encoded[i][0])]
     return results
 
@@ -76,13 +94,13 @@ def to_tokens(text: Text) -> tuple[list[str], list[int]]:
 def encode_text(vocab: Vocab, text: Text) -> tuple[list[int], list[int]]:
     """Return the indices of the tokens of a text, and their segments."""
     tokens, segments = to_tokens(text)
-    words = [token for token in tokens if token not in (CLS, SEP)]
-    if all(vocab[word] == vocab.unk for word in words):
+    indices = vocab[tokens]
+    if not set(indices) - {vocab.unk, vocab[CLS], vocab[SEP]}:
         raise InputError(
             f'no word of {text!r} is in the vocabulary of {len(vocab):,} '
             'tokens: use words of the corpus, separated by spaces'
         )
-    return vocab[tokens], segments
+    return indices, segments
 
 
 def check_lengths(
@@ -113,11 +131,10 @@ def _forward(
         segments[i, : len(text_segments)] = text_segments
     backend = net.backend
     device = backend.device_of(net)
-    return backend.to_numpy(
-        net.encoder(
-            *(
-                backend.tensor(array, device)
-                for array in (tokens, segments, valid_lens)
-            )
-        )
+    inputs = (
+        backend.tensor(array, device)
+        for array in (tokens, segments, valid_lens)
     )
+    # Again, because frameworks keep by thread whether they record
+    with backend.evaluation(net):
+        return backend.to_numpy(net.encoder(*inputs))

@@ -57,6 +57,7 @@ class Launched(NamedTuple):
 
     losses: list[list[Callable[[], np.ndarray]]]
     total: Callable[[], np.ndarray]
+    number: int
     num_pairs: int
     start: float
 
@@ -182,16 +183,17 @@ class Trainer:
         check_batch(batch, *self.num_embeddings())
         with self.backend.accumulate_gradients(self.net):
             losses = self.accumulate(batch)
+            self.num_steps += 1
             launched = Launched(
                 [
                     [self.backend.to_numpy_later(loss) for loss in pair]
                     for pair in losses
                 ],
                 self.backend.to_numpy_later(self.backend.total(self.net)),
+                self.num_steps,
                 len(batch.tokens),
                 start,
             )
-            self.num_steps += 1
             if not any(map(self.backend.is_gpu, self.devices)):
                 # Before the update; what a GPU finds comes with its losses
                 self.check_finite(launched)
@@ -247,7 +249,7 @@ class Trainer:
         if faults:
             more = f' and {len(faults) - 4} more' if len(faults) > 4 else ''
             raise RunError(
-                f'the training diverged at step {self.num_steps}: '
+                f'the training diverged at step {launched.number}: '
                 f'{"; ".join(faults[:4])}{more}. Give a smaller --lr than '
                 f'{self.lr}'
             )

@@ -74,7 +74,11 @@ class Vocab:
     def __getitem__(self, tokens: Any) -> Any:
         """Return the index of a token, or a list of them for a list."""
         if isinstance(tokens, (list, tuple)):
-            return [self[token] for token in tokens]
+            get, unk = self.token_to_idx.get, self.unk
+            return [
+                get(token, unk) if isinstance(token, str) else self[token]
+                for token in tokens
+            ]
         return self.token_to_idx.get(tokens, self.unk)
 
     def to_tokens(self, indices: Any) -> Any:
