@@ -463,9 +463,12 @@ class MXNetBackend(base.Backend):
 
     def allreduce_gradients(self, replicas, devices):
         for parameter in _parameters(replicas[0]).values():
-            first, *others = parameter.list_grad()
-            for other in others:
-                first += other.as_in_ctx(first.ctx)
+            first, *others = (
+                grad.as_nd_ndarray() for grad in parameter.list_grad()
+            )
+            if others:
+                others = [other.as_in_context(first.ctx) for other in others]
+                nd.add_n(first, *others, out=first)
 
     def broadcast_parameters(self, replicas, devices):
         for parameter in _parameters(replicas[0]).values():
