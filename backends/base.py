@@ -401,11 +401,11 @@ class Backend(ABC):
         if num_workers == 1:
             yield map
             return
+        num_threads = min(num_workers, self.num_threads())
         with (
             self.one_core_each(),
             ThreadPoolExecutor(
-                min(num_workers, self.num_threads()),
-                initializer=self.start_thread,
+                num_threads, initializer=self.start_thread
             ) as pool,
         ):
             yield pool.map

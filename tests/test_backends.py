@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -589,3 +590,15 @@ def test_parameters_take_over_the_type(backend, dtype):
         np.dtype(dtype)
     }
     take_steps(backend, layer, backend.Adam(layer, 0.01, False), 1, 1)
+
+
+def test_workers_compute_at_the_same_time(backend):
+    """Each waits for the other: one thread would wait forever."""
+    if backend.num_threads() < 2:
+        pytest.skip('one core')
+    barrier = threading.Barrier(2, timeout=20)
+    before = backend.num_threads()
+    with backend.side_by_side(2) as worker_map:
+        arrived = list(worker_map(lambda _: barrier.wait(), range(2)))
+    assert sorted(arrived) == [0, 1]
+    assert backend.num_threads() == before
