@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import sys
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,24 @@ from threadpoolctl import threadpool_limits
 from backends import base
 from backends.mxnet_import import import_mxnet
 
-mx: Any = import_mxnet()
+
+def import_mxnet_alone() -> Any:
+    """Import MXNet, leaving the thread count of others as it is.
+
+    It sets OpenMP's to one in the thread that imports it, and PyTorch, before
+    or after, would go by that.
+    """
+    num_threads = int(
+        os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1
+    )
+    if 'torch' in sys.modules:
+        num_threads = sys.modules['torch'].get_num_threads()
+    mxnet = import_mxnet()
+    threadpool_limits(num_threads, user_api='openmp')
+    return mxnet
+
+
+mx: Any = import_mxnet_alone()
 autograd: Any = mx.autograd
 gluon: Any = mx.gluon
 nd: Any = mx.nd
