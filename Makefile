@@ -9,7 +9,7 @@ CORPUS ?= sample
 
 .DEFAULT_GOAL := help
 .PHONY: help venv pretrain test lint format audit test-matrix oracle bench \
-  bench-gpu soak notebooks clean
+  bench-gpu soak notebooks site clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
@@ -77,7 +77,19 @@ soak: $(READY)  ## Train long, kill often, compare (SOAK='--steps 100000')
 notebooks: $(READY)  ## Build and run them (CORPUS=wikitext-2 LANGUAGES=en)
 	$(BIN)/python -m notebooks.build --corpus $(CORPUS) $(LANGUAGES)
 
+site: .site/.ready  ## Build the page in build/site
+	.site/bin/python docs/site/source.py build/site-source
+	.site/bin/sphinx-build --quiet --fail-on-warning --keep-going \
+	  -c docs/site build/site-source build/site
+	@echo build/site/index.html
+
+.site/.ready: setup.cfg constraints.txt
+	$(PYTHON) -m venv .site
+	.site/bin/pip install --disable-pip-version-check --quiet \
+	  --constraint constraints.txt --editable '.[site]'
+	touch $@
+
 clean:  ## Remove the environment, caches and runs
-	rm -rf $(VENV) .audit .nox runs build dist *.egg-info .pytest_cache \
+	rm -rf $(VENV) .audit .nox .site runs build dist *.egg-info .pytest_cache \
 	  .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import report
 from benchmarks.compare import QUICK, Bench, MeasurementError, Settings
 from benchmarks.sections import SECTIONS
+from d2lbert.errors import D2LBertError
 
 HERE = Path(__file__).parent
 
@@ -69,7 +70,7 @@ def main() -> int:
         )
         try:
             measure(bench, options.sections or SECTIONS, out, options.quick)
-        except MeasurementError as error:
+        except (MeasurementError, D2LBertError) as error:
             print(error, file=sys.stderr)
             failed = True
     if (out / report.RESULTS_FILE).exists():

@@ -1,0 +1,359 @@
+"""The pictures of the notebooks.
+
+Their labels are names from the code, formulas and words of the corpus, so
+that they need no translation. A picture shows itself in a notebook when it
+is the last value of a cell.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from PIL import Image
+
+from d2lbert.data.examples import Batch
+from d2lbert.data.vocab import Vocab
+from d2lbert.display import COLORS, DASHES, LABELS
+from d2lbert.inspection import Example, attention_weights
+from d2lbert.representation import Text, to_tokens
+from d2lbert.run import Run
+
+#: Twice that of the screen, for sharp pictures.
+DPI = 144
+TOKENS_A_LINE = 10
+#: Of the rows of an example's picture.
+NAMES = ('words', 'tokens', 'segments', 'mlm_labels')
+#: One colour for each kind of token; both sentences have their own.
+KIND_COLORS = {
+    'special': '#dee2e6',
+    'plain 0': '#d0ebff',
+    'plain 1': '#d3f9d8',
+    'masked': '#ffc9c9',
+    'changed': '#ffd8a8',
+    'kept': '#fff3bf',
+}
+LAYER, DATA, LINE = '#d0ebff', '#f8f9fa', '#495057'
+
+
+class Picture(Figure):
+    """A Matplotlib figure that a notebook shows without pyplot."""
+
+    def __init__(self, width: float, height: float) -> None:
+        """Make an empty one; sizes in inches."""
+        super().__init__((width, height), layout='constrained')
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format='png', dpi=DPI)
+        # 256 colours, as good to the eye, take a third of the bytes
+        image = Image.open(drawn).convert('RGB').quantize(256)
+        image.save(small, format='png', optimize=True)
+        width, height = (size // 2 for size in image.size)
+        return small.getvalue(), {'width': width, 'height': height}
+
+
+# ---- an example ------------------------------------------------------
+
+
+def draw_example(example: Example) -> Picture:
+    """Draw how a pair of sentences becomes what BERT sees and is asked.
+
+    Row by row: the words as they were; the tokens of the input, coloured by
+    what became of them; their segments; the labels to predict.
+    """
+    num_tokens = len(example.tokens)
+    num_lines = -(-num_tokens // TOKENS_A_LINE)
+    tokens_a_line = -(-num_tokens // num_lines)
+    picture = Picture(9, 0.4 + 1.6 * num_lines)
+    axes = _blank_axes(picture, tokens_a_line + 1.35, 5.2 * num_lines + 1.3)
+    for line in range(num_lines):
+        top = 5.2 * line
+        for i, name in enumerate(NAMES):
+            axes.text(
+                1.25, top + i + 0.9, name, ha='right', va='center', size=8,
+                family='monospace',
+            )  # fmt: skip
+        start = line * tokens_a_line
+        for place in range(start, min(start + tokens_a_line, num_tokens)):
+            _draw_token(axes, example, place, 1.35 + place - start, top)
+    _draw_kinds(axes, 5.2 * num_lines + 0.4, example.is_next)
+    return picture
+
+
+def _draw_token(
+    axes: Any, example: Example, place: int, left: float, top: float
+) -> None:
+    kind = example.kind(place)
+    segment = example.segments[place]
+    plain = KIND_COLORS[f'plain {segment}']
+    color = KIND_COLORS.get(kind, plain)
+    word = example.words[place]
+    axes.text(
+        left + 0.5, top + 0.25, str(place), ha='center', va='center', size=6,
+        color='0.45',
+    )  # fmt: skip
+    if kind != 'special':
+        _box(axes, left, top + 0.5, 0.94, 0.8, word, plain, size=8)
+    _box(
+        axes, left, top + 1.5, 0.94, 0.8, example.tokens[place], color,
+        size=8, bold=kind in ('masked', 'changed', 'kept'),
+    )  # fmt: skip
+    axes.text(
+        left + 0.47, top + 2.9, str(segment), ha='center', va='center', size=8
+    )
+    if place in example.positions:
+        _box(axes, left, top + 3.5, 0.94, 0.8, word, 'white', size=8)
+
+
+def _draw_kinds(axes: Any, top: float, is_next: bool) -> None:
+    """Draw what each colour means, and the label of the pair."""
+    kinds = {
+        'masked': 'crane → <mask>',
+        'changed': 'crane → boat',
+        'kept': 'crane → crane',
+    }
+    for i, (kind, text) in enumerate(kinds.items()):
+        _box(axes, 1.35 + 2 * i, top, 1.85, 0.7, text, KIND_COLORS[kind], 8)
+    axes.text(
+        9, top + 0.35, f'nsp_labels: {int(is_next)}',
+        ha='center', va='center', size=8, family='monospace',
+    )  # fmt: skip
+
+
+# ---- the model -------------------------------------------------------
+
+
+def draw_model(net: Any, batch: Sequence[Any]) -> Picture:
+    """Draw a `BERTModel`, with the shapes of a batch on their way through.
+
+    `batch`: the seven arrays, of which only the shapes count. Each layer has
+    the number of its parameters, below its name.
+    """
+    arrays = Batch(*batch)
+    B, T = arrays.tokens.shape
+    P = arrays.pred_positions.shape[1]
+    V, H = net.encoder.token_embedding.weight.shape
+    num_blks = len(net.encoder.blks)
+    picture = Picture(7, 7.8)
+    axes = _blank_axes(picture, 14, 15.6)
+
+    for x, name, array in (
+        (2.4, 'token', f'tokens {(B, T)}'),
+        (7, 'segment', f'segments {(B, T)}'),
+        (11.6, 'pos', f'0, 1, …, {T - 1}'),
+    ):
+        _data(axes, x, 0.4, array)
+        _arrow(axes, (x, 0.7), (x, 1.2))
+        _layer(axes, net, x, 1.2, f'encoder.{name}_embedding')
+        _arrow(axes, (x, 2.3), (7, 3.05))
+    _data(axes, 7, 3.3, f'+  {(B, T, H)}')
+    _arrow(axes, (7, 3.6), (7, 4.4))
+
+    _box(axes, 3.9, 4, 6.2, 5.6, '', 'white')
+    axes.text(10.4, 6.8, f'× {num_blks}', va='center', size=14)
+    for i, name in enumerate(('attention', 'addnorm1', 'ffn', 'addnorm2')):
+        _layer(axes, net, 7, 4.4 + 1.3 * i, f'encoder.blks.0.{name}')
+        if i:
+            _arrow(axes, (7, 4.2 + 1.3 * i), (7, 4.4 + 1.3 * i))
+    # What each addnorm adds to what it gets
+    for top in (4.2, 6.85):
+        axes.plot((7, 9.6, 9.6), (top, top, top + 2), color=LINE, lw=0.8)
+        _arrow(axes, (9.6, top + 2), (9.05, top + 2))
+    _data(axes, 1.7, 4.95, f'valid_lens {(B,)}')
+    _arrow(axes, (3.3, 4.95), (4.95, 4.95))
+
+    _arrow(axes, (7, 9.4), (7, 9.9))
+    _data(axes, 7, 10.2, f'encoded_X {(B, T, H)}')
+    for x, name, taken, layers, output in (
+        (3.6, '[:, pred_positions]', (B, P, H), ['mlm'], f'{(B, P, V)}'),
+        (10.4, '[:, 0]', (B, H), ['hidden', 'nsp'], f'{(B, 2)}'),
+    ):
+        _arrow(axes, (7, 10.5), (x, 11))
+        _data(axes, x, 11.25, f'{name}  {taken}')
+        top = 11.5
+        for layer in layers:
+            _arrow(axes, (x, top), (x, top + 0.35))
+            _layer(axes, net, x, top + 0.35, layer)
+            top += 1.45
+        _arrow(axes, (x, top), (x, 14.9))
+        _data(axes, x, 15.2, f'{layers[-1]}_Y_hat {output}')
+    return picture
+
+
+def _layer(axes: Any, net: Any, middle: float, top: float, name: str) -> None:
+    """Draw a layer, by its structural name, as a box."""
+    shapes = net.backend.parameter_shapes(net)
+    size = sum(
+        math.prod(shape)
+        for key, shape in shapes.items()
+        if key.startswith(name)
+    )
+    text = f'{name.removeprefix("encoder.").replace(".0.", "[0].")}\n{size:,}'
+    _box(axes, middle - 2.05, top, 4.1, 1.1, text, LAYER, 8)
+
+
+def _data(axes: Any, middle: float, y: float, text: str) -> None:
+    """Write the name and the shape of an array."""
+    axes.text(
+        middle, y, text, ha='center', va='center', size=8,
+        family='monospace', parse_math=False,
+    )  # fmt: skip
+
+
+def _arrow(
+    axes: Any, start: tuple[float, float], end: tuple[float, float]
+) -> None:
+    axes.annotate(
+        '', end, start,
+        arrowprops={
+            'arrowstyle': '->', 'color': LINE, 'linewidth': 0.8,
+            'shrinkA': 0, 'shrinkB': 0,
+        },
+    )  # fmt: skip
+
+
+# ---- losses ----------------------------------------------------------
+
+
+def draw_curves(runs: Sequence[Run]) -> Picture:
+    """Draw the losses of trainings on one corpus, with the chance levels."""
+    picture = Picture(8, 3.4)
+    tasks = (('mlm', len(runs[0].vocab)), ('nsp', 2))
+    for task, (axes, (name, num_classes)) in enumerate(
+        zip(picture.subplots(1, 2), tasks, strict=True)
+    ):
+        for i, run in enumerate(runs):
+            axes.plot(
+                range(1, len(run.history) + 1),
+                [losses[task] for losses in run.history],
+                DASHES[i % len(DASHES)],
+                color=COLORS[run.config.backend],
+                label=f'{LABELS[run.config.backend]}, {run.config.recipe}',
+            )
+        chance = math.log(num_classes)
+        axes.axhline(chance, color='0.5', linewidth=1)
+        axes.annotate(
+            f'ln {num_classes:,}', (1, chance),
+            xycoords=('axes fraction', 'data'), ha='right', va='bottom',
+            color='0.4',
+        )  # fmt: skip
+        axes.set(title=name, xlabel='step', ylabel='loss')
+        axes.grid(alpha=0.25)
+    picture.legend(
+        *axes.get_legend_handles_labels(),
+        loc='outside lower center',
+        ncols=2,
+        frameon=False,
+    )
+    return picture
+
+
+# ---- representations -------------------------------------------------
+
+
+def draw_cosines(
+    vectors: Mapping[str, np.ndarray], sentences: Sequence[str], word: str
+) -> Picture:
+    """Draw the cosines between what networks make of a word.
+
+    `vectors`: for each network, by name, one vector of length 1 for each
+    sentence, as `word_vectors` returns them; `sentences`: of which the first
+    half has one sense of the word and the other half the other. All panels
+    have one scale, from the least cosine of any to 1.
+    """
+    cosines = {name: X @ X.T for name, X in vectors.items()}
+    least = min(map(np.min, cosines.values()))
+    picture = Picture(3 + 2 * len(cosines), 2.9)
+    panels = picture.subplots(1, len(cosines), squeeze=False)[0]
+    places, middle = range(len(sentences)), len(sentences) / 2 - 0.5
+    for axes, (name, array) in zip(panels, cosines.items(), strict=True):
+        image = axes.imshow(array, vmin=least, vmax=1)
+        axes.axhline(middle, color='white')
+        axes.axvline(middle, color='white')
+        axes.set_title(name, size=9)
+        axes.set_xticks(places, [i + 1 for i in places], size=8)
+        axes.set_yticks([])
+    names = [f'{text}  {i}' for i, text in enumerate(sentences, 1)]
+    panels[0].set_yticks(places, names, size=8)
+    picture.colorbar(image, ax=list(panels), shrink=0.8).set_label(
+        f'cos ({word}, {word})', size=8
+    )
+    return picture
+
+
+def draw_attention(net: Any, vocab: Vocab, text: Text) -> Picture:
+    """Draw who looks at whom, a panel for each head of each block.
+
+    A row for each token of the text that looks, a column for each one that
+    is looked at.
+    """
+    tokens, _ = to_tokens(text)
+    weights = attention_weights(net, vocab, text)
+    num_blks, num_heads = weights.shape[:2]
+    picture = Picture(3.2 * num_heads + 0.8, 0.4 + 3.6 * num_blks)
+    panels = picture.subplots(
+        num_blks, num_heads, sharex=True, sharey=True, squeeze=False
+    )
+    places = range(len(tokens))
+    for (blk, head), axes in np.ndenumerate(panels):
+        image = axes.imshow(
+            weights[blk, head], vmin=0, vmax=weights.max(), cmap='Blues'
+        )
+        axes.set_title(f'blks[{blk}], head {head}', size=9)
+        axes.set_xticks(places, tokens, rotation=90, size=8)
+        axes.set_yticks(places, tokens, size=8)
+    picture.colorbar(image, ax=panels, shrink=0.6)
+    return picture
+
+
+# ---- drawing ---------------------------------------------------------
+
+
+def _blank_axes(picture: Picture, width: float, height: float) -> Any:
+    """Return axes without axes, whose y grows downwards."""
+    picture.set_layout_engine('none')
+    axes = picture.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    return axes
+
+
+def _box(
+    axes: Any,
+    left: float,
+    top: float,
+    width: float,
+    height: float,
+    text: str,
+    color: str,
+    size: float = 9,
+    bold: bool = False,
+) -> None:
+    """Draw a box with a text in its middle."""
+    axes.add_patch(
+        FancyBboxPatch(
+            (left, top),
+            width,
+            height,
+            boxstyle='round,pad=0,rounding_size=0.12',
+            facecolor=color,
+            edgecolor=LINE,
+            linewidth=0.6,
+        )
+    )
+    axes.text(
+        left + width / 2,
+        top + height / 2,
+        text,
+        ha='center',
+        va='center',
+        size=size,
+        weight='bold' if bold else 'normal',
+        parse_math=False,
+    )

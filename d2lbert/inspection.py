@@ -1,0 +1,239 @@
+"""A look inside: examples, representations, attention, memory, in numbers.
+
+What the notebooks show and `d2lbert.figures` draws.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import backends
+from d2lbert import doctor
+from d2lbert.config import MAX_POSITIONS, Config
+from d2lbert.data.examples import Batch
+from d2lbert.data.vocab import CLS, MASK, SEP, Vocab
+from d2lbert.display import LABELS
+from d2lbert.errors import InputError
+from d2lbert.representation import (
+    Text,
+    check_lengths,
+    encode_text,
+    represent,
+)
+
+FLOAT_BYTES = 4
+#: How many arrays of each size a block keeps for the way back.
+KEPT_HIDDENS, KEPT_FFN_HIDDENS, KEPT_SCORES = 12, 2, 4
+
+
+def check_environment(backend: str) -> None:
+    """Print in one line what a notebook runs on: the doctor in short.
+
+    The framework is then imported. Raises `InputError` with the doctor's
+    report, which says what to do, where it cannot be.
+    """
+    try:
+        found = backends.load(backend)
+    except Exception as error:
+        raise InputError(
+            f'{LABELS[backend]} cannot be imported. The doctor says:\n\n'
+            f'{doctor.examine().text()}\n\n'
+            'Do that, restart the kernel and run this cell again'
+        ) from error
+    names = [version_of(name) for name in ('d2lbert', 'numpy', backend)]
+    print(
+        f'Python {platform.python_version()}, {", ".join(names)}, '
+        f'{found.try_all_gpus()}: ready'
+    )
+
+
+def version_of(name: str) -> str:
+    """Return the name of a package that is imported, and its version."""
+    return f'{name} {sys.modules[name].__version__}'
+
+
+# ---- examples --------------------------------------------------------
+
+
+class Example(NamedTuple):
+    """A pretraining example in words, without padding.
+
+    `words`: the tokens as they were; `tokens`: as the network sees them;
+    `segments`: 0 or 1 for each; `positions`: those to predict; `is_next`:
+    the second sentence follows the first.
+    """
+
+    words: list[str]
+    tokens: list[str]
+    segments: list[int]
+    positions: list[int]
+    is_next: bool
+
+    def kind(self, position: int) -> str:
+        """Return what has become of a word, see `KINDS`."""
+        if self.words[position] in (CLS, SEP):
+            return 'special'
+        if position not in self.positions:
+            return 'plain'
+        if self.tokens[position] == MASK:
+            return 'masked'
+        if self.tokens[position] == self.words[position]:
+            return 'kept'
+        return 'changed'
+
+
+#: What can become of a word of an example.
+KINDS = ('special', 'plain', 'masked', 'changed', 'kept')
+
+
+def unroll(examples: Batch, vocab: Vocab, row: int) -> Example:
+    """Return an example of a batch in words."""
+    tokens, segments, lens, positions, weights, labels, is_next = (
+        array[row] for array in examples
+    )
+    valid_len, num_predictions = int(lens), int(weights.sum())
+    words = tokens[:valid_len].copy()
+    words[positions[:num_predictions]] = labels[:num_predictions]
+    return Example(
+        [vocab.idx_to_token[i] for i in words],
+        [vocab.idx_to_token[i] for i in tokens[:valid_len]],
+        segments[:valid_len].tolist(),
+        positions[:num_predictions].tolist(),
+        bool(is_next),
+    )
+
+
+def telling_example(examples: Batch, vocab: Vocab) -> Example:
+    """Return the shortest example that has every kind of token.
+
+    Its second sentence does not follow the first. Raises `InputError` where
+    there is none.
+    """
+    for row in np.argsort(examples.valid_lens, kind='stable'):
+        example = unroll(examples, vocab, row)
+        kinds = set(map(example.kind, range(len(example.words))))
+        if kinds == set(KINDS) and not example.is_next:
+            return example
+    raise InputError(
+        f'none of {len(examples.tokens)} examples has a word of every kind '
+        f'({", ".join(KINDS)}): give more of them'
+    )
+
+
+# ---- representations -------------------------------------------------
+
+
+def word_vectors(
+    net: Any, vocab: Vocab, sentences: Sequence[str], word: str
+) -> np.ndarray:
+    """Return what a network makes of a word in each of some sentences.
+
+    Float32 `(len(sentences), num_hiddens)`, each of length 1, so that the
+    product of two is the cosine of the angle between them. Raises
+    `InputError` for a sentence that does not have the word.
+    """
+    places = []
+    for sentence in sentences:
+        if word not in sentence.lower().split():
+            raise InputError(f'there is no {word!r} in {sentence!r}')
+        places.append(1 + sentence.lower().split().index(word))  # <cls>
+    X = np.stack(
+        [
+            encoded[place]
+            for encoded, place in zip(
+                represent(net, vocab, sentences), places, strict=True
+            )
+        ]
+    )
+    return X / np.linalg.norm(X, axis=1, keepdims=True)
+
+
+def attention_weights(net: Any, vocab: Vocab, text: Text) -> np.ndarray:
+    """Return how much each token of a text looks at each other one.
+
+    Float32 `(num_blks, num_heads, T, T)`: a row for the token that looks, a
+    column for the one that is looked at; rows add up to 1.
+    """
+    encoded = encode_text(vocab, text)
+    check_lengths(net, [text], [encoded])
+    backend = net.backend
+    device = backend.device_of(net)
+    tokens, segments = (
+        backend.tensor(np.array([row]), device) for row in encoded
+    )
+    with backend.evaluation(net), backend.layer_outputs(net) as outputs:
+        net.encoder(tokens, segments)
+    # Dropout, which drops nothing now, has the weights pass through
+    return np.stack(
+        [
+            backend.to_numpy(
+                outputs[f'encoder.blks.{i}.attention.attention.dropout']
+            )[0]
+            for i in range(len(net.encoder.blks))
+        ]
+    )
+
+
+# ---- memory ----------------------------------------------------------
+
+
+class Memory(NamedTuple):
+    """How many bytes a training takes, part by part."""
+
+    parameters: int
+    moments: int
+    gradients: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """The bytes of all parts."""
+        return sum(self)
+
+
+def estimate_memory(
+    vocab_size: int, *, micro_batch: int, num_workers: int = 1, **sizes: Any
+) -> Memory:
+    """Estimate the memory that a training needs, beside Python's own.
+
+    A framework's temporary arrays come on top: on a processor, for large
+    networks, up to a sixth more in PyTorch and two thirds in MXNet.
+
+    `micro_batch`: rows that go through the network at a time;
+    `num_workers`: how many micro-batches are computed side by side, one for
+    each core of a processor or one for each GPU; `sizes`: options of
+    `pretrain`, with its defaults. Rows are taken to be `max_len` tokens
+    long; shorter ones take less.
+    """
+    config = Config(**sizes)
+    # For each token of a block: vectors of hidden units and of the
+    # feed-forward network, and numbers for each token it looks at
+    kept = config.num_blks * (
+        KEPT_HIDDENS * config.num_hiddens
+        + KEPT_FFN_HIDDENS * config.ffn_num_hiddens
+        + KEPT_SCORES * config.num_heads * config.max_len
+    )
+    parameters = FLOAT_BYTES * count_parameters(config, vocab_size)
+    return Memory(
+        parameters,
+        2 * parameters,
+        num_workers * parameters,
+        num_workers * FLOAT_BYTES * micro_batch * config.max_len * kept,
+    )
+
+
+def count_parameters(config: Config, vocab_size: int) -> int:
+    """Return how many numbers the network of a run learns."""
+    H, F = config.num_hiddens, config.ffn_num_hiddens
+    embeddings = (vocab_size + 2 + MAX_POSITIONS) * H
+    attention, ffn, norms = 4 * (H + 1) * H, (H + 1) * F + (F + 1) * H, 4 * H
+    mlm = (H + 1) * H + 2 * H + (H + 1) * vocab_size
+    nsp = (H + 1) * H + (H + 1) * 2
+    return (
+        embeddings + config.num_blks * (attention + ffn + norms) + mlm + nsp
+    )

@@ -1,0 +1,1 @@
+"""The chapter as notebooks, and what builds them."""

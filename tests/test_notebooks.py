@@ -1,0 +1,182 @@
+"""The notebooks are those of their source, and their code runs."""
+
+import re
+
+import nbformat
+import numpy as np
+import pytest
+
+from d2lbert import inspection
+from d2lbert.config import Config
+from d2lbert.data import sample
+from d2lbert.data.examples import load_examples
+
+build = pytest.importorskip(
+    'notebooks.build', reason="needs pip install 'd2lbert[notebooks]'"
+)
+PAIRS = [
+    (language, framework)
+    for language in build.languages()
+    for framework in build.FRAMEWORKS
+]
+
+
+@pytest.mark.parametrize(('language', 'framework'), PAIRS)
+def test_notebooks_are_up_to_date(language, framework):
+    assert build.stale(language, framework) is None
+
+
+@pytest.mark.parametrize(('language', 'framework'), PAIRS)
+def test_notebooks_hold_their_outputs(language, framework):
+    notebook = nbformat.read(build.path_of(language, framework), 4)
+    nbformat.validate(notebook)
+    pictures = 0
+    for cell in notebook.cells:
+        for output in cell.get('outputs', []):
+            assert output.output_type != 'error'
+            assert output.get('name') != 'stderr'
+            if 'image/png' in output.get('data', {}):
+                pictures += 1
+                assert output.metadata['image/png']['alt']
+    assert pictures == len(build.read_prose(language).alts)
+
+
+@pytest.mark.parametrize('language', build.languages())
+def test_prose_keeps_what_is_not_to_be_translated(language):
+    """Formulas, links and solutions are those of the English text."""
+    ours = build.read_prose(language)
+    english = build.read_prose('en')
+    assert list(ours.texts) == list(english.texts)
+    assert set(ours.alts) == set(english.alts)
+    for name, text in ours.texts.items():
+        for pattern in (r'\]\((.+?)\)', r'</?(?:details|summary)>'):
+            wanted = re.findall(pattern, english.texts[name])
+            assert re.findall(pattern, text) == wanted, (name, pattern)
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('<!-- data -->', '<!-- date -->', r"missing \['data'\]"),
+        ('<!-- data -->', '<!-- title -->', r"twice: \['title'\]"),
+    ],
+)
+def test_prose_with_other_ids_is_refused(
+    tmp_path, monkeypatch, old, new, message
+):
+    text = (build.SOURCE / 'en.md').read_text('utf-8')
+    (tmp_path / 'xx.md').write_text(text.replace(old, new), 'utf-8')
+    monkeypatch.setattr(build, 'SOURCE', tmp_path)
+    with pytest.raises(build.SourceError, match=message):
+        build.build('xx', 'torch')
+    with pytest.raises(build.SourceError, match=r'write yy\.md'):
+        build.build('yy', 'torch')
+
+
+def test_change_of_prose_or_notebook_is_noticed(tmp_path, monkeypatch):
+    text = (build.SOURCE / 'en.md').read_text('utf-8')
+    notebook = build.path_of('en', 'torch').read_text('utf-8')
+    (tmp_path / 'en.md').write_text(text, 'utf-8')
+    (tmp_path / 'bert.ipynb').write_text(notebook, 'utf-8')
+    monkeypatch.setattr(build, 'SOURCE', tmp_path)
+    monkeypatch.setattr(build, 'HERE', tmp_path)
+    monkeypatch.setattr(build, 'path_of', lambda *_: tmp_path / 'bert.ipynb')
+    assert build.stale('en', 'torch') is None
+    (tmp_path / 'en.md').write_text(text + 'More.\n', 'utf-8')
+    assert 'older than its source' in build.stale('en', 'torch')
+    (tmp_path / 'en.md').write_text(text, 'utf-8')
+    (tmp_path / 'bert.ipynb').write_text(
+        notebook.replace('random.seed(0)', 'random.seed(1)'), 'utf-8'
+    )
+    assert 'edited by hand' in build.stale('en', 'torch')
+
+
+@pytest.mark.slow
+def test_notebook_runs_from_scratch(backend_name):
+    notebook = build.build('en', backend_name)
+    build.run(notebook)
+    kept = nbformat.read(build.path_of('en', backend_name), 4)
+    drawn = [
+        cell.id
+        for cell in notebook.cells
+        if any(
+            'image/png' in o.get('data', {}) for o in cell.get('outputs', ())
+        )
+    ]
+    assert drawn == list(build.read_prose('en').alts)
+    assert [cell.id for cell in notebook.cells] == [
+        cell.id for cell in kept.cells
+    ]
+
+
+# ---- what the cells call ---------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def examples_and_vocab():
+    import random
+
+    return load_examples(sample.lines(), 64, random.Random(0))
+
+
+def test_telling_example_has_a_token_of_every_kind(examples_and_vocab):
+    example = inspection.telling_example(*examples_and_vocab)
+    kinds = [example.kind(i) for i in range(len(example.words))]
+    assert set(kinds) == set(inspection.KINDS)
+    assert kinds.count('special') == 3
+    for word, token, kind in zip(
+        example.words, example.tokens, kinds, strict=True
+    ):
+        assert (token == '<mask>') == (kind == 'masked')
+        assert (token == word) == (kind not in ('masked', 'changed'))
+
+
+def small_net(tab, vocab):
+    net = tab.BERTModel(len(vocab), 16, 32, 2, 2, 0.5)
+    shapes = tab.BACKEND.parameter_shapes(net)
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    tab.BACKEND.load_parameters(net, arrays)
+    return net
+
+
+def test_attention_and_words(tab, examples_and_vocab):
+    _, vocab = examples_and_vocab
+    net = small_net(tab, vocab)
+    weights = inspection.attention_weights(net, vocab, 'a crane is flying')
+    assert weights.shape == (2, 2, 6, 6)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+    vectors = inspection.word_vectors(
+        net, vocab, ['a crane is flying', 'The crane came'], 'crane'
+    )
+    assert vectors.shape == (2, 16)
+    np.testing.assert_allclose((vectors**2).sum(axis=1), 1, rtol=1e-5)
+    with pytest.raises(ValueError, match="no 'crane' in 'he just left'"):
+        inspection.word_vectors(net, vocab, ['he just left'], 'crane')
+
+
+def test_number_of_parameters_is_the_networks(tab):
+    sizes = {
+        'num_hiddens': 12,
+        'ffn_num_hiddens': 20,
+        'num_heads': 3,
+        'num_blks': 4,
+    }
+    net = tab.BERTModel(50, dropout=0.1, **sizes)
+    shapes = tab.BACKEND.parameter_shapes(net).values()
+    assert inspection.count_parameters(Config(**sizes), 50) == sum(
+        int(np.prod(shape)) for shape in shapes
+    )
+
+
+def test_memory_grows_with_the_micro_batch_alone():
+    small, large = (
+        inspection.estimate_memory(1000, micro_batch=rows, max_len=512)
+        for rows in (1, 8)
+    )
+    assert large.activations == 8 * small.activations
+    assert large[:3] == small[:3]
+    assert small.total == sum(small)
