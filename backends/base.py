@@ -17,7 +17,9 @@ PyTorch, int32 in MXNet) in `tensor`.
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -401,14 +403,9 @@ class Backend(ABC):
         if num_workers == 1:
             yield map
             return
-        num_threads = min(num_workers, self.num_threads())
-        with (
-            self.one_core_each(),
-            ThreadPoolExecutor(
-                num_threads, initializer=self.start_thread
-            ) as pool,
-        ):
-            yield pool.map
+        threads = _threads(self, min(num_workers, self.num_threads()))
+        with self.one_core_each():
+            yield threads.map
 
     @abstractmethod
     def one_core_each(self) -> AbstractContextManager[Any]:
@@ -554,6 +551,17 @@ class Optimizer(ABC):
         self, arrays: Mapping[str, np.ndarray], num_steps: int
     ) -> None:
         """Set the moments after `num_steps` updates."""
+
+
+@functools.cache
+def _threads(backend: Backend, num_threads: int) -> ThreadPoolExecutor:
+    """Return threads that stay: MXNet keeps ten megabytes for each it saw."""
+    return ThreadPoolExecutor(num_threads, initializer=backend.start_thread)
+
+
+# A forked child has none of its parent's threads
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def check_gpus(backend: Backend, indices: Sequence[int]) -> None:

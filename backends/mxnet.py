@@ -7,7 +7,6 @@ with the `np` ones.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import sys
@@ -53,14 +52,6 @@ CHUNK_ROWS = 512
 # Smaller logits, below the greatest, count nothing: exp(−60) is 1e-26. Their
 # exponentials would be numbers with which processors are slow.
 LEAST_LOGIT = -60
-
-
-# MXNet has no pool of memory for processors: without these two every array
-# of a few megabytes would be fetched from the system, page by page, and
-# given back. They are glibc's M_MMAP_MAX and M_TRIM_THRESHOLD.
-if hasattr(ctypes.CDLL(None), 'mallopt'):
-    ctypes.CDLL(None).mallopt(-4, 0)
-    ctypes.CDLL(None).mallopt(-1, 2**31 - 1)
 
 
 class Module(gluon.Block):
