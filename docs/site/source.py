@@ -1,0 +1,84 @@
+"""Lay out what the page is made of: `python docs/site/source.py FOLDER`.
+
+The folder mirrors the repository, so that links between its files lead to
+the same place on the page. The notebooks are copied as they were run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode, v4
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+#: All that there is on the page besides the notebooks.
+FILES = (
+    *('README.md', 'SECURITY.md', 'CONTRIBUTING.md', 'CHANGELOG.md'),
+    *('docs/*.md', 'docs/images/*'),
+    *('benchmarks/*.md', 'benchmarks/*.png'),
+    *('LICENSE', 'notebooks/README.md'),
+)
+NOTEBOOKS = 'notebooks/*/bert-*.ipynb'
+
+
+def anchor(name: str) -> str:
+    """Return what marks a cell's place, in every language and framework."""
+    return f'<span class="place" id="at-{name}"></span>'
+
+
+def with_anchors(notebook: NotebookNode) -> NotebookNode:
+    """Return a notebook for the page: anchors, pictures with their text.
+
+    Each cell after the title gets an anchor named after its id.
+    """
+    cells: list[Any] = []
+    for number, cell in enumerate(notebook.cells):
+        cell = nbformat.from_dict(cell)
+        mark = anchor(cell.id) if number else ''
+        if cell.cell_type == 'markdown':
+            cell.source = f'{mark}\n\n{cell.source}'.lstrip()
+        else:
+            if mark:
+                cells.append(v4.new_markdown_cell(mark, id=f'at-{cell.id}'))
+            text = alternative(cell)
+            if text:
+                cell.metadata['mystnb'] = {'image': {'alt': text}}
+        cells.append(cell)
+    found = nbformat.from_dict(notebook)
+    found.cells = cells
+    return found
+
+
+def alternative(cell: NotebookNode) -> str | None:
+    """Return what a code cell's picture shows, in words."""
+    for output in cell.outputs:
+        text = output.get('metadata', {}).get('image/png', {}).get('alt')
+        if text:
+            return str(text)
+    return None
+
+
+def lay_out(folder: Path) -> None:
+    """Fill a folder, which is emptied before."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for pattern in FILES:
+        for path in ROOT.glob(pattern):
+            target = folder / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    for path in HERE.glob('*.md'):
+        shutil.copyfile(path, folder / path.name)
+    for path in sorted(ROOT.glob(NOTEBOOKS)):
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.write(with_anchors(notebook), target)
+
+
+if __name__ == '__main__':
+    lay_out(Path(sys.argv[1]))
