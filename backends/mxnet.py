@@ -22,15 +22,18 @@ from backends import base
 from backends.mxnet_import import import_mxnet
 
 
+def num_cores() -> int:
+    """Return how many cores a process may use, as OpenMP counts them."""
+    return int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1)
+
+
 def import_mxnet_alone() -> Any:
     """Import MXNet, leaving the thread count of others as it is.
 
     It sets OpenMP's to one in the thread that imports it, and PyTorch, before
     or after, would go by that.
     """
-    num_threads = int(
-        os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1
-    )
+    num_threads = num_cores()
     if 'torch' in sys.modules:
         num_threads = sys.modules['torch'].get_num_threads()
     mxnet = import_mxnet()
@@ -323,7 +326,7 @@ class MXNetBackend(base.Backend):
         return [net] * len(devices)
 
     def num_threads(self):
-        return int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1)
+        return num_cores()
 
     def is_gpu(self, device):
         return device.device_type == 'gpu'
@@ -340,7 +343,7 @@ class MXNetBackend(base.Backend):
         return nullcontext()
 
     def worker_devices(self, devices):
-        workers = list(enumerate(devices))
+        workers = super().worker_devices(devices)
         if any(map(self.is_gpu, devices)):
             return workers
         # Contexts of the processor compute side by side, each with its own

@@ -263,7 +263,7 @@ class TorchBackend(base.Backend):
             matmul.allow_tf32 = before
 
     def worker_devices(self, devices):
-        workers = list(enumerate(devices))
+        workers = super().worker_devices(devices)
         if not any(map(self.is_gpu, devices)):
             workers *= max(1, self.num_threads() // len(devices))
         return workers

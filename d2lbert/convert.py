@@ -30,6 +30,7 @@ import numpy as np
 import backends
 from backends.base import check_parameters
 from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.files import load_arrays
 from d2lbert.run import Run, check_no_run, load_run, load_tab, write_file
 from d2lbert.weights import get_weights, neutral_shapes, set_weights
 
@@ -264,24 +265,13 @@ def reader_of(
             raise InputError(f'{source} {NO_PICKLE}')
         return read_npz
     if data[8:9] == b'{':
-        return read_safetensors
+        return load_arrays
     if data.startswith(b'\x80'):
         raise InputError(f'{source} {NO_PICKLE}')
     raise InputError(
         f'{source} is no file of weights: expected safetensors, or what '
         "Gluon's save_parameters writes"
     )
-
-
-def read_safetensors(data: bytes) -> Weights:
-    """Read a safetensors file."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        return load(data)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
 
 
 def read_npz(data: bytes) -> Weights:

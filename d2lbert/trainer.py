@@ -30,6 +30,10 @@ from d2lbert.weights import neutral_name
 TOKENS, SLOTS = 8, 256
 
 
+#: What waits for both losses of a micro-batch.
+Later = tuple[Callable[[], np.ndarray], ...]
+
+
 class Step(NamedTuple):
     """What one training step reports."""
 
@@ -55,7 +59,7 @@ class Worker(NamedTuple):
 class Launched(NamedTuple):
     """A step whose losses may still be on their way."""
 
-    losses: list[list[Callable[[], np.ndarray]]]
+    losses: list[Later]
     total: Callable[[], np.ndarray]
     number: int
     num_pairs: int
@@ -101,6 +105,9 @@ class Trainer:
         self.seed = seed
         self.precision = precision
         self.shared_masks = shared_masks
+        self.on_gpu = any(map(self.backend.is_gpu, devices))
+        #: Otherwise nothing is known of the network but what it returns.
+        self.is_ours = losses_follow_forward(net)
         self.workers = self.new_workers()
         self.optimizer = self.backend.Adam(
             net, lr, recipe.epsilon_inside, bert.ZERO_GRADIENT
@@ -137,7 +144,7 @@ class Trainer:
     def new_workers(self) -> list[Worker]:
         """Return who computes, each with a replica of the network."""
         workers = list(enumerate(self.devices))
-        if losses_follow_forward(self.net):
+        if self.is_ours:
             # A reader's own layers may not bear to be called side by side
             workers = self.backend.worker_devices(self.devices)
         shards, devices = zip(*workers, strict=True)
@@ -153,8 +160,9 @@ class Trainer:
         self, net: Any, device: base.Device
     ) -> Callable[..., tuple[Any, Any]]:
         """Return the function of a worker's inputs to its losses."""
-        fast = losses_follow_forward(net)
-        losses_of = net.losses if fast else partial(losses_of_forward, net)
+        losses_of = (
+            net.losses if self.is_ours else partial(losses_of_forward, net)
+        )
 
         def gradients(*inputs: base.Array) -> tuple[Any, Any]:
             with (
@@ -165,7 +173,7 @@ class Trainer:
             self.backend.backward(losses)
             return losses
 
-        if fast and self.draws_masks(device):
+        if self.is_ours and self.draws_masks(device):
             return self.backend.replayed(gradients, net, device)
         return gradients
 
@@ -185,23 +193,17 @@ class Trainer:
             losses = self.accumulate(batch)
             self.num_steps += 1
             launched = Launched(
-                [
-                    [self.backend.to_numpy_later(loss) for loss in pair]
-                    for pair in losses
-                ],
+                losses,
                 self.backend.to_numpy_later(self.backend.total(self.net)),
                 self.num_steps,
                 len(batch.tokens),
                 start,
             )
-            if not any(map(self.backend.is_gpu, self.devices)):
+            if not self.on_gpu:
                 # Before the update; what a GPU finds comes with its losses
                 self.check_finite(launched)
             self.optimizer.step()
-        self.backend.broadcast_parameters(
-            [worker.net for worker in self.workers],
-            [worker.device for worker in self.workers],
-        )
+        self.backend.broadcast_parameters(*self.replicas())
         return launched
 
     def num_embeddings(self) -> tuple[int, int]:
@@ -212,19 +214,17 @@ class Trainer:
 
     def report(self, launched: Launched) -> Step:
         """Wait for a step and return what it reports."""
-        self.check_finite(launched)
+        if self.on_gpu:
+            self.check_finite(launched)
         mlm_loss, nsp_loss = self.losses_of(launched)
         seconds = time.perf_counter() - launched.start
         return Step(mlm_loss, nsp_loss, launched.num_pairs, seconds)
 
     def losses_of(self, launched: Launched) -> list[float]:
-        """Wait for both losses of a step."""
-        sums = np.sum(
-            [[wait().item() for wait in pair] for pair in launched.losses],
-            axis=0,
-        )
+        """Wait for both losses of a step, as the recipe reports them."""
         return [
-            self.recipe.reported(loss, len(self.devices)) for loss in sums
+            self.recipe.reported(loss, len(self.devices))
+            for loss in self.read(launched.losses)
         ]
 
     def check_finite(self, launched: Launched) -> None:
@@ -254,24 +254,32 @@ class Trainer:
                 f'{self.lr}'
             )
 
-    def accumulate(self, batch: Batch) -> list[tuple[Any, Any]]:
+    def accumulate(self, batch: Batch) -> list[Later]:
         """Sum the gradients of a batch in those of `net`.
 
-        Returns both losses of each micro-batch, not yet waited for.
+        Returns the losses of each micro-batch, not yet waited for.
         """
         shards = base.shard_slices(len(batch.tokens), len(self.devices))
         weights = self.recipe.loss_weights(batch, shards)
         queues = self.share_out(batch, shards)
-        for worker in self.workers:
-            self.backend.zero_gradients(worker.net)
+        nets, devices = self.replicas()
+        for net in dict.fromkeys(nets):  # in MXNet all are one
+            self.backend.zero_gradients(net)
         work = partial(self.work, batch, weights)
         with self.backend.side_by_side(len(self.workers)) as worker_map:
             losses = list(worker_map(work, self.workers, queues))
-        self.backend.allreduce_gradients(
+        self.backend.allreduce_gradients(nets, devices)
+        return [
+            tuple(map(self.backend.to_numpy_later, pair))
+            for pair in chain.from_iterable(losses)
+        ]
+
+    def replicas(self) -> tuple[list[Any], list[base.Device]]:
+        """Return the networks of all workers, and where each is."""
+        return (
             [worker.net for worker in self.workers],
             [worker.device for worker in self.workers],
         )
-        return list(chain.from_iterable(losses))
 
     def share_out(
         self, batch: Batch, shards: Sequence[slice]
@@ -314,7 +322,7 @@ class Trainer:
         self, worker: Worker
     ) -> Callable[..., tuple[tuple[np.ndarray, ...], np.ndarray | None]]:
         """Return what makes the arguments of a worker's gradients."""
-        if not losses_follow_forward(worker.net):
+        if not self.is_ours:
             return plain_inputs
         return partial(
             loss_inputs, few_shapes=self.draws_masks(worker.device)
@@ -343,14 +351,10 @@ class Trainer:
         num_tokens = max(map(self.backend.tokens_at_a_time, self.devices))
         return self.micro_batch or max(1, num_tokens // batch.tokens.shape[1])
 
-    def read(self, losses: Sequence[tuple[Any, Any]]) -> np.ndarray:
+    def read(self, losses: Sequence[Later]) -> np.ndarray:
         """Wait for the losses of a step's micro-batches and add them up."""
         return np.sum(
-            [
-                [self.backend.to_numpy(loss).item() for loss in pair]
-                for pair in losses
-            ],
-            axis=0,
+            [[wait().item() for wait in pair] for pair in losses], axis=0
         )
 
 
