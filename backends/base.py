@@ -54,6 +54,7 @@ GLUON_ROUNDING = math.sqrt(
 )
 
 _dropout = local()
+_scratch = local()
 
 
 @contextmanager
@@ -75,6 +76,19 @@ def dropout_masks(draw: DropoutMask) -> Iterator[None]:
 def dropout_source() -> DropoutMask | None:
     """Return what draws this thread's dropout masks, if anything does."""
     return getattr(_dropout, 'draw', None)
+
+
+def scratch(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """Return an array whose memory this thread uses again at the next call.
+
+    It holds anything. To touch new memory for the first time takes as long
+    as several passes over it.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    memory = getattr(_scratch, 'memory', None)
+    if memory is None or len(memory) < size:
+        memory = _scratch.memory = np.empty(size, np.uint8)
+    return memory[:size].view(dtype).reshape(shape)
 
 
 def parse_devices(spec: str) -> tuple[str, tuple[int, ...]]:

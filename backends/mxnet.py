@@ -164,7 +164,7 @@ def linear_cross_entropy(
     weight = numpy.column_stack([weight, bias])
     loss = 0.0
     dX, dweight = numpy.empty_like(X), numpy.zeros_like(weight)
-    buffer = numpy.empty((CHUNK_ROWS, len(weight)), X.dtype)
+    buffer = base.scratch((min(CHUNK_ROWS, len(X)), len(weight)), X.dtype)
     for start in range(0, len(X), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         label, row_weights = labels[rows, None], weights[rows, None]

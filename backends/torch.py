@@ -17,7 +17,7 @@ from backends import base
 
 # How many rows of logits exist at a time: enough for a fast matrix product,
 # few enough to stay in reach of the caches.
-CHUNK_ROWS = 256
+CHUNK_ROWS = 512
 GPU_CHUNK_ROWS = 8192
 ACTIVATIONS = {'relu': nn.ReLU, 'tanh': nn.Tanh}
 
@@ -48,25 +48,25 @@ class LinearCrossEntropy(torch.autograd.Function):
         dX, dweight = torch.empty_like(X), torch.zeros_like(weight)
         dbias = torch.zeros_like(bias)
         chunk_rows = GPU_CHUNK_ROWS if X.is_cuda else CHUNK_ROWS
-        buffer = X.new_empty(min(chunk_rows, len(X)), len(weight))
+        shape = min(chunk_rows, len(X)), len(weight)
+        buffer = X.new_empty(shape) if X.is_cuda else scratch(shape, X)
         for start in range(0, len(X), chunk_rows):
             rows = slice(start, start + chunk_rows)
             label = labels[rows].unsqueeze(1)
             logits = buffer[: len(label)]
             torch.addmm(bias, X[rows], weight.T, out=logits)
-            logits -= logits.amax(dim=1, keepdim=True)
-            label_logits = logits.gather(1, label)
-            sums = logits.exp_().sum(dim=1, keepdim=True)
-            losses = (sums.log() - label_logits).squeeze(1)
+            torch.log_softmax(logits, dim=1, out=logits)
+            losses = -logits.gather(1, label).squeeze(1)
             loss += (losses * weights[rows]).sum(dtype=torch.float64)
             # `logits` · scale is from here on its own gradient, softmax −
             # one-hot; scaling the narrower factors of its products is
             # cheaper
-            logits.scatter_add_(1, label, -sums)
-            scale = weights[rows].unsqueeze(1) / sums
+            logits.exp_()
+            logits.scatter_add_(1, label, logits.new_full(label.shape, -1))
+            scale = weights[rows].unsqueeze(1)
             dX[rows] = torch.mm(logits, weight).mul_(scale)
             dweight.addmm_(logits.T, X[rows] * scale)
-            dbias.addmv_(logits.T, scale.squeeze(1))
+            dbias.addmv_(logits.T, weights[rows])
         ctx.save_for_backward(dX, dweight, dbias)
         return loss.to(X.dtype)
 
@@ -75,6 +75,11 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         dX, dweight, dbias = ctx.saved_tensors
         return grad * dX, grad * dweight, grad * dbias, None, None
+
+
+def scratch(shape: tuple[int, int], X: torch.Tensor) -> torch.Tensor:
+    """Return `base.scratch` as a tensor of the type of `X`."""
+    return torch.from_numpy(base.scratch(shape, X.detach().numpy().dtype))
 
 
 class TorchBackend(base.Backend):

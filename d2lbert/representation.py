@@ -15,13 +15,17 @@ Text = str | tuple[str, str]
 
 
 def represent(
-    net: Any, vocab: Vocab, texts: Sequence[Text], batch_size: int = 256
+    net: Any,
+    vocab: Vocab,
+    texts: Sequence[Text],
+    batch_size: int | None = None,
 ) -> list[np.ndarray]:
     """Return BERT's representation of every token of many texts.
 
     `texts`: sentences, or pairs of them, whose words are separated by
     spaces; upper case does not matter. The network is in evaluation mode
-    meanwhile. `batch_size`: how many texts go through it at a time.
+    meanwhile. `batch_size`: how many texts go through it at a time, by
+    default as many as keep the device busy.
 
     Returns a float32 array `(num_tokens, num_hiddens)` for each text, where
     the tokens are those of `to_tokens`: `<cls>`, the words, `<sep>`.
@@ -34,18 +38,17 @@ def represent(
             f'texts = {texts!r}: expected a list of texts; '
             'put the one text into a list'
         )
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise InputError(f'batch_size = {batch_size}: expected 1 or more')
     encoded = [encode_text(vocab, text) for text in texts]
     check_lengths(net, texts, encoded)
-    # Texts of similar length go together, so that little is padding
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
-    batches = [
-        order[start : start + batch_size]
-        for start in range(0, len(order), batch_size)
-    ]
     backend = net.backend
     device = backend.device_of(net)
+    batches = batches_of(
+        [len(tokens) for tokens, _ in encoded],
+        backend.tokens_at_a_time(device),
+        batch_size,
+    )
     workers = [
         other
         for _, other in backend.worker_devices([device])
@@ -95,7 +98,7 @@ def encode_text(vocab: Vocab, text: Text) -> tuple[list[int], list[int]]:
     """Return the indices of the tokens of a text, and their segments."""
     tokens, segments = to_tokens(text)
     indices = vocab[tokens]
-    if not set(indices) - {vocab.unk, vocab[CLS], vocab[SEP]}:
+    if {vocab.unk, vocab[CLS], vocab[SEP]}.issuperset(indices):
         raise InputError(
             f'no word of {text!r} is in the vocabulary of {len(vocab):,} '
             'tokens: use words of the corpus, separated by spaces'
@@ -117,6 +120,24 @@ def check_lengths(
                 f'than the {max_len} positions of the network: cut '
                 f'{len(tokens) - max_len} words or more'
             )
+
+
+def batches_of(
+    lens: Sequence[int], num_tokens: int, batch_size: int | None
+) -> list[list[int]]:
+    """Return which texts go through the network together.
+
+    Texts of similar length, so that little is padding: as many as give
+    `num_tokens` tokens, padding included, but at least one, or `batch_size`.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lens)), key=lens.__getitem__):
+        if not batches or len(batches[-1]) >= (
+            batch_size or num_tokens // lens[i]
+        ):
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def _forward(

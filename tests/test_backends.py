@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -233,6 +234,19 @@ def test_linear_cross_entropy_of_impossible_labels_is_exact(backend):
         backend.tensor(np.ones(2, np.float32)),
     )
     assert backend.to_numpy(loss) == 400
+
+
+def test_scratch_memory_is_used_again_by_its_thread_only():
+    first = base.scratch((3, 4), np.dtype('float32'))
+    first[:] = 1
+    again = base.scratch((2, 3), np.dtype('float64'))
+    assert again.shape == (2, 3) and again.dtype == np.float64
+    assert np.shares_memory(first, again)
+    assert base.scratch((9, 9), np.dtype('float32')).shape == (9, 9)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(base.scratch, (3, 4), np.dtype('float32'))
+        assert not np.shares_memory(first, other.result())
+    assert (first == 1).all()
 
 
 # ---- layers ----------------------------------------------------------

@@ -9,7 +9,7 @@ import d2lbert
 from d2lbert.config import Config
 from d2lbert.data.vocab import RESERVED_TOKENS, UNKNOWN, Vocab
 from d2lbert.errors import InputError
-from d2lbert.representation import to_tokens
+from d2lbert.representation import batches_of, to_tokens
 from d2lbert.run import new_net
 
 WORDS = ['a', 'crane', 'driver', 'came', 'flying', 'he', 'is', 'just', 'left']
@@ -84,7 +84,7 @@ texts = st.lists(
 ).map(' '.join)  # fmt: skip
 
 
-@pytest.mark.parametrize('batch_size', [1, 3, 256])
+@pytest.mark.parametrize('batch_size', [None, 1, 3, 256])
 def test_many_texts_are_as_one_at_a_time(net, batch_size):
     @settings(max_examples=8, deadline=None, derandomize=True)
     @given(st.lists(texts | st.tuples(texts, texts), max_size=8))
@@ -97,6 +97,24 @@ def test_many_texts_are_as_one_at_a_time(net, batch_size):
             np.testing.assert_allclose(X, alone, atol=1e-5)
 
     check()
+
+
+@settings(derandomize=True)
+@given(
+    st.lists(st.integers(3, 200), max_size=40),
+    st.integers(1, 300),
+    st.none() | st.integers(1, 9),
+)
+def test_every_text_is_in_one_batch_that_is_not_too_large(
+    lens, num_tokens, batch_size
+):
+    batches = batches_of(lens, num_tokens, batch_size)
+    assert sorted(i for batch in batches for i in batch) == list(
+        range(len(lens))
+    )
+    for batch in batches:
+        most = batch_size or max(1, num_tokens // max(lens[i] for i in batch))
+        assert len(batch) <= most
 
 
 def test_both_frameworks_represent_alike(both_tabs):
