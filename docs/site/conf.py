@@ -27,6 +27,7 @@ html_static_path = ['static']
 html_css_files = ['site.css']
 html_js_files = ['site.js']
 html_copy_source = False
+html_show_copyright = False
 # Summaries are fetched, which pages opened as files may not
 html_show_search_summary = False
 templates_path: list[str] = []
@@ -50,14 +51,13 @@ autodoc_default_options = {'members': True, 'exclude-members': 'set'}
 def complete(
     app: Any, page: str, template: str, context: dict[str, Any], tree: Any
 ) -> None:
-    """Put the switches onto the notebooks, and say their language."""
+    """Put the switches onto a page, and say a notebook's language."""
     for part in ('body', 'furo_navigation_tree'):
         context[part] = accessible(context.get(part, ''))
     match = NOTEBOOK.fullmatch(page)
     if match:
         context['language'] = match[1]
-        body = switches(page, app.env.found_docs) + context['body']
-        context['body'] = body
+    context['body'] = switches(page, app.env.found_docs) + context['body']
 
 
 def accessible(html: str) -> str:

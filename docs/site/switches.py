@@ -1,4 +1,4 @@
-"""The links on top of a notebook that change framework and language."""
+"""The links on top of a page that change framework and language."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ NOTEBOOK = re.compile(r'notebooks/(\w+)/bert-(\w+)')
 
 
 def switches(page: str, pages: Container[str]) -> str:
-    """Return the links from a notebook to the same one in other versions."""
+    """Return the links from a page to the versions of the chapter.
+
+    From a notebook they lead to the same one in another framework or
+    language. Other pages are in no framework and in English: theirs lead to
+    the chapter, and the page's script marks what the reader chose last.
+    """
     match = NOTEBOOK.fullmatch(page)
-    if not match:
-        return ''
-    language, framework = match.groups()
+    language, framework = match.groups() if match else ('en', 'torch')
     frameworks = [
         (f'notebooks/{language}/bert-{key}', name, name, 'en')
         for key, name in FRAMEWORKS.items()
@@ -32,13 +35,14 @@ def switches(page: str, pages: Container[str]) -> str:
         for key, name in LANGUAGES.items()
     ]
     groups = (('Framework', frameworks), ('Language', languages))
+    of = '' if match else ' of the chapter'
     return (
         '<div class="switches">'
         + ''.join(
-            f'<nav aria-label="{label}" lang="en">'
+            f'<nav class="{kind.lower()}" aria-label="{kind}{of}" lang="en">'
             + ''.join(link(*one, page) for one in group if one[0] in pages)
             + '</nav>'
-            for label, group in groups
+            for kind, group in groups
         )
         + '</div>'
     )
@@ -47,8 +51,9 @@ def switches(page: str, pages: Container[str]) -> str:
 def link(target: str, name: str, short: str, lang: str, page: str) -> str:
     """Return a link of a switch; the page's own is marked as current."""
     current = ' aria-current="page"' if target == page else ''
+    up = '../' * page.count('/')
     return (
-        f'<a href="../../{target}.html" lang="{lang}" '
+        f'<a href="{up}{target}.html" lang="{lang}" '
         f'aria-label="{escape(name)}"{current}>'
         f'<span class="long">{escape(name)}</span>'
         f'<span class="short">{escape(short)}</span></a>'

@@ -1,7 +1,7 @@
 // The switches keep the reader's choice and place.
 'use strict';
 
-const NOTEBOOK = /notebooks\/\w+\/bert-\w+\.html/;
+const NOTEBOOK = /notebooks\/(\w+)\/bert-(\w+)\.html/;
 const KEY = 'd2lbert-notebook';
 
 /** The last mark of a place that is not below the switches. */
@@ -32,14 +32,24 @@ function remembered(now) {
 }
 
 /** Links of the sidebar and the first page lead to what was read last. */
-function keepChoice() {
-  const now = location.pathname.match(NOTEBOOK);
-  const last = remembered(now ? now[0] : null);
-  if (!last || !NOTEBOOK.test(last)) return;
+function keepChoice(last) {
   for (const link of document.querySelectorAll('a[href*="/bert-"]')) {
     if (!link.closest('.switches')) {
       link.href = link.href.replace(NOTEBOOK, last);
     }
+  }
+}
+
+/** On a page of no version, the switches change what was read last. */
+function followChoice(switches, last) {
+  const [, language, framework] = last.match(NOTEBOOK);
+  for (const link of switches.querySelectorAll('a')) {
+    const [, itsLanguage, itsFramework] = link.href.match(NOTEBOOK);
+    const target = link.closest('.framework')
+      ? `notebooks/${language}/bert-${itsFramework}.html`
+      : `notebooks/${itsLanguage}/bert-${framework}.html`;
+    link.href = link.href.replace(NOTEBOOK, target);
+    if (target === last) link.setAttribute('aria-current', 'true');
   }
 }
 
@@ -66,7 +76,11 @@ function nameParts() {
 addEventListener('DOMContentLoaded', () => {
   nameParts();
   const switches = document.querySelector('.switches');
-  if (switches) keepPlace(switches);
-  keepChoice();
+  const now = location.pathname.match(NOTEBOOK)?.[0];
+  const last = remembered(now);
+  if (now) keepPlace(switches);
+  if (!last || !NOTEBOOK.test(last)) return;
+  keepChoice(last);
+  if (!now) followChoice(switches, last);
 });
 addEventListener('load', reachScrolling);
