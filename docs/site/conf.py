@@ -30,7 +30,9 @@ html_copy_source = False
 html_show_copyright = False
 # Summaries are fetched, which pages opened as files may not
 html_show_search_summary = False
-templates_path: list[str] = []
+html_use_index = False
+html_domain_indices = False
+templates_path = ['templates']
 
 nb_execution_mode = 'off'
 nb_merge_streams = True
@@ -57,7 +59,7 @@ def complete(
     match = NOTEBOOK.fullmatch(page)
     if match:
         context['language'] = match[1]
-    context['body'] = switches(page, app.env.found_docs) + context['body']
+    context['switches'] = switches(page, app.env.found_docs)
 
 
 def accessible(html: str) -> str:
