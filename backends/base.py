@@ -17,9 +17,11 @@ PyTorch, int32 in MXNet) in `tensor`.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 import os
+import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +54,10 @@ ADAM_EPSILON = 1e-8
 GLUON_ROUNDING = math.sqrt(
     float(1 - np.float32(ADAM_BETAS[1])) / (1 - ADAM_BETAS[1])
 )
+#: malloc.h of glibc: from which size arrays are not kept, at most 32 MiB,
+#: and how many free bytes are.
+M_MMAP_THRESHOLD, KEPT_ARRAY = -3, 32 << 20
+M_TRIM_THRESHOLD, KEPT_MEMORY = -1, 512 << 20
 
 _dropout = local()
 _scratch = local()
@@ -567,9 +573,22 @@ class Optimizer(ABC):
         """Set the moments after `num_steps` updates."""
 
 
+def keep_freed_memory() -> None:
+    """Let glibc, if this is it, keep freed memory for what comes next.
+
+    It gives large arrays back to the system and asks for them again, and
+    new memory takes as long to touch as several passes over it.
+    """
+    if platform.libc_ver()[0] == 'glibc':
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, KEPT_ARRAY)
+        mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
+
+
 @functools.cache
 def _threads(backend: Backend, num_threads: int) -> ThreadPoolExecutor:
     """Return threads that stay: MXNet keeps ten megabytes for each it saw."""
+    keep_freed_memory()
     return ThreadPoolExecutor(num_threads, initializer=backend.start_thread)
 
 

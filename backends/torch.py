@@ -55,13 +55,14 @@ class LinearCrossEntropy(torch.autograd.Function):
             label = labels[rows].unsqueeze(1)
             logits = buffer[: len(label)]
             torch.addmm(bias, X[rows], weight.T, out=logits)
-            torch.log_softmax(logits, dim=1, out=logits)
-            losses = -logits.gather(1, label).squeeze(1)
+            below_top = logits.amax(1) - logits.gather(1, label).squeeze(1)
+            torch.softmax(logits, dim=1, out=logits)
+            # From the greatest probability, which no rounding makes 0
+            losses = below_top - logits.amax(1).log()
             loss += (losses * weights[rows]).sum(dtype=torch.float64)
             # `logits` · scale is from here on its own gradient, softmax −
             # one-hot; scaling the narrower factors of its products is
             # cheaper
-            logits.exp_()
             logits.scatter_add_(1, label, logits.new_full(label.shape, -1))
             scale = weights[rows].unsqueeze(1)
             dX[rows] = torch.mm(logits, weight).mul_(scale)
@@ -74,7 +75,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type='cuda')
     def backward(ctx, grad):
         dX, dweight, dbias = ctx.saved_tensors
-        return grad * dX, grad * dweight, grad * dbias, None, None
+        # In place, because new memory for so many would take as long again
+        return grad * dX, dweight.mul_(grad), grad * dbias, None, None
 
 
 def scratch(shape: tuple[int, int], X: torch.Tensor) -> torch.Tensor:

@@ -284,16 +284,21 @@ class Trainer:
     def share_out(
         self, batch: Batch, shards: Sequence[slice]
     ) -> list[list[np.ndarray]]:
-        """Return the rows of the micro-batches of each worker."""
-        waiting = [
-            micro_batches(batch, rows, self.rows_at_a_time(batch))
-            for rows in shards
-        ]
+        """Return the rows of the micro-batches of each worker.
+
+        The next goes to who has the fewest tokens yet: all workers of a
+        shard then need about as long.
+        """
         queues: list[list[np.ndarray]] = [[] for _ in self.workers]
-        while any(waiting):
-            for queue, worker in zip(queues, self.workers, strict=True):
-                if waiting[worker.shard]:
-                    queue.append(waiting[worker.shard].pop(0))
+        num_tokens = [0] * len(self.workers)
+        for shard, shard_rows in enumerate(shards):
+            own = [i for i, w in enumerate(self.workers) if w.shard == shard]
+            for rows in micro_batches(
+                batch, shard_rows, self.rows_at_a_time(batch)
+            ):
+                i = min(own, key=num_tokens.__getitem__)
+                queues[i].append(rows)
+                num_tokens[i] += batch.valid_lens[rows].sum()
         return queues
 
     def work(

@@ -324,6 +324,17 @@ def test_threads_are_shared_out(tab, num_threads, monkeypatch):
         assert sorted(taken) == list(range(8))[rows[shard]]
 
 
+def test_workers_get_as_many_tokens(tab, monkeypatch):
+    monkeypatch.setattr(type(tab.BACKEND), 'num_threads', lambda self: 2)
+    trainer = new_trainer(tab, micro_batch=1)
+    batch = make_batch(8)
+    queues = trainer.share_out(batch, [slice(0, 8)])
+    first, second = (
+        batch.valid_lens[np.concatenate(queue)] for queue in queues
+    )
+    assert abs(first.sum() - second.sum()) <= min(*first, *second)
+
+
 def test_a_readers_own_forward_is_not_called_side_by_side(tab, monkeypatch):
     monkeypatch.setattr(type(tab.BACKEND), 'num_threads', lambda self: 2)
 
