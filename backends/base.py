@@ -423,7 +423,8 @@ class Backend(ABC):
         if num_workers == 1:
             yield map
             return
-        threads = _threads(self, min(num_workers, self.num_threads()))
+        # More than cores, so that none idles while others have a worker left
+        threads = _threads(self, min(num_workers, 2 * self.num_threads()))
         with self.one_core_each():
             yield threads.map
 
