@@ -81,7 +81,7 @@ class Settings:
     warmup_steps: int = 2
     profile_steps: int = 2
     num_sentences: int = 10_000
-    num_single_sentences: int = 300
+    num_single_sentences: int = 1000
     matrix_size: int = 2048
     growth_base: Mapping[str, int] = field(
         default_factory=lambda: {
