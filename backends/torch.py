@@ -548,12 +548,15 @@ def _with_shared_values(net: nn.Module) -> nn.Module:
 def _mode(net: nn.Module, training: bool) -> Iterator[None]:
     """Put every part of `net` in one mode, and back into its own after."""
     before = {module: module.training for module in net.modules()}
-    net.train(training)
+    # To set an attribute of a module takes long, even to what it is
+    if not all(mode == training for mode in before.values()):
+        net.train(training)
     try:
         yield
     finally:
         for module, mode in before.items():
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 BACKEND = TorchBackend()
