@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -147,9 +148,11 @@ def _forward(
     valid_lens = np.array([len(tokens) for tokens, _ in encoded], np.float32)
     shape = len(encoded), int(valid_lens.max())
     tokens, segments = np.full(shape, pad), np.zeros(shape, int)
-    for i, (text_tokens, text_segments) in enumerate(encoded):
-        tokens[i, : len(text_tokens)] = text_tokens
-        segments[i, : len(text_segments)] = text_segments
+    is_token = np.arange(shape[1]) < valid_lens[:, None]
+    for array, parts in zip(
+        (tokens, segments), zip(*encoded, strict=True), strict=True
+    ):
+        array[is_token] = list(chain.from_iterable(parts))
     backend = net.backend
     device = backend.device_of(net)
     inputs = (
