@@ -158,6 +158,10 @@ def representing(bench: Bench) -> Results:
     results: Results = {
         'sentences': number,
         'sample': bench.settings.num_single_sentences,
+        # With <cls> and <sep>
+        'flops': workload.encoding_flops(
+            len(line.split()) + 2 for line in lines
+        ),
     }
     for framework in FRAMEWORKS:
         progress(f'representing, {framework}')
@@ -176,7 +180,12 @@ def representing(bench: Bench) -> Results:
             bench.measure, 'ours', framework, 'representing', texts=str(texts)
         )
         results[framework] = in_turn(
-            bench.settings.rounds, {**one_at_a_time, 'represent': together}
+            bench.settings.rounds,
+            {
+                'rate': partial(matrix_rate, bench),
+                **one_at_a_time,
+                'represent': together,
+            },
         )
     return results
 

@@ -77,6 +77,19 @@ def full_batch(
     ]
 
 
+def encoding_flops(lens: Iterable[int], sizes: Sizes = CHAPTER) -> float:
+    """Return the floating-point operations that encoding texts needs.
+
+    Those of its matrix products without padding: of n tokens in each block,
+    times 2, n (4 H² + 2 H F) + 2 n² H. See `useful_flops`.
+    """
+    H, F, _, num_blks, _ = sizes
+    return sum(
+        2 * num_blks * (n * (4 * H * H + 2 * H * F) + 2 * n * n * H)
+        for n in lens
+    )
+
+
 def useful_flops(
     batch: Sequence[np.ndarray], vocab_size: int, sizes: Sizes = CHAPTER
 ) -> float:

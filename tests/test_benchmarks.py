@@ -98,6 +98,13 @@ def test_flops_of_one_row():
     assert found == 6 * (first + last + heads)
 
 
+def test_flops_of_encoding():
+    sizes = workload.Sizes(2, 3, 1, 2, 0.0)
+    block = 4 * (4 * 4 + 2 * 6) + 2 * 16 * 2
+    assert workload.encoding_flops([4], sizes) == 2 * 2 * block
+    assert workload.encoding_flops([4, 4]) == 2 * workload.encoding_flops([4])
+
+
 def test_flops_do_not_count_padding():
     batch = workload.full_batch(3, 20, 50)
     wider = [
@@ -246,14 +253,13 @@ def results():
         'representing': {
             'sentences': 10_000,
             'sample': 300,
+            'flops': 140e9,
             **both(
                 {
-                    name: [{'sentences_per_sec': speed}] * 2
-                    for name, speed in (
-                        ('textbook, one at a time', 500),
-                        ('ours, one at a time', 600),
-                        ('represent', 9000),
-                    )
+                    'rate': [{'flops_per_sec': 250e9}] * 2,
+                    'textbook, one at a time': [{'sentences_per_sec': 500}],
+                    'ours, one at a time': [{'sentences_per_sec': 600}],
+                    'represent': [{'sentences_per_sec': 9000}],
                 },
             ),
         },
