@@ -15,9 +15,8 @@ pytest_plugins = ['d2lbert.pytest_plugin']
 # Only the tests that ask for the real corpus get it, from any folder
 WIKITEXT2 = os.path.abspath(os.environ.pop('D2LBERT_WIKITEXT2', 'unset'))
 
-
-# A shell's background job, as these tests may be, ignores Ctrl-C, and so would
-# whatever it starts
+# A shell's background job, as these tests may be, ignores Ctrl-C, and so
+# would whatever it starts
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
