@@ -7,7 +7,6 @@ with the `np` ones.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
 import sys
@@ -167,16 +166,17 @@ def linear_cross_entropy(
     # The bias is one more column of the weight, for an input of 1
     X = numpy.pad(X, ((0, 0), (0, 1)), constant_values=1)
     weight = numpy.column_stack([weight, bias])
-    loss, dX, dweights = 0.0, numpy.empty_like(X), []
+    loss = 0.0
+    dX, dweight = numpy.empty_like(X), numpy.zeros_like(weight)
     buffer = base.scratch((min(CHUNK_ROWS, len(X)), len(weight)), X.dtype)
-    for start in range(0, len(X) or 1, CHUNK_ROWS):
+    for start in range(0, len(X), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         label, row_weights = labels[rows, None], weights[rows, None]
         logits = buffer[: len(label)]
         numpy.matmul(X[rows], weight.T, out=logits)
         logits -= logits.max(axis=1, keepdims=True)
         label_logits = numpy.take_along_axis(logits, label, 1)
-        if logits.min(initial=0) < LEAST_LOGIT:
+        if logits.min() < LEAST_LOGIT:
             numpy.maximum(logits, LEAST_LOGIT, out=logits)
         numpy.exp(logits, out=logits)
         sums = logits.sum(axis=1, keepdims=True)
@@ -190,8 +190,7 @@ def linear_cross_entropy(
         scale = row_weights / sums
         numpy.matmul(logits, weight, out=dX[rows])
         dX[rows] *= scale
-        dweights.append(logits.T @ (X[rows] * scale))
-    dweight = functools.reduce(numpy.add, dweights)
+        dweight += logits.T @ (X[rows] * scale)
     return loss, dX[:, :-1], dweight[:, :-1], dweight[:, -1]
 
 
