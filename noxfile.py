@@ -5,10 +5,14 @@ same: hence `--no-deps`. PyTorch comes along where a build for the processor
 can be had, the default being gigabytes of CUDA.
 """
 
-import shutil
+import sys
 from pathlib import Path
 
 import nox
+
+sys.path.append(str(Path(__file__).resolve().parent / 'tests'))
+
+from mxnet_matrix import find_python
 
 NUMPYS = {
     '3.10': '1.23.5',
@@ -18,17 +22,8 @@ NUMPYS = {
 }
 
 
-def interpreter(version: str) -> str:
-    """Return the path of a Python, also of one that only pyenv knows."""
-    pattern = f'.pyenv/versions/{version}.*/bin/python{version}'
-    found = sorted(Path.home().glob(pattern))
-    return str(found[-1]) if found else f'python{version}'
-
-
 PYTHONS = {
-    version: interpreter(version)
-    for version in NUMPYS
-    if shutil.which(interpreter(version))
+    version: python for version in NUMPYS if (python := find_python(version))
 }
 
 

@@ -53,15 +53,18 @@ COMBINATIONS = tuple(
 
 
 def find_python(version: str) -> str | None:
-    """The interpreter of this version (such as '3.12'), or None."""
+    """The PATH's interpreter of this version (such as '3.12'), or None."""
     if version == f'{sys.version_info.major}.{sys.version_info.minor}':
         return sys.executable
-    installed = sorted(
-        Path.home().glob(f'.pyenv/versions/{version}.*/bin/python{version}')
+    found = shutil.which(f'python{version}')
+    # A version manager's stand-in for one that is not chosen only fails
+    works = (
+        found
+        and not subprocess.run(
+            [found, '-c', ''], capture_output=True
+        ).returncode
     )
-    return (
-        str(installed[-1]) if installed else shutil.which(f'python{version}')
-    )
+    return found if works else None
 
 
 def make_environment(combination: Combination, cache: Path) -> str:
