@@ -51,11 +51,7 @@ def training_page(results: Results) -> str:
         for side in ('textbook', 'ours')
         for runs in [results[framework][side]]
     ]  # fmt: skip
-    rates = [
-        run['flops_per_sec'] / 1e9
-        for framework in FRAMEWORKS
-        for run in results[framework]['rate']
-    ]
+    rates = matrix_rates(results)
     flops = results['torch']['flops_per_step'] / 1e9
     steps = ' and '.join(
         f'{results[framework]["num_steps"]} steps ({LABELS[framework]})'
@@ -115,6 +111,15 @@ The share of the rate is pairs/s × {flops:.1f} GFLOP / \
 product of 2048³ in PyTorch, measured in the same round:
 {summary(rates, 0)} GFLOP/s.
 """
+
+
+def matrix_rates(results: Results) -> list[float]:
+    """Return the rates of the best matrix product in all rounds, GFLOP/s."""
+    return [
+        run['flops_per_sec'] / 1e9
+        for framework in FRAMEWORKS
+        for run in results[framework]['rate']
+    ]
 
 
 def above_import(runs: Sequence[Results]) -> list[float]:
@@ -181,11 +186,7 @@ def representing_page(results: Results) -> str:
     """Describe the representing."""
     names = ('textbook, one at a time', 'ours, one at a time', 'represent')
     gflops = results['flops'] / 1e9
-    rate = statistics.median(
-        run['flops_per_sec'] / 1e9
-        for framework in FRAMEWORKS
-        for run in results[framework]['rate']
-    )
+    rate = statistics.median(matrix_rates(results))
     rows = [
         [
             LABELS[framework],
@@ -216,11 +217,10 @@ for all.
         )
     }
 
-The matrix products of all sentences are {
-        gflops:.0f} GFLOP. At the rate of the
-best product of 2048³ in the same rounds, {rate:.0f} GFLOP/s, they alone would
-take {gflops / rate:.2f} s: no code that makes these products is faster than
-{results['sentences'] * rate / gflops:,.0f} sentences/s.
+The matrix products of all sentences are {gflops:.0f} GFLOP. At the rate of
+the best product of 2048³ in the same rounds, {rate:.0f} GFLOP/s, they alone
+would take {gflops / rate:.2f} s: no code that makes these products is faster
+than {results['sentences'] * rate / gflops:,.0f} sentences/s.
 """
 
 
