@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from backends import base
-from d2lbert.parity_report import compare_backends
+from d2lbert.parity_report import NUM_ATTEMPTS, compare_backends
 from d2lbert.trainer import Trainer
 
 SIZES = {
@@ -55,6 +55,32 @@ def test_without_a_fault(both_tabs):
     for options in ({}, {'devices': 'cpu:2'}, {'recipe': 'mxnet'}):
         report = compare_backends(**SIZES | options)
         assert report.passed, report.failures_text()
+
+
+@pytest.mark.parametrize('num_attempts', [NUM_ATTEMPTS - 1, NUM_ATTEMPTS])
+def test_a_gradient_that_differs_for_some_weights_is_at_a_kink(
+    wrap, num_attempts
+):
+    name = 'encoder.blks.0.ffn.dense1.weight'
+    calls = iter(range(num_attempts))
+
+    def of_one_unit(gradients, self, net):
+        arrays = gradients(self, net)
+        if next(calls, None) is not None:
+            arrays[name][5] *= 1.01
+        return arrays
+
+    wrap('gradients', of_one_unit)
+    report = compare_backends(**SIZES)
+    is_fault = num_attempts == NUM_ATTEMPTS
+    assert report.passed is not is_fault
+    named = report.failures if is_fault else report.kinks
+    assert {(d.kind, d.name, d.index[0]) for d in named} == {
+        ('gradients', name, 5)
+    }
+    assert len(named) == (1 if is_fault else num_attempts)
+    assert ('(weights at a kink)' in report.table()) is not is_fault
+    assert len(report.as_dict()['kinks']) == len(report.kinks)
 
 
 @pytest.mark.parametrize('recipe', ['mxnet', 'pytorch'])
