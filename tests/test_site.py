@@ -1,12 +1,16 @@
 """The page in a real browser: `make site`, then
 `.site/bin/python -m pytest -m slow tests/test_site.py`.
 
-It is opened from its files, as a reader without network would.
+It is opened from its files, as a reader without network would, and what
+browsers treat otherwise there from a server too.
 """
 
+import functools
 import importlib.util
 import re
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -131,8 +135,28 @@ def opened(browser):
     assert wrong == []
 
 
-def go(page, name):
-    page.goto(f'{HOME}/{name}.html')
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a line for each."""
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@pytest.fixture(params=['files', 'server'])
+def home(request):
+    """Where the page is: on the disk, or on a server of this machine."""
+    if request.param == 'files':
+        yield HOME
+        return
+    handler = functools.partial(Quiet, directory=SITE)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def go(page, name, home=HOME):
+    page.goto(f'{home}/{name}.html')
     if page.locator('.math').count():
         page.wait_for_function('MathJax.startup.promise.then(() => true)')
 
@@ -178,15 +202,15 @@ def test_switches_keep_choice_and_place(opened, size):
 
 
 @pytest.mark.slow
-def test_every_page_has_switches_that_know_the_choice(opened):
-    go(opened, 'notebooks/ko/bert-mxnet')
+def test_every_page_has_switches_that_know_the_choice(opened, home):
+    go(opened, 'notebooks/ko/bert-mxnet', home)
     for name in PAGES:
-        go(opened, name)
+        go(opened, name, home)
         chosen = opened.locator('.switches [aria-current=true]')
         assert chosen.all_inner_texts() == ['MXNet', '한국어']
     opened.locator('.switches').get_by_label('Français').click()
     opened.wait_for_url('**/notebooks/fr/bert-mxnet.html')
-    go(opened, 'index')
+    go(opened, 'index', home)
     opened.locator('.switches').get_by_label('PyTorch').click()
     opened.wait_for_url('**/notebooks/fr/bert-torch.html')
 
@@ -222,8 +246,8 @@ def test_axe_finds_nothing(opened, name, theme):
 
 
 @pytest.mark.slow
-def test_search_finds(opened):
-    opened.goto(f'{HOME}/index.html')
+def test_search_finds(opened, home):
+    opened.goto(f'{home}/index.html')
     box = opened.locator('input[name=q]').first
     box.fill('reconciliation')
     box.press('Enter')

@@ -23,6 +23,7 @@ extensions = [
 root_doc = 'index'
 html_theme = 'furo'
 html_title = 'd2lbert'
+html_favicon = 'static/favicon.svg'
 html_static_path = ['static']
 html_css_files = ['site.css']
 html_js_files = ['site.js']
