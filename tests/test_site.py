@@ -6,7 +6,7 @@ browsers treat otherwise there from a server too.
 """
 
 import functools
-import importlib.util
+import importlib
 import re
 import shutil
 import threading
@@ -35,19 +35,17 @@ PHONE = {'width': 360, 'height': 740}
 DESK = {'width': 1280, 'height': 900}
 
 
-def load(name):
-    """Import a file of docs/site, which is no package."""
-    path = ROOT / 'docs' / 'site' / f'{name}.py'
-    spec = importlib.util.spec_from_file_location(f'site_{name}', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def load(monkeypatch):
+    """Imports a file of docs/site, which is no package."""
+    monkeypatch.syspath_prepend(ROOT / 'docs' / 'site')
+    return importlib.import_module
 
 
 # ---- without a browser -----------------------------------------------
 
 
-def test_every_version_has_the_same_places_and_described_pictures():
+def test_every_version_has_the_same_places_and_described_pictures(load):
     nbformat = pytest.importorskip('nbformat')
     source = load('source')
     paths = sorted(ROOT.glob(source.NOTEBOOKS))
@@ -71,7 +69,7 @@ def test_every_version_has_the_same_places_and_described_pictures():
     assert len(places) == 1
 
 
-def test_switches_lead_to_the_versions_that_there_are():
+def test_switches_lead_to_the_versions_that_there_are(load):
     switches = load('switches').switches
     pages = {
         'notebooks/en/bert-torch',
@@ -89,6 +87,12 @@ def test_switches_lead_to_the_versions_that_there_are():
     found = switches('docs/design', pages)
     assert 'href="../notebooks/ko/bert-torch.html"' in found
     assert 'aria-current' not in found
+
+
+def test_every_language_has_the_same_words(load):
+    words = load('words').WORDS
+    assert {'en', *words} == set(load('switches').LANGUAGES)
+    assert len({frozenset(of_one) for of_one in words.values()}) == 1
 
 
 # ---- in Chromium -----------------------------------------------------
@@ -124,7 +128,14 @@ def opened(browser):
             wrong.append(f'request: {request.url}')
 
     page.on('request', note)
-    page.on('requestfailed', lambda it: wrong.append(f'failed: {it.url}'))
+    # To leave a page is to abort what it still waits for
+    page.on(
+        'requestfailed',
+        lambda it: (
+            it.failure == 'net::ERR_ABORTED'
+            or wrong.append(f'failed: {it.url}')
+        ),
+    )
     page.on('pageerror', lambda error: wrong.append(str(error)))
     page.on(
         'console',
@@ -295,4 +306,9 @@ def test_a_notebook_says_its_language(opened, name):
     go(opened, name)
     language = name.split('/')[1]
     assert opened.locator('html').get_attribute('lang') == language
+    shown = opened.locator('.toc-title, .related-pages .context')
+    english = {'On this page', 'Next', 'Previous'} & set(
+        map(str.strip, shown.all_text_contents())
+    )
+    assert bool(english) == (language == 'en')
     assert opened.locator('img[src]:not([alt])').count() == 0

@@ -12,6 +12,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from switches import NOTEBOOK, switches  # noqa: E402
+from words import words_of  # noqa: E402
 
 project = 'd2lbert'
 extensions = [
@@ -54,12 +55,14 @@ autodoc_default_options = {'members': True, 'exclude-members': 'set'}
 def complete(
     app: Any, page: str, template: str, context: dict[str, Any], tree: Any
 ) -> None:
-    """Put the switches onto a page, and say a notebook's language."""
+    """Put the switches onto a page; a notebook's page is in its language."""
     for part in ('body', 'furo_navigation_tree'):
         context[part] = accessible(context.get(part, ''))
     match = NOTEBOOK.fullmatch(page)
     if match:
         context['language'] = match[1]
+        # What the templates' _() and {% trans %} call
+        context['gettext'] = words_of(match[1])
     context['switches'] = switches(page, app.env.found_docs)
 
 

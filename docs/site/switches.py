@@ -6,6 +6,8 @@ import re
 from collections.abc import Container
 from html import escape
 
+from words import words_of
+
 FRAMEWORKS = {'mxnet': 'MXNet', 'torch': 'PyTorch'}
 LANGUAGES = {
     'en': 'English',
@@ -36,10 +38,11 @@ def switches(page: str, pages: Container[str]) -> str:
     ]
     groups = (('Framework', frameworks), ('Language', languages))
     of = '' if match else ' of the chapter'
+    say = words_of(language)
     return (
         '<div class="switches">'
         + ''.join(
-            f'<nav class="{kind.lower()}" aria-label="{kind}{of}" lang="en">'
+            f'<nav class="{kind.lower()}" aria-label="{say(kind)}{of}">'
             + ''.join(link(*one, page) for one in group if one[0] in pages)
             + '</nav>'
             for kind, group in groups
