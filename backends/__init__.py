@@ -53,7 +53,7 @@ def load(name: str) -> Backend:
             raise
         raise ModuleNotFoundError(
             f'the backend {name!r} needs {name}, which is not installed: '
-            f"run pip install 'd2lbert[{name}]'",
+            f"in a clone of d2lbert run pip install '.[{name}]'",
             name=name,
         ) from error
     return module.BACKEND

@@ -366,7 +366,16 @@ class Backend(ABC):
 
         Each has gradients of its own. Entries may be the same object where
         a network can serve several devices. `net` itself is moved to the
-        first device.
+        first device. Raises `ValueError` for devices that cannot have one
+        each.
+        """
+
+    def release_replicas(  # noqa: B027
+        self, net: Net, devices: Sequence[Device]
+    ) -> None:
+        """Leave `net` on `devices` only, with the values of the first.
+
+        For frameworks whose replicas are not networks of their own.
         """
 
     @abstractmethod
@@ -435,10 +444,6 @@ class Backend(ABC):
     @abstractmethod
     def start_thread(self) -> None:
         """Prepare a new thread for the framework."""
-
-    @abstractmethod
-    def synchronize(self) -> None:
-        """Wait until all devices have finished their work."""
 
     # ---- parameters and the optimizer step ---------------------------
 

@@ -24,7 +24,13 @@ from backends.mxnet_import import import_mxnet
 
 def num_cores() -> int:
     """Return how many cores a process may use, as OpenMP counts them."""
-    return int(os.environ.get('OMP_NUM_THREADS') or os.cpu_count() or 1)
+    # For threads within threads there can be more numbers after a comma
+    wanted = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0].strip()
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def import_mxnet_alone() -> Any:
@@ -322,12 +328,25 @@ class MXNetBackend(base.Backend):
         return next(iter(_parameters(net).values())).list_ctx()[0]
 
     def replicas(self, net, devices):
+        devices = list(devices)
+        if len(set(devices)) < len(devices):
+            raise ValueError(
+                f'devices = {devices}: one is there twice, and MXNet '
+                'keeps parameters once for each; give others, such as '
+                'cpu(0) and cpu(1)'
+            )
         # One block holds its parameters on any number of devices
-        devices = list(dict.fromkeys(devices))
         for parameter in _parameters(net).values():
             if parameter.list_ctx() != devices:
+                # Of several copies `reset_ctx` would take the mean, which
+                # is rounded
+                value = parameter.list_data()[0]
                 parameter.reset_ctx(devices)
+                parameter.set_data(value)
         return [net] * len(devices)
+
+    def release_replicas(self, net, devices):
+        self.replicas(net, devices)
 
     def num_threads(self):
         return num_cores()
@@ -367,9 +386,6 @@ class MXNetBackend(base.Backend):
     def start_thread(self):
         # A setting that MXNet keeps by thread
         npx.set_np()
-
-    def synchronize(self):
-        npx.waitall()
 
     # ---- parameters and the optimizer step ---------------------------
 

@@ -290,10 +290,6 @@ class TorchBackend(base.Backend):
         # itself has many, would make products several times slower
         torch.set_flush_denormal(True)
 
-    def synchronize(self):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-
     # ---- parameters and the optimizer step ---------------------------
 
     def parameters(self, net):

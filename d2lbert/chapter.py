@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -180,9 +181,10 @@ def training_steps(
         seed=random_seed(),
         precision=precision,
     )
-    yield from trainer.train_ahead(
-        numpy_batches(net.backend, train_iter), num_steps
-    )
+    with closing(trainer):
+        yield from trainer.train_ahead(
+            numpy_batches(net.backend, train_iter), num_steps
+        )
 
 
 def train_bert(

@@ -23,7 +23,7 @@ from d2lbert.data.checks import check_batch
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError, RunError, input_errors
 from d2lbert.randomness import DropoutMasks, device_seed
-from d2lbert.recipes import Recipe
+from d2lbert.recipes import MAX_LR, Recipe
 from d2lbert.weights import neutral_name
 
 # Few enough shapes for a GPU to record each, and little done in vain
@@ -148,13 +148,21 @@ class Trainer:
             # A reader's own layers may not bear to be called side by side
             workers = self.backend.worker_devices(self.devices)
         shards, devices = zip(*workers, strict=True)
-        replicas = self.backend.replicas(self.net, devices)
+        with input_errors():
+            replicas = self.backend.replicas(self.net, devices)
         return [
             Worker(shard, device, net, self.gradients_of(net, device))
             for shard, device, net in zip(
                 shards, devices, replicas, strict=True
             )
         ]
+
+    def close(self) -> None:
+        """Leave the network on the devices that were given, for others.
+
+        The trainer cannot be used any more.
+        """
+        self.backend.release_replicas(self.net, self.devices)
 
     def gradients_of(
         self, net: Any, device: base.Device
@@ -451,6 +459,7 @@ def loss_inputs(
     weights, and slots without weight are left out: the loss is the same.
     With `few_shapes`, for what is to be replayed, rows are cut to a multiple
     of `TOKENS`, and slots of no weight make theirs a multiple of `SLOTS`.
+    There is always one, for MXNet has no empty arrays.
     The second result is the position of each query, `(B, Q)`.
     """
     num_rows, max_len = batch.tokens.shape
@@ -477,10 +486,12 @@ def loss_inputs(
     queries = np.zeros((num_rows, num_queries), np.int32)
     queries[np.nonzero(wanted)[0], query[wanted]] = np.nonzero(wanted)[1]
     slots = row * num_queries + query[row, position]
+    num_slots = max(1, len(slots))
     if few_shapes:
-        more = (0, -len(slots) % SLOTS)
-        slots, labels = np.pad(slots, more), np.pad(labels, more)
-        weights = np.pad(weights, more)
+        num_slots += -num_slots % SLOTS
+    more = (0, num_slots - len(slots))
+    slots, labels = np.pad(slots, more), np.pad(labels, more)
+    weights = np.pad(weights, more)
     return (
         batch.tokens[:, :num_tokens],
         batch.segments[:, :num_tokens],
@@ -494,8 +505,11 @@ def loss_inputs(
     ), queries
 
 
-def check_positive(**values: float) -> None:
-    """Raise `InputError` for a value that is not finite and positive."""
+def check_positive(most: float = MAX_LR, **values: float) -> None:
+    """Raise `InputError` for a value that is not positive, or too large."""
     for name, value in values.items():
-        if not (np.isfinite(value) and value > 0):
-            raise InputError(f'{name} = {value}: expected a positive number')
+        if not 0 < value <= most:
+            raise InputError(
+                f'{name} = {value}: expected a positive number, at most '
+                f'{most}'
+            )

@@ -81,7 +81,7 @@ import backends
 try:
     backends.load('torch')
 except ModuleNotFoundError as error:
-    assert "pip install 'd2lbert[torch]'" in str(error), error
+    assert "pip install '.[torch]'" in str(error), error
     assert isinstance(error.__cause__, ModuleNotFoundError)
 else:
     raise AssertionError
@@ -573,10 +573,6 @@ def test_evaluation_restores_the_mode(backend):
         assert (backend.to_numpy(layer(X)) != 1).any()
 
 
-def test_synchronize(backend):
-    backend.synchronize()
-
-
 def test_set_gradients(backend):
     layer = linear(backend)
     gradients = {'weight': normal(2, 3), 'bias': normal(2)}
@@ -644,3 +640,20 @@ def test_workers_compute_at_the_same_time(backend):
         arrived = list(worker_map(lambda _: barrier.wait(), range(2)))
     assert sorted(arrived) == [0, 1]
     assert backend.num_threads() == before
+
+
+@pytest.mark.mxnet
+@pytest.mark.parametrize(
+    ('wanted', 'expected'),
+    [('3', 3), ('3,2', 3), (' 2 ', 2), ('', None), ('0', None), ('x', None)],
+)
+def test_how_many_cores_mxnet_may_use(
+    both_tabs, monkeypatch, wanted, expected
+):
+    from backends.mxnet import num_cores
+
+    monkeypatch.setenv('OMP_NUM_THREADS', wanted)
+    monkeypatch.setattr(
+        'os.sched_getaffinity', lambda pid: {0, 5}, raising=False
+    )
+    assert num_cores() == (expected or 2)

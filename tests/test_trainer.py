@@ -194,13 +194,57 @@ def test_mxnet_gradients_are_left_as_gluon_wants_them(both_tabs):
         assert parameter.grad_req == 'write'
 
 
+@pytest.mark.mxnet
+def test_mxnet_parameters_are_left_where_they_were(both_tabs, monkeypatch):
+    from mxnet import gluon
+
+    tab, _ = both_tabs
+    monkeypatch.setattr(type(tab.BACKEND), 'num_threads', lambda self: 3)
+    trainer = new_trainer(tab)
+    _, weights = train(trainer)
+    parameters = trainer.net.collect_params()
+    devices = trainer.devices
+    assert all(len(p.list_ctx()) == 3 for p in parameters.values())
+    trainer.close()
+    assert all(p.list_ctx() == devices for p in parameters.values())
+    after = get_weights(trainer.net)
+    assert all(np.array_equal(after[name], W) for name, W in weights.items())
+    # The loop that a reader writes
+    own = gluon.Trainer(parameters, 'adam')
+    arrays = map(tab.BACKEND.tensor, make_batch(4)[:4])
+    with tab.BACKEND.record(trainer.net):
+        _, mlm_Y_hat, nsp_Y_hat = trainer.net(*arrays)
+        loss = mlm_Y_hat.sum() + nsp_Y_hat.sum()
+    loss.backward()
+    own.step(1)
+
+
+@pytest.mark.mxnet
+def test_mxnet_keeps_parameters_once_a_device(both_tabs):
+    tab, _ = both_tabs
+    cpu = tab.try_gpu()
+    net = new_net(tab)
+    with pytest.raises(InputError, match='one is there twice'):
+        Trainer(net, get_recipe('mxnet'), lr=0.01, devices=[cpu, cpu])
+
+
+@pytest.mark.parametrize('recipe', ['mxnet', 'corrected'])
+def test_nothing_to_predict(tab, recipe):
+    batch = make_batch(3)
+    nothing = np.zeros_like(batch.mlm_weights)
+    trainer = new_trainer(tab, recipe)
+    step = trainer.step(batch._replace(mlm_weights=nothing))
+    assert step.mlm_loss == 0 and step.nsp_loss > 0
+
+
 def test_more_devices_than_rows(tab):
     with pytest.raises(ValueError, match='2 rows cannot be split'):
         new_trainer(tab, devices='cpu:3').step(make_batch(2))
 
 
 @pytest.mark.parametrize(
-    'options', [{'lr': 0.0}, {'lr': float('nan')}, {'micro_batch': 0}]
+    'options',
+    [{'lr': 0.0}, {'lr': float('nan')}, {'lr': 1e38}, {'micro_batch': 0}],
 )
 def test_bad_options(tab, options):
     with pytest.raises(InputError, match=next(iter(options))):
