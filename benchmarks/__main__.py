@@ -22,6 +22,7 @@ from benchmarks import report
 from benchmarks.compare import QUICK, Bench, MeasurementError, Settings
 from benchmarks.sections import SECTIONS
 from d2lbert.errors import D2LBertError
+from d2lbert.files import write_file
 
 HERE = Path(__file__).parent
 
@@ -95,9 +96,8 @@ def measure(
             'results': SECTIONS[name](bench),
             'seconds': time.perf_counter() - start,
         }
-        (out / report.RESULTS_FILE).write_text(
-            json.dumps(results, indent=1) + '\n'
-        )
+        text = json.dumps(results, indent=1) + '\n'
+        write_file(out / report.RESULTS_FILE, text.encode())
 
 
 def commit() -> str:

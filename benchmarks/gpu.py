@@ -29,6 +29,7 @@ from benchmarks.compare import (
     progress,
 )
 from benchmarks.targets import Target, column, summary, table, targets_table
+from d2lbert.files import write_file
 
 HERE = Path(__file__).parent
 PAGE_FILE, RESULTS_FILE = 'results-gpu.md', 'results-gpu.json'
@@ -58,6 +59,7 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
+    options.out.mkdir(parents=True, exist_ok=True)
     page = options.out / PAGE_FILE
     if not torch.cuda.is_available():
         print('There is no CUDA card here: nothing is measured')
@@ -83,7 +85,7 @@ def main() -> int:
         'rounds': rounds,
     }
     text = json.dumps(results, indent=1) + '\n'
-    (options.out / RESULTS_FILE).write_text(text, 'utf-8')
+    write_file(options.out / RESULTS_FILE, text.encode())
     page.write_text(describe(results), 'utf-8')
     return 0
 

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-#: Twice that of the screen, for sharp pictures.
-DPI = 144
+from d2lbert.display import DPI
 
 
 class Timer:

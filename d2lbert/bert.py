@@ -17,6 +17,7 @@ P predicted positions an example.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from backends.base import Array, Backend
@@ -382,10 +383,10 @@ class BERTModel:
     MaskLM: ClassVar[Any]
     NextSentencePred: ClassVar[Any]
     #: Where the names of a tab's parameters differ from the neutral ones:
-    #: regular expressions and what to put in their place, in order.
-    NEUTRAL_NAMES: ClassVar[tuple[tuple[str, str], ...]] = ()
+    #: see `d2lbert.weights.renamed`.
+    NEUTRAL_NAMES: ClassVar[Sequence[tuple[str, str]]] = ()
     #: The same for layers.
-    NEUTRAL_LAYERS: ClassVar[tuple[tuple[str, str], ...]] = ()
+    NEUTRAL_LAYERS: ClassVar[Sequence[tuple[str, str]]] = ()
 
     def __init__(
         self,

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from d2lbert.errors import RunError, RunWarning
+from d2lbert.config import MIN_KEEP
+from d2lbert.errors import InputError, RunError, RunWarning
 from d2lbert.files import (
     DAMAGE,
     describe_file,
@@ -68,7 +69,7 @@ class Checkpoints:
     `keep`: how many of them; the older ones are removed.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+    def __init__(self, folder: str | Path, keep: int = MIN_KEEP) -> None:
         self.folder = Path(folder) / FOLDER
         self.keep = keep
         #: The steps of those that were written or read, oldest first.
@@ -82,13 +83,26 @@ class Checkpoints:
         )
 
     def find(self) -> list[int]:
-        """Return the steps of which there are manifests, newest first."""
+        """Return the steps of which there are manifests, newest first.
+
+        Raises `InputError` where the folder cannot be read.
+        """
         if not os.path.isdir(self.folder):
             return []
-        found = map(FILE_NAME.fullmatch, (p.name for p in self._files()))
-        steps = {int(match[1]) for match in found if match}
+        try:
+            names = {path.name for path in self._files()}
+        except OSError as error:
+            raise InputError(
+                f'{self.folder} cannot be read ({error.strerror}): give '
+                'another folder'
+            ) from error
+        found = filter(None, map(FILE_NAME.fullmatch, names))
         return sorted(
-            (step for step in steps if self.paths(step)[0].exists()),
+            {
+                int(match[1])
+                for match in found
+                if self.paths(int(match[1]))[0].name in names
+            },
             reverse=True,
         )
 

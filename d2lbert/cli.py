@@ -34,6 +34,13 @@ app = typer.Typer(
 )
 
 
+def a_path(text: str) -> Path:
+    """Read a path; an empty one would be the folder one is in."""
+    if not text:
+        raise typer.BadParameter("'' is empty, expected a path.")
+    return Path(text)
+
+
 # Backends and recipes are text here: `Config` knows which there are, and
 # importing them would make `--help` wait.
 BackendOption = Annotated[
@@ -163,6 +170,8 @@ def pretrain(
     out: Annotated[
         Path | None,
         typer.Option(
+            parser=a_path,
+            metavar='PATH',
             help='The folder to keep the run in.',
             show_default='a new one under runs/',
         ),
@@ -208,6 +217,8 @@ def chapter(
     out: Annotated[
         Path | None,
         typer.Option(
+            parser=a_path,
+            metavar='PATH',
             help='The folder to keep the runs in.',
             show_default='a new one under runs/',
         ),
@@ -220,18 +231,19 @@ def chapter(
     """
     import backends
     from d2lbert import display
+    from d2lbert.files import output_errors
     from d2lbert.pretraining import pretrain as train
     from d2lbert.run import check_no_run
 
     names = backends.installed()
     if not names:
         raise InputError(
-            'neither framework is installed: run pip install '
-            "'d2lbert[torch]' or 'd2lbert[mxnet]'"
+            'neither framework is installed: in a clone of d2lbert run pip '
+            "install '.[torch]' or '.[mxnet]'"
         )
     out = out or free_folder(Path('runs') / 'chapter')
-    for name in names:
-        check_no_run(out / name)
+    for folder in (out, *(out / name for name in names)):
+        check_no_run(folder)
     histories = {}
     for name in names:
         run = train(
@@ -249,16 +261,20 @@ def chapter(
             f'{display.LABELS[name]} (recipe {run.config.recipe})\n'
             f'{run.summary()}'
         )
-    picture, _ = display.draw_losses(
-        histories, out / 'losses', len(run.vocab), run.config.title()
-    )
+    with output_errors(out, '--out'):
+        picture, _ = display.draw_losses(
+            histories, out / 'losses', len(run.vocab), run.config.title()
+        )
     print(f'Loss curves: {picture}')
 
 
 @app.command()
 def encode(
     folder: Annotated[
-        Path, typer.Argument(metavar='DIR', help='The folder of a run.')
+        Path,
+        typer.Argument(
+            parser=a_path, metavar='DIR', help='The folder of a run.'
+        ),
     ],
     text: Annotated[
         str,
@@ -284,6 +300,7 @@ def encode(
     npy: Annotated[
         Path | None,
         typer.Option(
+            parser=a_path,
             metavar='FILE',
             help='Write all features as a NumPy file, '
             'float32 (tokens, features).',
@@ -375,6 +392,8 @@ def parity(
     out: Annotated[
         Path | None,
         typer.Option(
+            parser=a_path,
+            metavar='PATH',
             help='The folder for picture and numbers.',
             show_default='a new one under runs/',
         ),
@@ -425,6 +444,7 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
+            parser=a_path,
             metavar='SOURCE',
             help='The folder of a run, a safetensors file, or a file of '
             "Gluon's save_parameters; with the names of either tab.",
@@ -438,11 +458,17 @@ def convert(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(help='The file, or for a run the folder.')
+        Path,
+        typer.Option(
+            parser=a_path,
+            metavar='PATH',
+            help='The file, or for a run the folder.',
+        ),
     ],
     like: Annotated[
         Path | None,
         typer.Option(
+            parser=a_path,
             metavar='RUN',
             help='For --to run: the folder of a run that has the '
             'vocabulary and the sizes.',
@@ -511,22 +537,21 @@ def save_array(path: Path, array: Any) -> None:
     """Write a NumPy file, under exactly this name."""
     import numpy as np
 
-    from d2lbert.files import write_file
+    from d2lbert.files import output_errors, write_file
 
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f'{path} is not a file: give another --npy')
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
-    try:
+    with output_errors(path, '--npy'):
         write_file(path, file.getvalue())
-    except OSError as error:
-        raise InputError(
-            f'{path} cannot be written ({error.strerror}): give another --npy'
-        ) from error
 
 
 def main() -> None:
     """Run the command and turn errors into one line and a status."""
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name) is None:  # closed by who started the process
+            setattr(sys, name, io.StringIO())
     # What a terminal cannot show it shall show as an escape
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')

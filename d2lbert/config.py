@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import backends
 from backends.base import PRECISIONS, parse_devices
 from d2lbert.data.examples import check_max_len
 from d2lbert.errors import InputError, input_errors
-from d2lbert.recipes import TAB_RECIPES, Recipe, get_recipe
+from d2lbert.recipes import MAX_LR, TAB_RECIPES, Recipe, get_recipe
 
 #: The longest sequence that the network has positions for.
 MAX_POSITIONS = 1000
@@ -62,11 +61,7 @@ class Config:
     keep: int = MIN_KEEP
 
     def __post_init__(self) -> None:
-        if self.backend not in backends.names():
-            raise InputError(
-                f'unknown backend {self.backend!r}: expected '
-                + ' or '.join(map(repr, backends.names()))
-            )
+        check_backend(self.backend)
         if self.recipe is None:
             # Frozen for everybody else
             object.__setattr__(self, 'recipe', TAB_RECIPES[self.backend])
@@ -114,8 +109,10 @@ class Config:
                 'from 0 to below 1'
             )
         lr = self.learning_rate
-        if not _is_number(lr) or not 0 < lr < math.inf:
-            raise InputError(f'lr = {lr!r}: expected a positive number')
+        if not _is_number(lr) or not 0 < lr <= MAX_LR:
+            raise InputError(
+                f'lr = {lr!r}: expected a positive number, at most {MAX_LR}'
+            )
 
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -175,6 +172,15 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Return the options by name, ready for JSON."""
         return asdict(self)
+
+
+def check_backend(name: str) -> None:
+    """Raise `InputError` for anything but the name of a backend."""
+    if name not in backends.names():
+        raise InputError(
+            f'unknown backend {name!r}: expected '
+            + ' or '.join(map(repr, backends.names()))
+        )
 
 
 def _is_number(value: object) -> bool:

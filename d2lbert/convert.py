@@ -30,22 +30,25 @@ import numpy as np
 import backends
 from backends.base import check_parameters
 from d2lbert.errors import InputError, RunError, input_errors
-from d2lbert.files import load_arrays
-from d2lbert.run import Run, check_no_run, load_run, load_tab, write_file
-from d2lbert.weights import get_weights, neutral_shapes, set_weights
+from d2lbert.files import (
+    check_regular,
+    describe_error,
+    load_arrays,
+    output_errors,
+    write_file,
+)
+from d2lbert.run import Run, check_no_run, load_run, load_tab
+from d2lbert.weights import (
+    MXNET_NAMES,
+    get_weights,
+    mxnet_name,
+    neutral_shapes,
+    renamed,
+    set_weights,
+)
 
 Weights = dict[str, np.ndarray]
 
-#: Names in PyTorch's tab, and the same in MXNet's. At most one of them is
-#: part of a name.
-MXNET_NAMES = (
-    ('hidden.0.', 'hidden.'),
-    ('mlm.mlp.3.', 'mlm.mlp.2.'),
-    ('mlm.mlp.2.weight', 'mlm.mlp.1.gamma'),
-    ('mlm.mlp.2.bias', 'mlm.mlp.1.beta'),
-    ('.ln.weight', '.ln.gamma'),
-    ('.ln.bias', '.ln.beta'),
-)
 #: What `nn.DataParallel` puts in front of each name.
 PARALLEL = 'module.'
 NO_PICKLE = (
@@ -53,6 +56,9 @@ NO_PICKLE = (
     'never opened here. If you trust it, load it where it was made and write '
     "safetensors.torch.save_file(net.state_dict(), 'net.safetensors')"
 )
+
+#: No file of weights is larger, in bytes: BERT-Large has 1.4 GB.
+MAX_WEIGHTS = 8 << 30
 
 # MXNet's binary list: `NDArray::Save` and `MXNDArraySave` of MXNet 1.9.1
 LIST_MAGIC = 0x112
@@ -97,12 +103,8 @@ def convert(
     if like is not None:
         like_run(like, weights, Path(source).name).save(out)
         return weights
-    try:
+    with output_errors(out, '--out'):
         write_file(out, WRITERS[to](weights))
-    except OSError as error:
-        raise InputError(
-            f'{out} cannot be written ({error.strerror}): give another --out'
-        ) from error
     return weights
 
 
@@ -114,15 +116,18 @@ def read_weights(source: str | Path) -> Weights:
     if os.path.isdir(source):
         return get_weights(load_run(source, any_backend()).net)
     try:
+        check_regular(source, MAX_WEIGHTS)
         data = Path(source).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError, MemoryError) as error:
         raise InputError(
-            f'{source} cannot be read ({error.strerror}): give the folder '
-            'of a run, or a file of weights'
+            f'{source} cannot be read ({describe_error(error)}): give the '
+            'folder of a run, or a file of weights'
         ) from error
     read = reader_of(source, data)
     try:
         weights = neutral(read(data))
+    except InputError as error:
+        raise InputError(f'the weights in {source}: {error}') from error
     except (ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise RunError(
             f'the weights in {source} cannot be read ({error}): copy the '
@@ -176,22 +181,7 @@ def neutral(arrays: Mapping[str, np.ndarray]) -> Weights:
         arrays = {name[len(PARALLEL) :]: W for name, W in arrays.items()}
     if not any(name.endswith('.gamma') for name in arrays):
         return dict(arrays)
-    return {
-        _replaced(name, [(theirs, ours) for ours, theirs in MXNET_NAMES]): W
-        for name, W in arrays.items()
-    }
-
-
-def mxnet_name(name: str) -> str:
-    """Return what the MXNet tab calls a parameter with a neutral name."""
-    return _replaced(name, MXNET_NAMES)
-
-
-def _replaced(name: str, pairs: Any) -> str:
-    for old, new in pairs:
-        if old in name:
-            return name.replace(old, new)
-    return name
+    return {renamed(name, MXNET_NAMES): W for name, W in arrays.items()}
 
 
 def check_weights(weights: Weights) -> None:
@@ -282,8 +272,12 @@ def read_npz(data: bytes) -> Weights:
             for info in archive.infolist()
         ):
             raise ValueError('it is compressed, as MXNet never does')
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return dict(arrays)
+    with np.load(io.BytesIO(data), allow_pickle=False) as archived:
+        arrays = dict(archived)
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f'{name} in it is no array')
+    return arrays
 
 
 def read_mxnet(data: bytes) -> Weights:

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from d2lbert.files import write_file
 
 #: One colour for each framework, wherever its curve is drawn.
 COLORS = {'mxnet': '#1f77b4', 'torch': '#d9480f'}
 LABELS = {'mxnet': 'MXNet', 'torch': 'PyTorch'}
 DASHES = ('-', '--', ':', '-.')
 SUFFIXES = ('.png', '.svg')
+#: Twice that of the screen, for sharp pictures.
+DPI = 144
 #: Below this no difference of losses is drawn.
 LEAST_GAP = 1e-17
+
+
+class Unfailing:
+    """A text stream that may be full or gone, which must stop nothing."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        """Write, if that can be done."""
+        with suppress(OSError, ValueError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        """Flush, if that can be done."""
+        with suppress(OSError, ValueError):
+            self.stream.flush()
 
 
 class Progress:
@@ -34,7 +61,8 @@ class Progress:
             initial=num_done,
             desc=LABELS.get(label, label),
             unit='step',
-            disable=not visible,
+            file=Unfailing(sys.stderr),
+            disable=not visible or sys.stderr is None,
             mininterval=0.2,
         )
 
@@ -105,11 +133,20 @@ def draw_losses(
         ncols=3,
         frameon=False,
     )
-    path = Path(path)
+    return save_figure(figure, Path(path))
+
+
+def save_figure(figure: Any, path: Path) -> list[Path]:
+    """Write a figure as PNG and SVG, each whole or not at all.
+
+    `path`: where, without suffix. Returns the paths written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     paths = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
     for target in paths:
-        figure.savefig(target, dpi=144)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=target.suffix[1:], dpi=DPI)
+        write_file(target, drawn.getvalue())
     return paths
 
 
@@ -137,9 +174,10 @@ def draw_parity(
 
     `histories`, `path`, `title`: see `draw_losses`. The differences, of the
     first one from each of the others, stand on a logarithmic scale; equal
-    losses leave a gap there. A single one is compared with itself. Returns
-    the path of the PNG.
+    losses leave a gap there, or are said to be none. A single one is
+    compared with itself. Returns the path of the PNG.
     """
+    import numpy as np
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.6), layout='constrained')
@@ -161,6 +199,10 @@ def draw_parity(
             ]
             _draw_gaps(gaps, f'{_name(first)} and {_name(label)}', apart, i)
         gaps.set_yscale('log')
+        if all(np.isnan(line.get_ydata()).all() for line in gaps.lines):
+            gaps.text(0.5, 0.5, 'none', transform=gaps.transAxes, ha='center')
+            gaps.set_yticks([])
+        gaps.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         # Nobody needs to see how far below rounding a difference can be
         gaps.set_ylim(max(gaps.get_ylim()[0], LEAST_GAP), None)
         curves.set(title=name, ylabel='loss')
@@ -168,10 +210,7 @@ def draw_parity(
         for panel in (curves, gaps):
             panel.legend(frameon=False, fontsize='small')
             panel.grid(alpha=0.25)
-    path = Path(path)
-    for suffix in SUFFIXES:
-        figure.savefig(path.with_name(path.name + suffix), dpi=144)
-    return path.with_name(path.name + SUFFIXES[0])
+    return save_figure(figure, Path(path))[0]
 
 
 def _draw_gaps(

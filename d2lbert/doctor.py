@@ -224,7 +224,7 @@ def _about_python() -> Iterator[Finding]:
 def _about_torch(torch: Probe) -> Iterator[Finding]:
     if torch.absent:
         yield Finding(
-            'torch', 'note', 'not installed', "pip install 'd2lbert[torch]'"
+            'torch', 'note', 'not installed', "pip install '.[torch]'"
         )
     elif torch.error:
         yield Finding(
@@ -240,7 +240,7 @@ def _about_torch(torch: Probe) -> Iterator[Finding]:
 def _about_mxnet(mxnet: Probe, plain: Probe) -> Iterator[Finding]:
     if mxnet.absent:
         yield Finding(
-            'mxnet', 'note', 'not installed', "pip install 'd2lbert[mxnet]'"
+            'mxnet', 'note', 'not installed', "pip install '.[mxnet]'"
         )
     elif mxnet.error:
         yield Finding(
@@ -284,7 +284,7 @@ def _about_backends() -> Iterator[Finding]:
             'backends',
             'problem',
             'neither torch nor mxnet is installed, so nothing can be trained',
-            "pip install 'd2lbert[torch]'",
+            "pip install '.[torch]'",
         )
 
 
@@ -366,7 +366,7 @@ def _about_extras() -> Iterator[Finding]:
             f'extra [{extra}]',
             'ok',
             text,
-            f"pip install 'd2lbert[{extra}]'" if missing else '',
+            f"pip install '.[{extra}]'" if missing else '',
         )
 
 
@@ -391,6 +391,12 @@ def _version_of(distribution: str) -> str:
         return ''
 
 
+def can_be_written(folder: Path) -> bool:
+    """Say whether there is such a folder to write in, or one can be made."""
+    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+
+
 def _about_corpus() -> Iterator[Finding]:
     from d2lbert.data import corpus
 
@@ -404,10 +410,19 @@ def _about_corpus() -> Iterator[Finding]:
             f'pip install {error.name}',
         )
         return
-    yield Finding('cache', 'ok', str(cache))
+    if can_be_written(cache):
+        yield Finding('cache', 'ok', str(cache))
+    else:
+        yield Finding(
+            'cache',
+            'note',
+            f'{cache} cannot be written: nothing is kept there, and '
+            'WikiText-2 cannot be fetched',
+            'name another folder in D2LBERT_CACHE',
+        )
     given = os.environ.get('D2LBERT_WIKITEXT2')
-    path = Path(given) if given else cache / corpus.ARCHIVE
-    if path.exists():
+    path = os.path.expanduser(given or cache / corpus.ARCHIVE)
+    if os.path.exists(path):
         yield Finding('WikiText-2', 'ok', f'at {path}')
     elif given:
         yield Finding(

@@ -27,7 +27,7 @@ class RunError(D2LBertError):
 
 
 class RunWarning(UserWarning):
-    """Something about a resumed run that its user should know."""
+    """Something about a run that its user should know."""
 
 
 class Stopped(BaseException):

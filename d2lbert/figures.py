@@ -19,13 +19,11 @@ from PIL import Image
 
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import Vocab
-from d2lbert.display import COLORS, DASHES, LABELS
+from d2lbert.display import COLORS, DASHES, DPI, LABELS
 from d2lbert.inspection import Example, attention_weights
 from d2lbert.representation import Text, to_tokens
 from d2lbert.run import Run
 
-#: Twice that of the screen, for sharp pictures.
-DPI = 144
 TOKENS_A_LINE = 10
 #: Of the rows of an example's picture.
 NAMES = ('words', 'tokens', 'segments', 'mlm_labels')
@@ -38,7 +36,7 @@ KIND_COLORS = {
     'changed': '#ffd8a8',
     'kept': '#fff3bf',
 }
-LAYER, DATA, LINE = '#d0ebff', '#f8f9fa', '#495057'
+LAYER, LINE = '#d0ebff', '#495057'
 
 
 class Picture(Figure):

@@ -7,12 +7,15 @@ no manifest does not count.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +25,42 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT = 1
+LOCK = '.lock'
 #: No manifest is larger: a run of a million steps has 50 MB.
 MAX_MANIFEST = 1 << 28
+#: How a system says that there is no room for more.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: What reading something damaged can raise.
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
 
 
 # ---- files -----------------------------------------------------------
+
+
+def check_regular(path: str | Path, most: int | None = None) -> None:
+    """Raise `OSError` for what is no file that can be read to its end.
+
+    Opening anything else, a pipe say, could wait or go on for ever. `most`:
+    of how many bytes it may be.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, 'not a regular file', str(path))
+    if most is not None and found.st_size > most:
+        raise OSError(
+            errno.EFBIG,
+            f'it has {found.st_size:,} bytes, more than {most:,}',
+            str(path),
+        )
+
+
+def describe_error(error: BaseException) -> str:
+    """Return what is wrong, without the path that the message has anyway."""
+    return (
+        getattr(error, 'strerror', None)
+        or str(error)
+        or re.sub('(?<=[a-z])(?=[A-Z])', ' ', type(error).__name__).lower()
+    )
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -88,8 +120,8 @@ def read_file(path: Path, description: Mapping[str, Any]) -> bytes:
 def load_arrays(data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file.
 
-    Raises `ValueError` for anything else, and allocates no more than
-    `data` has.
+    Raises `ValueError` for anything else, `InputError` for types that NumPy
+    has not, and allocates no more than `data` has.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -98,6 +130,11 @@ def load_arrays(data: bytes) -> dict[str, np.ndarray]:
         return load(data)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    except KeyError as error:
+        raise InputError(
+            f'it has numbers of type {error.args[0]}, which NumPy has not: '
+            'write float32 where they were made'
+        ) from error
 
 
 def sha256(data: bytes) -> str:
@@ -126,14 +163,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     try:
         content = json.loads(data)
-    except RecursionError as error:
-        raise ValueError(f'{path.name} is nested too deeply') from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path.name} is no JSON') from error
+    if not isinstance(content, dict) or 'format' not in content:
+        raise ValueError(f'{path.name} is no manifest')
     if content['format'] != FORMAT:
         raise RunError(
             f'{path} has format {content["format"]!r}, this d2lbert reads '
             f'{FORMAT}: use the d2lbert that wrote it'
         )
-    del content['format'], content['sha256']
+    del content['format']
+    content.pop('sha256', None)
     if to_manifest(content) != data:
         raise ValueError(f'{path.name} is not as it was written')
     return content
@@ -145,10 +185,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def make_folder(folder: str | Path) -> Path:
     """Make a folder if need be and see that it can be written.
 
-    Raises `InputError` where it cannot.
+    Raises `InputError` where it cannot, `RunError` where the disk is full.
     """
     folder = Path(folder)
-    with folder_errors(folder):
+    with output_errors(f'the folder {folder}', '--out'):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
@@ -158,32 +198,47 @@ def make_folder(folder: str | Path) -> Path:
 def locked(folder: str | Path) -> Iterator[None]:
     """Keep a folder for this process; its end, in any way, unlocks it.
 
-    Raises `InputError` where another one has it, or it cannot be written.
+    It is made if need be, and goes again where an error leaves it empty.
+    Raises what `make_folder` does, and `InputError` where another process
+    has it.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(Path(folder) / '.lock')
-    with folder_errors(folder):
+    is_new = not os.path.exists(folder)
+    path = make_folder(folder) / LOCK
+    lock = FileLock(path)
+    with output_errors(f'the folder {folder}', '--out'):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise InputError(
-                f'another training is using {folder}: wait for it, stop it, '
+                f'another process is using {folder}: wait for it, stop it, '
                 'or give another --out'
             ) from error
     try:
         yield
+    except BaseException:
+        if is_new and os.listdir(folder) == [LOCK]:
+            with suppress(OSError):
+                path.unlink()
+                path.parent.rmdir()
+        raise
     finally:
         lock.release()
 
 
 @contextmanager
-def folder_errors(folder: str | Path) -> Iterator[None]:
-    """Turn an `OSError` into an `InputError` about a folder."""
+def output_errors(path: str | Path, option: str) -> Iterator[None]:
+    """Turn an `OSError` into what it means for the path of an option.
+
+    That is an `InputError`; for a full disk it is a `RunError`.
+    """
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f'the folder {folder} cannot be written '
-            f'({error.strerror or error}): give another --out'
+        full = error.errno in NO_ROOM
+        raise (RunError if full else InputError)(
+            f'{path} cannot be written ({describe_error(error)}): '
+            + ('make room, or ' * full)
+            + f'give another {option}'
         ) from error

@@ -21,6 +21,7 @@ from d2lbert.data.textbook import (
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError
 from d2lbert.recipes import RECIPES, Recipe
+from d2lbert.weights import MXNET_LAYERS, MXNET_NAMES
 
 data: Any = gluon.data
 
@@ -84,20 +85,8 @@ class BERTModel(bert.BERTModel, Module):
     Encoder = BERTEncoder
     MaskLM = MaskLM
     NextSentencePred = NextSentencePred
-    # Gluon's layers have their activations inside, where PyTorch counts
-    # them as layers of their own
-    NEUTRAL_NAMES = (
-        (r'\.gamma$', '.weight'),
-        (r'\.beta$', '.bias'),
-        (r'^hidden\.', 'hidden.0.'),
-        (r'^mlm\.mlp\.2\.', 'mlm.mlp.3.'),
-        (r'^mlm\.mlp\.1\.', 'mlm.mlp.2.'),
-    )
-    NEUTRAL_LAYERS = (
-        (r'^mlm\.mlp\.2$', 'mlm.mlp.3'),
-        (r'^mlm\.mlp\.1$', 'mlm.mlp.2'),
-        (r'^mlm\.mlp\.0$', 'mlm.mlp.1'),
-    )
+    NEUTRAL_NAMES = MXNET_NAMES
+    NEUTRAL_LAYERS = MXNET_LAYERS
 
 
 class _WikiTextDataset(chapter.WikiTextDataset, data.Dataset):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import Batch
-from d2lbert.errors import InputError, input_errors
+from d2lbert.errors import InputError
+from d2lbert.files import locked, make_folder, output_errors, write_file
 from d2lbert.parity import (
     TOLERANCES,
     Difference,
@@ -30,7 +32,7 @@ from d2lbert.parity import (
     compare_named,
 )
 from d2lbert.randomness import DropoutMasks, generator
-from d2lbert.run import load_tab, make_folder, write_file
+from d2lbert.run import check_last_batch, devices_of, load_tab
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (
     get_weights,
@@ -130,10 +132,12 @@ class Report:
 
         What is no finite number, which JSON has not, is `None`.
         """
+        config = self.config.as_dict()
+        del config['precision']  # it is that of `dtype`
         content: dict[str, Any] = {
             'backends': self.backends,
             'dtype': self.dtype,
-            'config': self.config.as_dict(),
+            'config': config,
             'passed': self.passed,
             'differences': [found.as_dict() for found in self.differences],
             'twin': [found.as_dict() for found in self.twin],
@@ -148,16 +152,17 @@ class Report:
         Returns the path of the picture.
         """
         folder = make_folder(folder)
-        picture = display.draw_parity(
-            self.histories,
-            folder / 'parity',
-            f'recipe {self.config.recipe} · {self.config.title()} · '
-            f'{self.dtype}',
-        )
-        write_file(
-            folder / REPORT_FILE,
-            json.dumps(self.as_dict(), indent=1).encode() + b'\n',
-        )
+        with output_errors(folder, '--out'):
+            picture = display.draw_parity(
+                self.histories,
+                folder / 'parity',
+                f'recipe {self.config.recipe} · {self.config.title()} · '
+                f'{self.dtype}',
+            )
+            write_file(
+                folder / REPORT_FILE,
+                json.dumps(self.as_dict(), indent=1).encode() + b'\n',
+            )
         return picture
 
 
@@ -192,44 +197,37 @@ def compare_backends(
             + ' or '.join(map(repr, TOLERANCES))
         )
     config = Config(backend=names[0], **options)
-    if out is not None and (Path(out) / REPORT_FILE).exists():
+    if config.precision != 'float32':
         raise InputError(
-            f'{out} holds a comparison already: give another --out, or '
-            'remove it'
+            f'precision = {config.precision!r}: only exact arithmetic can be '
+            "compared, leave it at 'float32'"
         )
+    if out is not None:
+        check_no_report(out)
     examples, vocab = load_cached_examples(
         read_lines(config.corpus), config.max_len, config.seed
     )
     ours, theirs = (Side(name, config, len(vocab), dtype) for name in names)
-    if out is not None:
-        make_folder(out)
+    for side in (ours, theirs):
+        check_last_batch(config, len(examples.tokens), len(side.devices))
     batches = Batches(examples, config.batch_size, config.seed)
-    batch = next(batches.from_step(0))
-    report = Report(config, (names[0], names[1]), dtype)
-    report.differences, report.kinks = compare_one_step_off_kinks(
-        ours, theirs, batch, TOLERANCES[dtype]
-    )
-    our_history, their_history = (
-        side.train(batches, progress) for side in (ours, theirs)
-    )
-    again = ', again' * (names[0] == names[1])
-    report.histories = {
-        names[0]: our_history,
-        names[1] + again: their_history,
-    }
-    allowed = TOLERANCES[dtype]['training']
-    report.differences += compare_histories(
-        our_history, their_history, atol=allowed
-    )
-    if twin:
-        twin_history = ours.train(batches, progress, nudged=True)
-        report.histories[f'{names[0]}, one weight nudged'] = twin_history
-        report.twin = compare_histories(
-            our_history, twin_history, atol=allowed
-        )
-    if out is not None:
+    if out is None:
+        return compare_sides(ours, theirs, batches, twin, progress)
+    with locked(out):
+        # Again, because another comparison may have been faster
+        check_no_report(out)
+        report = compare_sides(ours, theirs, batches, twin, progress)
         report.save(out)
-    return report
+        return report
+
+
+def check_no_report(folder: str | Path) -> None:
+    """Raise `InputError` where a folder holds a report."""
+    if os.path.exists(os.path.join(folder, REPORT_FILE)):
+        raise InputError(
+            f'{folder} holds a comparison already: give another --out, or '
+            'remove it'
+        )
 
 
 class Side:
@@ -242,8 +240,7 @@ class Side:
         self.config = config
         self.dtype = dtype
         self.tab = load_tab(name)
-        with input_errors():
-            self.devices = self.tab.BACKEND.devices(config.devices)
+        self.devices = devices_of(self.tab, config)
         self.net = self.tab.BERTModel(**config.net_arguments(vocab_size))
 
     def reset(self, noise: float = 0.0, attempt: int = 1) -> None:
@@ -334,6 +331,35 @@ class Side:
                 history.append([step.mlm_loss, step.nsp_loss])
                 bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
         return history
+
+
+def compare_sides(
+    ours: Side, theirs: Side, batches: Batches, twin: bool, progress: bool
+) -> Report:
+    """Compare one step and a training of two networks with one `Config`."""
+    report = Report(ours.config, (ours.name, theirs.name), ours.dtype)
+    allowed = TOLERANCES[ours.dtype]
+    report.differences, report.kinks = compare_one_step_off_kinks(
+        ours, theirs, next(batches.from_step(0)), allowed
+    )
+    our_history, their_history = (
+        side.train(batches, progress) for side in (ours, theirs)
+    )
+    again = ', again' * (ours.name == theirs.name)
+    report.histories = {
+        ours.name: our_history,
+        theirs.name + again: their_history,
+    }
+    report.differences += compare_histories(
+        our_history, their_history, atol=allowed['training']
+    )
+    if twin:
+        twin_history = ours.train(batches, progress, nudged=True)
+        report.histories[f'{ours.name}, one weight nudged'] = twin_history
+        report.twin = compare_histories(
+            our_history, twin_history, atol=allowed['training']
+        )
+    return report
 
 
 def compare_one_step_off_kinks(

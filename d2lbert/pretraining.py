@@ -14,6 +14,7 @@ import shlex
 import signal
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,18 +28,14 @@ from d2lbert.config import Config
 from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
-from d2lbert.errors import (
-    InputError,
-    RunError,
-    RunWarning,
-    Stopped,
-    input_errors,
-)
-from d2lbert.files import DAMAGE, locked, make_folder, sha256
+from d2lbert.errors import InputError, RunError, RunWarning, Stopped
+from d2lbert.files import DAMAGE, locked, sha256
 from d2lbert.run import (
     RUN_FILE,
     Run,
+    check_last_batch,
     check_no_run,
+    devices_of,
     load_tab,
     new_net,
     read_run,
@@ -90,7 +87,7 @@ def pretrain(
     config = Config(**options)
     check_no_run(out)
     training = Pretraining(config)
-    with locked(make_folder(out)):
+    with locked(out):
         # Again, because another training may have been faster
         check_no_run(out)
         return training.train(progress, Path(out))
@@ -102,7 +99,7 @@ def continue_training(
     """Go on with a run. See `pretrain`."""
     checkpoints = Checkpoints(out)
     check_resumable(out, checkpoints)
-    with locked(make_folder(out)):
+    with locked(out):
         checkpoint = checkpoints.load()
         try:
             saved = Config(**checkpoint.config)
@@ -137,8 +134,8 @@ def check_resumable(out: Path, checkpoints: Checkpoints) -> None:
     if os.path.exists(out / RUN_FILE) and not checkpoints.find():
         raise InputError(
             f'the run in {out} has weights but no state of the optimizer, '
-            'for it was trained without --save-every: it can be used, but '
-            'not resumed. Train it again with --save-every'
+            'which a training with --save-every keeps: it can be used, but '
+            'not resumed. Train with --save-every'
         )
     if not checkpoints.find():
         raise InputError(
@@ -152,32 +149,22 @@ class Pretraining:
 
     def __init__(self, config: Config) -> None:
         tab = load_tab(config.backend)
-        with input_errors():
-            devices = tab.BACKEND.devices(config.devices)
-        if config.batch_size < len(devices):
-            raise InputError(
-                f'batch_size = {config.batch_size} is less than the '
-                f'{len(devices)} devices: each needs a row at least'
-            )
+        devices = devices_of(tab, config)
         self.examples, vocab = load_cached_examples(
             read_lines(config.corpus), config.max_len, config.seed
         )
-        self.check_last_batch(config, len(devices))
+        num_examples = len(self.examples.tokens)
+        check_last_batch(config, num_examples, len(devices))
+        if config.batch_size > num_examples:
+            warnings.warn(
+                f'batch_size = {config.batch_size}: the corpus makes '
+                f'{num_examples} examples, and each step takes all of them',
+                RunWarning,
+                stacklevel=3,
+            )
         net = new_net(tab, config, vocab, devices)
         self.run = Run(config, net, vocab, devices)
         self.trainer = self.new_trainer()
-
-    def check_last_batch(self, config: Config, num_devices: int) -> None:
-        """Raise `InputError` where a batch will have too few rows."""
-        num_whole, num_rows = divmod(
-            len(self.examples.tokens), config.batch_size
-        )
-        if 0 < num_rows < num_devices and config.steps > num_whole:
-            raise InputError(
-                f'the last batch of an epoch has {num_rows} rows for '
-                f'{num_devices} devices: give another --batch-size, or '
-                'fewer devices'
-            )
 
     def new_trainer(self) -> Trainer:
         """Return a trainer that begins with the parameters there are."""
@@ -210,6 +197,7 @@ class Pretraining:
                 config.backend, config.steps, len(run.steps), progress
             ) as bar,
             StopSignals() as signals,
+            closing(self.trainer),
         ):
             for step in self.trainer.train(
                 batches.from_step(len(run.steps)), num_steps
@@ -224,16 +212,16 @@ class Pretraining:
                     and len(run.steps) % config.save_every == 0
                 ):
                     checkpoints.save(self.checkpoint())
+            # What comes later finds a run that is about to be finished
+            stopped_by = signals.received
             if checkpoints and (
-                signals.received or config.save_every or checkpoints.known
+                stopped_by or config.save_every or checkpoints.known
             ):
                 checkpoints.save(self.checkpoint())
-            if not signals.received and out is not None:
+            if stopped_by:
+                raise Stopped(stopped_by, self.farewell(stopped_by, out))
+            if out is not None:
                 self.finish(out, num_steps)
-            if signals.received:
-                raise Stopped(
-                    signals.received, self.farewell(signals.received, out)
-                )
         return run
 
     def finish(self, out: Path, num_steps: int) -> None:

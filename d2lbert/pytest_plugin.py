@@ -38,7 +38,7 @@ def require(name: str) -> None:
     """Skip a test whose framework is missing, or fail where it must not."""
     if name in backends.installed():
         return
-    reason = f"{name} is not installed: pip install 'd2lbert[{name}]'"
+    reason = f"{name} is not installed: pip install '.[{name}]'"
     if REQUIRED:
         pytest.fail(reason)
     pytest.skip(reason)

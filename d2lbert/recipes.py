@@ -15,6 +15,9 @@ import numpy as np
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError
 
+#: An update with a larger one could leave float32, which ends at 3e38.
+MAX_LR = 1e30
+
 
 @dataclass(frozen=True)
 class Recipe:

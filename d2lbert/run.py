@@ -7,7 +7,8 @@ A run's folder holds
 * `metrics.jsonl`: a line for each step;
 * `weights.safetensors`: the parameters, by neutral names;
 * `vocab.txt`: a token a line, in the order of their indices;
-* `losses.png` and `losses.svg`: both loss curves, not needed to read it;
+* `losses.png` and `losses.svg`: both loss curves, not needed to read it,
+  and not there for weights that were trained elsewhere;
 * `checkpoints/`: see `d2lbert.checkpoint`; `.lock`: see `locked`.
 """
 
@@ -29,7 +30,7 @@ import backends
 from backends import base
 from d2lbert import __version__, display
 from d2lbert.checkpoint import Checkpoints
-from d2lbert.config import Config
+from d2lbert.config import Config, check_backend
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, input_errors
 from d2lbert.files import (
@@ -37,7 +38,6 @@ from d2lbert.files import (
     describe_file,
     load_arrays,
     locked,
-    make_folder,
     read_file,
     read_manifest,
     to_manifest,
@@ -127,7 +127,7 @@ class Run:
         be written, and `RunError` where writing fails half-way.
         """
         check_no_run(folder)
-        with locked(make_folder(folder)):
+        with locked(folder):
             self.write(folder)
 
     def write(self, folder: str | Path) -> None:
@@ -139,19 +139,20 @@ class Run:
             (folder / RUN_FILE).unlink(missing_ok=True)
             for name, data in files.items():
                 write_file(folder / name, data)
-            display.draw_losses(
-                {self.label(): self.history},
-                folder / 'losses',
-                len(self.vocab),
-                self.config.title(),
-            )
+            if self.steps:
+                display.draw_losses(
+                    {self.label(): self.history},
+                    folder / 'losses',
+                    len(self.vocab),
+                    self.config.title(),
+                )
             write_file(folder / RUN_FILE, self.manifest(files))
         except OSError as error:
             raise RunError(
                 f'the run could not be written to {folder}: '
                 f'{error.strerror or error}. What is there is not a whole '
-                'run: make room, then continue with --resume where there '
-                'are checkpoints, or train it again'
+                'run: make room and try again, with --resume where there are '
+                'checkpoints'
             ) from error
 
     def files(self) -> dict[str, bytes]:
@@ -179,6 +180,35 @@ class Run:
                     name: describe_file(data) for name, data in files.items()
                 },
             }
+        )
+
+
+def devices_of(tab: Any, config: Config) -> list[base.Device]:
+    """Return the devices of a run.
+
+    Raises `InputError` where they are not there, or a batch is too small
+    for them.
+    """
+    with input_errors():
+        devices = tab.BACKEND.devices(config.devices)
+    if config.batch_size < len(devices):
+        raise InputError(
+            f'batch_size = {config.batch_size} is less than the '
+            f'{len(devices)} devices: each needs a row at least'
+        )
+    return devices
+
+
+def check_last_batch(
+    config: Config, num_examples: int, num_devices: int
+) -> None:
+    """Raise `InputError` where a batch will have too few rows."""
+    num_whole, num_rows = divmod(num_examples, config.batch_size)
+    if 0 < num_rows < num_devices and config.steps > num_whole:
+        raise InputError(
+            f'the last batch of an epoch has {num_rows} rows for '
+            f'{num_devices} devices: give another --batch-size, or '
+            'fewer devices'
         )
 
 
@@ -217,6 +247,11 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
         )
     try:
         config, vocab, steps, weights = read_run(Path(folder))
+    except PermissionError as error:
+        raise InputError(
+            f'{error.filename} may not be read: change its permissions, or '
+            'give the folder of another run'
+        ) from error
     except DAMAGE as error:
         reason = error if str(error) else type(error).__name__
         raise RunError(
@@ -262,8 +297,8 @@ def read_run(
 
 def load_tab(backend: str) -> Any:
     """Return the tab module of a backend: `d2lbert.mxnet` or `.torch`."""
-    with input_errors():
-        backends.load(backend)
+    check_backend(backend)
+    backends.load(backend)
     return importlib.import_module(f'd2lbert.{backend}')
 
 

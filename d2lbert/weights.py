@@ -1,12 +1,10 @@
 """Parameters under names that belong to no framework.
 
-The neutral names are those of the PyTorch tab's state dict. A tab whose own
-names differ lists how in its `BERTModel.NEUTRAL_NAMES`.
+The neutral names are those of the PyTorch tab's state dict.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,19 +13,49 @@ import numpy as np
 from backends.base import Device
 from d2lbert.randomness import generator
 
+Renames = Sequence[tuple[str, str]]
+
+#: In the MXNet tab layers have their activations inside, where PyTorch
+#: counts them as layers of their own.
+MXNET_LAYERS: Renames = (
+    ('mlm.mlp.2', 'mlm.mlp.3'),
+    ('mlm.mlp.1', 'mlm.mlp.2'),
+    ('mlm.mlp.0', 'mlm.mlp.1'),
+)
+MXNET_NAMES: Renames = (
+    ('hidden.', 'hidden.0.'),
+    ('mlm.mlp.2.', 'mlm.mlp.3.'),
+    ('mlm.mlp.1.gamma', 'mlm.mlp.2.weight'),
+    ('mlm.mlp.1.beta', 'mlm.mlp.2.bias'),
+    ('.ln.gamma', '.ln.weight'),
+    ('.ln.beta', '.ln.bias'),
+)
+
+
+def renamed(name: str, pairs: Renames) -> str:
+    """Return a name by the first pair with whose left side it begins or ends.
+
+    The right side takes its place.
+    """
+    for old, new in pairs:
+        if name.startswith(old) or name.endswith(old):
+            return name.replace(old, new)
+    return name
+
 
 def neutral_name(net: Any, name: str) -> str:
     """Return the neutral name of a parameter of `net`."""
-    for pattern, replacement in net.NEUTRAL_NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return renamed(name, net.NEUTRAL_NAMES)
 
 
 def neutral_layer(net: Any, name: str) -> str:
     """Return the neutral name of a layer of `net`."""
-    for pattern, replacement in net.NEUTRAL_LAYERS:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return renamed(name, net.NEUTRAL_LAYERS)
+
+
+def mxnet_name(name: str) -> str:
+    """Return what the MXNet tab calls a parameter with a neutral name."""
+    return renamed(name, [(new, old) for old, new in MXNET_NAMES])
 
 
 def neutral_shapes(net: Any) -> dict[str, tuple[int, ...]]:

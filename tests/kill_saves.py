@@ -25,7 +25,7 @@ import numpy as np
 
 from d2lbert import files
 from d2lbert.checkpoint import Checkpoint, Checkpoints
-from d2lbert.errors import RunError
+from d2lbert.errors import InputError, RunError
 
 CALLS = ('open', 'close', 'fsync', 'replace', 'unlink', 'mkdir', 'listdir')
 
@@ -189,7 +189,7 @@ def save_with_fault(folder, step, number, action):
     faults = Faults(number, action)
     try:
         save_next(folder, step)
-    except (RunError, OSError):
+    except (RunError, InputError, OSError):
         return 3
     return 4 if faults.happened else 0
 

@@ -246,7 +246,7 @@ def test_a_folder_is_for_one_until_it_ends_or_is_killed(tmp_path):
     with holder:
         assert holder.stdout.readline() == b'locked\n'
         with (
-            pytest.raises(InputError, match='another training is using'),
+            pytest.raises(InputError, match='another process is using'),
             locked(tmp_path),
         ):
             pass

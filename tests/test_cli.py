@@ -613,6 +613,58 @@ def test_chapter(run, both_tabs, text_file, tmp_path):
     assert_refused(run(*args), tmp_path / 'torch', 'holds a run already')
 
 
+def test_chapter_is_not_drawn_over_a_run(run, both_tabs, saved):
+    folder = saved('torch')
+    before = (folder / 'losses.png').read_bytes()
+    assert_refused(run('chapter', '--out', folder), 'holds a run already')
+    assert (folder / 'losses.png').read_bytes() == before
+
+
+def test_an_empty_path_is_not_the_folder_one_is_in(run):
+    for args in (
+        ('pretrain', '--out', ''),
+        ('chapter', '--out', ''),
+        ('parity', '--out', ''),
+        ('encode', '', 'a crane'),
+        ('convert', '', '--to', 'safetensors', '--out', 'x'),
+    ):
+        done = run(*args)
+        assert done.status == 2 and "'' is empty, expected a path" in done.err
+
+
+@unix
+@pytest.mark.parametrize('redirection', ['2>&-', '2>/dev/full'])
+def test_a_training_does_without_its_progress_bar(
+    text_file, tmp_path, redirection
+):
+    options = f"--corpus='{text_file}' --steps=1 --batch-size=8 --out=run"
+    subprocess.run(
+        f"'{sys.executable}' -m d2lbert.cli pretrain {options} {redirection}",
+        shell=True,
+        cwd=tmp_path,
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        timeout=120,
+    )
+    assert len(d2lbert.load_run(tmp_path / 'run').steps) == 1
+
+
+def test_a_batch_larger_than_the_corpus(pretrain, tmp_path):
+    done = pretrain('--batch-size=100000', '--out', tmp_path / 'run')
+    assert done.status == 0
+    assert re.search(
+        r'^d2lbert: batch_size = 100000: the corpus makes \d+ examples',
+        done.err,
+        re.M,
+    )
+
+
+def test_a_folder_that_was_made_in_vain_goes_again(pretrain, tmp_path):
+    done = pretrain('--lr=1e29', '--out', tmp_path / 'run')
+    assert done.status == 1 and 'diverged' in done.err
+    assert not (tmp_path / 'run').exists()
+
+
 def test_doctor_flags_that_exclude_each_other(run):
     done = run('doctor', '--enable-mxnet', '--disable-mxnet')
     assert_refused(done, 'give one')
@@ -654,7 +706,7 @@ def test_a_framework_that_is_not_installed(
         ('encode', saved(other), 'a crane', '--backend', missing),
     )
     for done in map(finish, [python(without(missing), *c) for c in commands]):
-        assert_refused(done, missing, f"pip install 'd2lbert[{missing}]'")
+        assert_refused(done, missing, f"pip install '.[{missing}]'")
     assert not out.exists()
     done = finish(
         python(without(missing), *pretrain, '--backend', other, '--out', out)
@@ -664,4 +716,4 @@ def test_a_framework_that_is_not_installed(
 
 def test_no_framework_at_all():
     done = finish(python(without('torch', 'mxnet'), 'chapter'))
-    assert_refused(done, 'd2lbert[torch]', 'd2lbert[mxnet]')
+    assert_refused(done, '.[torch]', '.[mxnet]')

@@ -1,6 +1,8 @@
 """Weights cross frameworks and packages, and nothing damaged does."""
 
 import io
+import json
+import os
 import pickle
 import struct
 import zipfile
@@ -16,7 +18,7 @@ import test_cli
 import test_run
 from d2lbert import convert
 from d2lbert.errors import InputError, RunError
-from d2lbert.weights import get_weights
+from d2lbert.weights import get_weights, mxnet_name
 
 # Fixtures
 run = test_cli.run
@@ -148,7 +150,7 @@ def test_mxnet_2_writes_an_archive_of_numpy(file):
     archive = io.BytesIO()
     np.savez(
         archive,
-        **{convert.mxnet_name(name): W for name, W in weights.items()},
+        **{mxnet_name(name): W for name, W in weights.items()},
     )
     assert_equal(convert.read_weights(file(archive.getvalue())), weights)
 
@@ -162,7 +164,7 @@ def test_names_are_those_of_the_tab(tab):
         d2lbert.weights.neutral_name(net, name) for name in native
     ]
     if net.backend.name == 'mxnet':
-        assert [convert.mxnet_name(name) for name in names] == list(native)
+        assert [mxnet_name(name) for name in names] == list(native)
 
 
 def test_an_imported_run(saved, tmp_path, backend_name):
@@ -172,6 +174,7 @@ def test_an_imported_run(saved, tmp_path, backend_name):
     convert.convert(path, 'run', out, like=saved(backend_name))
     assert '"weights_from": "book.params"' in (out / 'run.json').read_text()
     assert d2lbert.load_run(out).steps == []
+    assert not (out / 'losses.png').exists()
 
 
 # ---- what cannot be used ---------------------------------------------
@@ -238,6 +241,33 @@ def npy_of_objects():
 )
 def test_what_is_no_file_of_weights(file, assert_refused, data):
     assert_refused(file(data), 'no file of weights')
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes here')
+def test_a_pipe_is_not_waited_for(tmp_path, assert_refused):
+    os.mkfifo(tmp_path / 'pipe')
+    assert_refused(tmp_path / 'pipe', r'cannot be read \(not a regular file')
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path, assert_refused):
+    path = tmp_path / 'large'
+    with path.open('wb') as file:
+        file.truncate(convert.MAX_WEIGHTS + 1)
+    assert_refused(path, 'more than 8,589,934,592')
+
+
+def test_numbers_that_numpy_has_not(file, assert_refused):
+    about = {'a': {'dtype': 'BF16', 'shape': [1], 'data_offsets': [0, 2]}}
+    head = json.dumps(about).encode()
+    data = struct.pack('<Q', len(head)) + head + bytes(2)
+    assert_refused(file(data), 'type BF16, .* write float32')
+
+
+def test_an_archive_of_other_files(file, assert_refused):
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, 'w') as names:
+        names.writestr('notes.txt', 'no array')
+    assert_refused(file(archive.getvalue()), 'no array', RunError)
 
 
 def test_what_is_not_there(tmp_path, assert_refused):

@@ -38,12 +38,12 @@ def examine(path, code=EXAMINE, **environment):
         [sys.executable, '-c', code],
         capture_output=True,
         text=True,
-        env=dict(
-            os.environ,
-            PYTHONPATH=f'{path}{os.pathsep}{ROOT}',
-            D2LBERT_CACHE=str(path),
+        env={
+            **os.environ,
+            'PYTHONPATH': f'{path}{os.pathsep}{ROOT}',
+            'D2LBERT_CACHE': str(path),
             **environment,
-        ),
+        },
     )
     assert not done.stderr, done.stderr
     return done.returncode, ' '.join(done.stdout.split())
@@ -80,8 +80,8 @@ importlib.util.find_spec = lambda name, package=None: (
         + EXAMINE,
     )
     assert status == 1
-    assert "pip install 'd2lbert[mxnet]'" in text
-    assert "pip install 'd2lbert[torch]'" in text
+    assert "pip install '.[mxnet]'" in text
+    assert "pip install '.[torch]'" in text
     assert 'Problems found: backends.' in text
 
 
@@ -139,6 +139,14 @@ def test_mxnet_that_only_d2lbert_can_import(tmp_path):
     assert 'mend: d2lbert doctor --enable-mxnet' in text
 
 
+def test_a_cache_that_cannot_be_written(tmp_path):
+    package(tmp_path, 'torch', WORKING)
+    (tmp_path / 'file').touch()
+    cache = str(tmp_path / 'file' / 'cache')
+    status, text = examine(tmp_path, D2LBERT_CACHE=cache)
+    assert status == 0 and 'cannot be written: nothing is kept' in text
+
+
 def test_a_corpus_that_is_and_is_not_there(tmp_path):
     archive = tmp_path / 'wikitext.zip'
     package(tmp_path, 'torch', WORKING)
@@ -146,6 +154,9 @@ def test_a_corpus_that_is_and_is_not_there(tmp_path):
     assert status == 1 and 'which is not there' in text
     archive.write_bytes(b'')
     status, text = examine(tmp_path, D2LBERT_WIKITEXT2=str(archive))
+    assert status == 0 and f'WikiText-2 at {archive}' in text
+    at_home = {'HOME': str(tmp_path), 'D2LBERT_WIKITEXT2': '~/wikitext.zip'}
+    status, text = examine(tmp_path, **at_home)
     assert status == 0 and f'WikiText-2 at {archive}' in text
 
 

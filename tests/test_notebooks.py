@@ -12,7 +12,7 @@ from d2lbert.data import sample
 from d2lbert.data.examples import load_examples
 
 build = pytest.importorskip(
-    'notebooks.build', reason="needs pip install 'd2lbert[notebooks]'"
+    'notebooks.build', reason="needs pip install '.[notebooks]'"
 )
 PAIRS = [
     (language, framework)

@@ -12,6 +12,8 @@ import test_run
 from backends import base
 from d2lbert import parity
 from d2lbert.config import Config
+from d2lbert.errors import InputError
+from d2lbert.files import locked
 from d2lbert.parity_report import Report, compare_backends
 
 # Fixtures
@@ -68,6 +70,7 @@ def test_parity(compare, tmp_path, dtype, order):
     assert all(row.endswith('pass') for row in rows)
     out = tmp_path / 'out'
     assert {path.name for path in out.iterdir()} == {
+        '.lock',
         'parity.json',
         'parity.png',
         'parity.svg',
@@ -160,7 +163,6 @@ def test_every_option_reaches_the_comparison(compare):
         'devices': 'cpu:2',
         'micro_batch': 4,
         'seed': 7,
-        'precision': 'float32',
         'save_every': None,
         'keep': 2,
     }
@@ -175,6 +177,8 @@ def test_every_option_reaches_the_comparison(compare):
         (('--recipe', 'keras'), "'keras'"),
         (('--steps', '0'), 'steps = 0'),
         (('--corpus', 'nowhere.txt'), 'nowhere.txt'),
+        (('--devices', 'cpu:99'), 'less than the 99 devices'),
+        (('--out', 'o' * 300), 'name too long'),
     ],
 )
 def test_bad_input(compare, tmp_path, args, expected):
@@ -189,6 +193,17 @@ def test_a_comparison_is_not_overwritten(compare, tmp_path):
     (tmp_path / 'out' / 'parity.json').write_text('precious')
     test_cli.assert_refused(compare(), 'holds a comparison already')
     assert (tmp_path / 'out' / 'parity.json').read_text() == 'precious'
+
+
+def test_two_comparisons_in_one_folder(compare, tmp_path):
+    (tmp_path / 'out').mkdir()
+    with locked(tmp_path / 'out'):
+        test_cli.assert_refused(compare(), 'another process is using')
+
+
+def test_only_exact_arithmetic_is_compared(both_tabs):
+    with pytest.raises(InputError, match="precision = 'bf16'"):
+        compare_backends(precision='bf16')
 
 
 def test_help(run, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_framework_is_missing(both_tabs, check):
     status, out = check(conftest=CONFTEST + MISSING)
     assert status == 0, out
     assert 'test_backend[mxnet] SKIPPED' in out
-    assert "mxnet is not installed: pip install 'd2lbert[mxnet]'" in out
+    assert "mxnet is not installed: pip install '.[mxnet]'" in out
 
 
 def test_a_framework_is_missing_where_it_must_not(both_tabs, check):
@@ -63,7 +63,7 @@ def test_a_framework_is_missing_where_it_must_not(both_tabs, check):
         conftest=CONFTEST + MISSING, D2LBERT_REQUIRE_BACKENDS='1'
     )
     assert status == 1
-    assert "mxnet is not installed: pip install 'd2lbert[mxnet]'" in out
+    assert "mxnet is not installed: pip install '.[mxnet]'" in out
     assert '1 failed, 1 passed' in out or '1 passed, 1 error' in out
 
 

@@ -15,7 +15,12 @@ import pytest
 import d2lbert
 from d2lbert.config import Config
 from d2lbert.data.vocab import Vocab
-from d2lbert.errors import CorpusError, InputError, RunError
+from d2lbert.errors import (
+    CorpusError,
+    InputError,
+    RunError,
+    RunWarning,
+)
 from d2lbert.recipes import RECIPES, TAB_RECIPES
 from d2lbert.run import METRICS_FILE, RUN_FILE, VOCAB_FILE, WEIGHTS_FILE
 from d2lbert.weights import get_weights
@@ -179,7 +184,8 @@ def test_learning_is_by_the_learning_rate(train, backend_name):
 
 
 def test_more_rows_than_examples_are_all_examples(train, backend_name):
-    run = train(backend_name, batch_size=10**6, steps=1)
+    with pytest.warns(RunWarning, match=r'makes \d+ examples, and each'):
+        run = train(backend_name, batch_size=10**6, steps=1)
     assert 0 < run.steps[0].num_pairs < 1000
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -16,6 +17,7 @@ import test_cli
 import test_run
 from d2lbert.checkpoint import Checkpoints
 from d2lbert.errors import InputError, Stopped
+from d2lbert.run import Run
 from d2lbert.signals import StopSignals
 from test_cli import MAIN, TINY, finish, python
 from test_resume import assert_same
@@ -41,6 +43,14 @@ def wait_for_step(process):
         new = os.read(process.stderr.fileno(), 1000)
         assert new, shown.decode()
         shown += new
+
+
+def wait_for_checkpoint(process, out):
+    """Read the progress bar until there is a checkpoint as well."""
+    wait_for_step(process)
+    while not Checkpoints(out).find():
+        assert process.poll() is None
+        time.sleep(0.01)
 
 
 def train_and_send(numbers, *args, code=MAIN):
@@ -138,8 +148,11 @@ def test_a_killed_training_goes_on(text_file, train, tmp_path):
     name = backends.installed()[0]
     out = tmp_path / 'run'
     options = (*TINY, f'--corpus={text_file}', '--save-every=1')
-    done = train_and_send([signal.SIGKILL], name, out, *options, *LONG)
-    assert done.status == -signal.SIGKILL
+    process = start(name, out, *options, *LONG)
+    with contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
+        wait_for_checkpoint(process, out)
+    assert finish(process).status == -signal.SIGKILL
     steps = Checkpoints(out).find()[0] + 2
     done = finish(start(name, out, '--resume', f'--steps={steps}'))
     assert done.status == 0, done.err
@@ -154,15 +167,15 @@ def test_two_trainings_in_one_folder(text_file, tmp_path):
     with contextlib.ExitStack() as stack:
         stack.callback(first.wait)
         stack.callback(first.kill)
-        wait_for_step(first)
+        wait_for_checkpoint(first, tmp_path)
         first.send_signal(signal.SIGSTOP)
         for more in (['--resume'], []):
             done = finish(start(name, tmp_path, *options, *more))
-            words = 'another training is using', 'holds checkpoints'
+            words = 'another process is using', 'holds checkpoints'
             test_cli.assert_refused(done, words[not more])
         shutil.rmtree(tmp_path / 'checkpoints')
         test_cli.assert_refused(
-            finish(start(name, tmp_path, *options)), 'another training'
+            finish(start(name, tmp_path, *options)), 'another process'
         )
 
 
@@ -177,6 +190,20 @@ def test_the_library_stops_between_steps(train, backend_name, tmp_path):
     with stopping_at(2), pytest.raises(Stopped, match='nothing is kept'):
         train(backend_name, steps=9)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_after_the_last_step_is_too_late(
+    train, backend_name, tmp_path, monkeypatch
+):
+    write = Run.write
+
+    def interrupted(self, folder):
+        signal.raise_signal(signal.SIGINT)
+        write(self, folder)
+
+    monkeypatch.setattr(Run, 'write', interrupted)
+    run = train(backend_name, out=tmp_path, steps=2)
+    assert len(run.steps) == len(d2lbert.load_run(tmp_path).steps) == 2
 
 
 @contextlib.contextmanager

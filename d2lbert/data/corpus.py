@@ -11,10 +11,8 @@ this module costs next to nothing.
 from __future__ import annotations
 
 import codecs
-import errno
 import io
 import os
-import stat
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ from d2lbert.data.archives import (
     unpack,
 )
 from d2lbert.errors import CorpusError, InputError
-from d2lbert.files import write_file
+from d2lbert.files import check_regular, write_file
 
 if TYPE_CHECKING:
     import requests
@@ -181,9 +179,7 @@ def _train_file_in(folder: str, name: str) -> str:
 
 
 def _read_file(path: str | Path, name: str) -> bytes:
-    # Opening anything else, a pipe say, could wait or go on for ever.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, 'not a regular file', str(path))
+    check_regular(path)
     with open(path, 'rb') as file:
         return read_bounded(file, name, MAX_TEXT_BYTES)
 

@@ -84,7 +84,7 @@ class Text(NamedTuple):
 
 
 def read_paragraphs(lines: Iterable[str]) -> list[list[str]]:
-    """Return the sentences of each line that has two or more, lower-cased."""
+    """Return the sentences of each line with `' . '` in it, lower-cased."""
     return [
         line.strip().lower().split(' . ') for line in lines if ' . ' in line
     ]

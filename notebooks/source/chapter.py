@@ -254,7 +254,7 @@ if other in backends.installed():
         for run in runs
     ]
 else:
-    print(f"No curves of {other}: pip install 'd2lbert[{other}]' adds them")
+    print(f"No curves of {other}: pip install '.[{other}]' adds them")
 figures.draw_curves(runs)
 
 # %% other-reading [markdown]
