@@ -2,7 +2,6 @@
 
 import re
 
-import nbformat
 import numpy as np
 import pytest
 
@@ -11,9 +10,9 @@ from d2lbert.config import Config
 from d2lbert.data import sample
 from d2lbert.data.examples import load_examples
 
-build = pytest.importorskip(
-    'notebooks.build', reason="needs pip install '.[notebooks]'"
-)
+NEEDS = "needs pip install '.[notebooks]'"
+nbformat = pytest.importorskip('nbformat', reason=NEEDS)
+build = pytest.importorskip('notebooks.build', reason=NEEDS)
 PAIRS = [
     (language, framework)
     for language in build.languages()
