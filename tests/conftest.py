@@ -33,6 +33,12 @@ def both_tabs():
 
 
 @pytest.fixture
+def one_backend():
+    """The name of a framework that is here, for what is alike in all."""
+    return (backends.installed() or backends.names())[-1]
+
+
+@pytest.fixture
 def wikitext2():
     """The path of the real corpus."""
     if not os.path.exists(WIKITEXT2):

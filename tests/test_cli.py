@@ -635,9 +635,12 @@ def test_an_empty_path_is_not_the_folder_one_is_in(run):
 @unix
 @pytest.mark.parametrize('redirection', ['2>&-', '2>/dev/full'])
 def test_a_training_does_without_its_progress_bar(
-    text_file, tmp_path, redirection
+    text_file, tmp_path, redirection, one_backend
 ):
-    options = f"--corpus='{text_file}' --steps=1 --batch-size=8 --out=run"
+    options = (
+        f"--backend={one_backend} --corpus='{text_file}' --steps=1 "
+        '--batch-size=8 --out=run'
+    )
     subprocess.run(
         f"'{sys.executable}' -m d2lbert.cli pretrain {options} {redirection}",
         shell=True,
@@ -649,8 +652,11 @@ def test_a_training_does_without_its_progress_bar(
     assert len(d2lbert.load_run(tmp_path / 'run').steps) == 1
 
 
-def test_a_batch_larger_than_the_corpus(pretrain, tmp_path):
-    done = pretrain('--batch-size=100000', '--out', tmp_path / 'run')
+def test_a_batch_larger_than_the_corpus(pretrain, tmp_path, one_backend):
+    done = pretrain(
+        *('--backend', one_backend, '--batch-size=100000'),
+        *('--out', tmp_path / 'run'),
+    )
     assert done.status == 0
     assert re.search(
         r'^d2lbert: batch_size = 100000: the corpus makes \d+ examples',
@@ -659,8 +665,12 @@ def test_a_batch_larger_than_the_corpus(pretrain, tmp_path):
     )
 
 
-def test_a_folder_that_was_made_in_vain_goes_again(pretrain, tmp_path):
-    done = pretrain('--lr=1e29', '--out', tmp_path / 'run')
+def test_a_folder_that_was_made_in_vain_goes_again(
+    pretrain, tmp_path, one_backend
+):
+    done = pretrain(
+        '--backend', one_backend, '--lr=1e29', '--out', tmp_path / 'run'
+    )
     assert done.status == 1 and 'diverged' in done.err
     assert not (tmp_path / 'run').exists()
 

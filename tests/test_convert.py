@@ -36,8 +36,14 @@ NAMES = {
 
 
 @pytest.fixture
-def weights(saved):
-    return convert.read_weights(saved('torch'))
+def folder(saved, one_backend):
+    """The folder of a run, the same for all tests."""
+    return saved(one_backend)
+
+
+@pytest.fixture
+def weights(folder):
+    return convert.read_weights(folder)
 
 
 @pytest.fixture
@@ -181,12 +187,12 @@ def test_an_imported_run(saved, tmp_path, backend_name):
 
 
 @pytest.fixture
-def assert_refused(tmp_path, saved):
+def assert_refused(tmp_path, folder):
     """Nothing is written, whatever it should have become."""
 
     def assert_refused(source, match, error=InputError):
         for to in ('safetensors', 'run'):
-            like = saved('torch') if to == 'run' else None
+            like = folder if to == 'run' else None
             with pytest.raises(error, match=match):
                 convert.convert(source, to, tmp_path / 'out', like=like)
             assert not (tmp_path / 'out').exists()
@@ -352,36 +358,34 @@ def test_types_that_are_not_real_numbers(file, weights, assert_refused):
     assert_refused(file(data), r'hidden\.0\.bias has type int32')
 
 
-def test_a_run_of_other_sizes(file, saved, tmp_path):
+def test_a_run_of_other_sizes(file, folder, tmp_path):
     path = file(convert.to_safetensors(textbook_weights()))
     with pytest.raises(InputError, match='has shape') as caught:
-        convert.convert(path, 'run', tmp_path / 'out', saved('torch'))
+        convert.convert(path, 'run', tmp_path / 'out', folder)
     assert 'encoder.blks.2.ffn.dense1.bias is not' in str(caught.value)
     assert not (tmp_path / 'out').exists()
 
 
-def test_nothing_is_overwritten(file, saved):
+def test_nothing_is_overwritten(file, folder):
     path = file(b'precious')
     with pytest.raises(InputError, match='exists already'):
-        convert.convert(saved('torch'), 'safetensors', path)
+        convert.convert(folder, 'safetensors', path)
     assert path.read_bytes() == b'precious'
     with pytest.raises(InputError, match='holds a run already'):
-        convert.convert(
-            saved('torch'), 'run', saved('torch'), like=saved('torch')
-        )
+        convert.convert(folder, 'run', folder, like=folder)
 
 
-def test_like_belongs_to_run(saved, tmp_path):
-    for to, like in (('run', None), ('safetensors', saved('torch'))):
+def test_like_belongs_to_run(folder, tmp_path):
+    for to, like in (('run', None), ('safetensors', folder)):
         with pytest.raises(InputError, match='--like RUN and --to run'):
-            convert.convert(saved('torch'), to, tmp_path / 'out', like)
+            convert.convert(folder, to, tmp_path / 'out', like)
 
 
 # ---- the command -----------------------------------------------------
 
 
-def test_the_command(run, saved, tmp_path):
-    folder, path = saved('torch'), tmp_path / 'net.params'
+def test_the_command(run, folder, tmp_path):
+    path = tmp_path / 'net.params'
     done = run('convert', folder, '--to', 'mxnet-params', '--out', path)
     assert done.status == 0 and str(path) in done.out
     new = tmp_path / 'run'
@@ -417,16 +421,14 @@ def test_the_command_refuses(run, file, tmp_path, data, status, expected):
     assert not out.exists()
 
 
-def test_the_command_refuses_an_unknown_format(run, saved, tmp_path):
-    done = run(
-        *('convert', saved('torch'), '--to=onnx', '--out', tmp_path / 'x')
-    )
+def test_the_command_refuses_an_unknown_format(run, folder, tmp_path):
+    done = run(*('convert', folder, '--to=onnx', '--out', tmp_path / 'x'))
     test_cli.assert_refused(done, "'onnx'", "'mxnet-params'")
 
 
-def test_the_command_refuses_a_folder_that_is_not_there(run, saved, tmp_path):
+def test_the_command_refuses_a_folder_that_is_not_there(
+    run, folder, tmp_path
+):
     out = tmp_path / 'none' / 'net.params'
-    done = run(
-        *('convert', saved('torch'), '--to=mxnet-params', '--out', out)
-    )
+    done = run(*('convert', folder, '--to=mxnet-params', '--out', out))
     test_cli.assert_refused(done, out, 'give another --out')

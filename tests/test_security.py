@@ -332,11 +332,14 @@ def test_the_trap_works(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['x', 'x.zip', 'x.tar', 'x.tgz', 'x.txt'])
-def test_a_pickle_is_no_corpus(trap, tmp_path, name):
+def test_a_pickle_is_no_corpus(trap, tmp_path, name, one_backend):
     (tmp_path / name).write_bytes(trap)
     with pytest.raises(D2LBertError):
         d2lbert.pretrain(
-            corpus=tmp_path / name, out=tmp_path / 'run', devices='cpu'
+            backend=one_backend,
+            corpus=tmp_path / name,
+            out=tmp_path / 'run',
+            devices='cpu',
         )
     assert not (tmp_path / 'run').exists()
 
