@@ -45,7 +45,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type='cuda', cast_inputs=torch.float32)
     def forward(ctx, X, weight, bias, labels, weights):
         loss = X.new_zeros((), dtype=torch.float64)
-        dX, dweight = torch.empty_like(X), torch.zeros_like(weight)
+        dX, dweight = torch.empty_like(X), torch.empty_like(weight)
         dbias = torch.zeros_like(bias)
         chunk_rows = GPU_CHUNK_ROWS if X.is_cuda else CHUNK_ROWS
         shape = min(chunk_rows, len(X)), len(weight)
@@ -66,7 +66,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             logits.scatter_add_(1, label, logits.new_full(label.shape, -1))
             scale = weights[rows].unsqueeze(1)
             dX[rows] = torch.mm(logits, weight).mul_(scale)
-            dweight.addmm_(logits.T, X[rows] * scale)
+            # Of the first chunk it becomes the product, whatever it was
+            dweight.addmm_(logits.T, X[rows] * scale, beta=min(start, 1))
             dbias.addmv_(logits.T, weights[rows])
         ctx.save_for_backward(dX, dweight, dbias)
         return loss.to(X.dtype)
