@@ -29,6 +29,7 @@ from d2lbert.config import MIN_KEEP
 from d2lbert.errors import InputError, RunError, RunWarning
 from d2lbert.files import (
     DAMAGE,
+    describe_error,
     describe_file,
     load_arrays,
     read_file,
@@ -93,16 +94,13 @@ class Checkpoints:
             names = {path.name for path in self._files()}
         except OSError as error:
             raise InputError(
-                f'{self.folder} cannot be read ({error.strerror}): give '
-                'another folder'
+                f'{self.folder} cannot be read ({describe_error(error)}): '
+                'give another folder'
             ) from error
-        found = filter(None, map(FILE_NAME.fullmatch, names))
+        found = map(FILE_NAME.fullmatch, names)
+        steps = {int(match[1]) for match in found if match}
         return sorted(
-            {
-                int(match[1])
-                for match in found
-                if self.paths(int(match[1]))[0].name in names
-            },
+            (step for step in steps if self.paths(step)[0].name in names),
             reverse=True,
         )
 
@@ -137,7 +135,7 @@ class Checkpoints:
         except OSError as error:
             raise RunError(
                 f'the checkpoint of step {step} could not be written to '
-                f'{self.folder}: {error.strerror or error}. Older ones are '
+                f'{self.folder}: {describe_error(error)}. Older ones are '
                 'kept: make room and continue with --resume'
             ) from error
 

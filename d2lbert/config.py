@@ -11,7 +11,7 @@ import backends
 from backends.base import PRECISIONS, parse_devices
 from d2lbert.data.examples import check_max_len
 from d2lbert.errors import InputError, input_errors
-from d2lbert.recipes import MAX_LR, TAB_RECIPES, Recipe, get_recipe
+from d2lbert.recipes import TAB_RECIPES, Recipe, check_lr, get_recipe
 
 #: The longest sequence that the network has positions for.
 MAX_POSITIONS = 1000
@@ -108,11 +108,11 @@ class Config:
                 f'dropout = {self.dropout!r}: expected a number '
                 'from 0 to below 1'
             )
-        lr = self.learning_rate
-        if not _is_number(lr) or not 0 < lr <= MAX_LR:
+        if not _is_number(self.learning_rate):
             raise InputError(
-                f'lr = {lr!r}: expected a positive number, at most {MAX_LR}'
+                f'lr = {self.learning_rate!r}: expected a positive number'
             )
+        check_lr(self.learning_rate)
 
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)

@@ -107,3 +107,11 @@ def get_recipe(name: str) -> Recipe:
             + ', '.join(map(repr, RECIPES))
         )
     return RECIPES[name]
+
+
+def check_lr(lr: float) -> None:
+    """Raise `InputError` for a learning rate that cannot be used."""
+    if not 0 < lr <= MAX_LR:
+        raise InputError(
+            f'lr = {lr!r}: expected a positive number, at most {MAX_LR}'
+        )

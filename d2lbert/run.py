@@ -35,6 +35,7 @@ from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, input_errors
 from d2lbert.files import (
     DAMAGE,
+    describe_error,
     describe_file,
     load_arrays,
     locked,
@@ -150,7 +151,7 @@ class Run:
         except OSError as error:
             raise RunError(
                 f'the run could not be written to {folder}: '
-                f'{error.strerror or error}. What is there is not a whole '
+                f'{describe_error(error)}. What is there is not a whole '
                 'run: make room and try again, with --resume where there are '
                 'checkpoints'
             ) from error

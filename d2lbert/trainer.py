@@ -23,7 +23,7 @@ from d2lbert.data.checks import check_batch
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError, RunError, input_errors
 from d2lbert.randomness import DropoutMasks, device_seed
-from d2lbert.recipes import MAX_LR, Recipe
+from d2lbert.recipes import Recipe, check_lr
 from d2lbert.weights import neutral_name
 
 # Few enough shapes for a GPU to record each, and little done in vain
@@ -91,7 +91,7 @@ class Trainer:
         precision: str = 'float32',
         shared_masks: bool = False,
     ) -> None:
-        check_positive(lr=lr)
+        check_lr(lr)
         with input_errors(), net.backend.precision(precision):
             pass
         if micro_batch is not None:
@@ -505,11 +505,8 @@ def loss_inputs(
     ), queries
 
 
-def check_positive(most: float = MAX_LR, **values: float) -> None:
-    """Raise `InputError` for a value that is not positive, or too large."""
+def check_positive(**values: float) -> None:
+    """Raise `InputError` for a value that is not finite and positive."""
     for name, value in values.items():
-        if not 0 < value <= most:
-            raise InputError(
-                f'{name} = {value}: expected a positive number, at most '
-                f'{most}'
-            )
+        if not (np.isfinite(value) and value > 0):
+            raise InputError(f'{name} = {value}: expected a positive number')

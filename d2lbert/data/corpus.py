@@ -27,7 +27,7 @@ from d2lbert.data.archives import (
     unpack,
 )
 from d2lbert.errors import CorpusError, InputError
-from d2lbert.files import check_regular, write_file
+from d2lbert.files import check_regular, describe_error, write_file
 
 if TYPE_CHECKING:
     import requests
@@ -158,7 +158,7 @@ def _read_path(corpus: str | os.PathLike, given: str) -> list[str]:
             name = f'{given}{path}'
         data = _read_file(path, name)
     except (OSError, TypeError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
+        reason = describe_error(error)
         raise InputError(
             f'The corpus {name!r} cannot be read ({reason}); expected was '
             "'sample', 'wikitext-2', or the path of an archive (.zip, .tar, "
