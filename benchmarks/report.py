@@ -53,6 +53,8 @@ def training_page(results: Results) -> str:
     ]  # fmt: skip
     rates = matrix_rates(results)
     flops = results['torch']['flops_per_step'] / 1e9
+    bound = statistics.median(rates) / flops * results['batch_size']
+    times = times_textbook(bound, results, 'textbook', 'pairs_per_sec')
     steps = ' and '.join(
         f'{results[framework]["num_steps"]} steps ({LABELS[framework]})'
         for framework in FRAMEWORKS
@@ -109,8 +111,22 @@ heads; 6 is a multiplication and an addition, forward and twice backward.
 The share of the rate is pairs/s × {flops:.1f} GFLOP / \
 {results['batch_size']} over the best float32
 product of 2048³ in PyTorch, measured in the same round:
-{summary(rates, 0)} GFLOP/s.
+{summary(rates, 0)} GFLOP/s. No code that makes these products is faster
+than {bound:,.0f} pairs/s,
+{times}.
 """
+
+
+def times_textbook(
+    speed: float, results: Results, side: str, unit: str
+) -> str:
+    """Say how many times the textbook's a speed is, in each framework."""
+    return ' and '.join(
+        f'{speed / statistics.median(theirs):.1f} × the textbook in '
+        f'{LABELS[framework]}'
+        for framework in FRAMEWORKS
+        for theirs in [column(results[framework][side], unit)]
+    )
 
 
 def matrix_rates(results: Results) -> list[float]:
@@ -187,6 +203,8 @@ def representing_page(results: Results) -> str:
     names = ('textbook, one at a time', 'ours, one at a time', 'represent')
     gflops = results['flops'] / 1e9
     rate = statistics.median(matrix_rates(results))
+    bound = results['sentences'] * rate / gflops
+    times = times_textbook(bound, results, names[0], 'sentences_per_sec')
     rows = [
         [
             LABELS[framework],
@@ -220,7 +238,8 @@ for all.
 The matrix products of all sentences are {gflops:.0f} GFLOP. At the rate of
 the best product of 2048³ in the same rounds, {rate:.0f} GFLOP/s, they alone
 would take {gflops / rate:.2f} s: no code that makes these products is faster
-than {results['sentences'] * rate / gflops:,.0f} sentences/s.
+than {bound:,.0f} sentences/s,
+{times}.
 """
 
 

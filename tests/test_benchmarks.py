@@ -349,6 +349,19 @@ def test_page(results):
     assert 'not to be quoted' not in page
 
 
+def test_page_says_what_could_be_reached_at_most(results):
+    page = ' '.join(report.page(results).split())
+    # 250 GFLOP/s over 83 GFLOP for 512 pairs, and over 140 for 10,000
+    # sentences
+    for bound in (
+        '1,542 pairs/s, 15.4 × the textbook in PyTorch and 15.4 × the '
+        'textbook in MXNet.',
+        '17,857 sentences/s, 35.7 × the textbook in PyTorch and 35.7 × the '
+        'textbook in MXNet.',
+    ):
+        assert f'these products is faster than {bound}' in page
+
+
 def test_page_says_what_was_not_measured(results):
     del results['sections']['display'], results['sections']['growth']
     page = report.page(results | {'quick': True})
