@@ -59,6 +59,9 @@ NUMPY_FUNCTIONS = {
     'MXNet': {DROPOUT: r'randomness\.py', VOCABULARY: r'cross_entropy'},
 }
 
+#: What cProfile gives as the file of functions in C, and of those that
+#: NumPy before 1.25 made to dispatch its own.
+BUILT_IN = ('~', '<__array_function__ internals>')
 #: How many operators the raw results name.
 NUM_LARGEST = 40
 #: How many functions of NumPy may call each other, one inside another.
@@ -195,7 +198,7 @@ def time_python(
         path, _, name = function
         *_, callers = stats[function]
         waited = sum(seconds for *_, seconds in callers.values())
-        is_helper = path == '~' or '/numpy/' in path.replace(
+        is_helper = path in BUILT_IN or '/numpy/' in path.replace(
             'mxnet/numpy', ''
         )
         if is_helper and waited and depth < MAX_HELPERS:
