@@ -36,10 +36,10 @@ def start(backend_name, out, *args, code=MAIN):
     )
 
 
-def wait_for_step(process):
-    """Read the progress bar until it has shown a loss."""
+def wait_for_step(process, shows=b'mlm='):
+    """Read the progress bar until it shows a loss, or something else."""
     shown = b''
-    while b'mlm=' not in shown:
+    while shows not in shown:
         new = os.read(process.stderr.fileno(), 1000)
         assert new, shown.decode()
         shown += new
@@ -107,7 +107,7 @@ step = Trainer.step
 def hang(self, batch):
     result = step(self, batch)
     if self.num_steps == 2:
-        print('mlm=', file=sys.stderr, flush=True)
+        print('hanging', file=sys.stderr, flush=True)
         time.sleep(600)
     return result
 Trainer.step = hang
@@ -122,7 +122,7 @@ def test_a_second_signal_leaves_at_once(text_file, backend_name, tmp_path):
     )
     with contextlib.ExitStack() as stack:
         stack.callback(process.kill)
-        wait_for_step(process)
+        wait_for_step(process, b'hanging')
         process.send_signal(numbers[0])
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
