@@ -144,9 +144,11 @@ def serving():
     with Site() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+        try:
+            yield server
+        finally:  # or a test that fails would never end
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
