@@ -24,7 +24,7 @@ import os
 import platform
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from threading import local
 from typing import Any
@@ -434,8 +434,24 @@ class Backend(ABC):
             return
         # More than cores, so that none idles while others have a worker left
         threads = _threads(self, min(num_workers, 2 * self.num_threads()))
+        futures: list[Future[Any]] = []
+
+        def worker_map(function, *arguments):
+            started = [
+                threads.submit(function, *each)
+                for each in zip(*arguments, strict=True)
+            ]
+            futures.extend(started)
+            return (future.result() for future in started)
+
         with self.one_core_each():
-            yield threads.map
+            try:
+                yield worker_map
+            finally:
+                # After an error or Ctrl-C nobody may still be computing
+                for future in futures:
+                    future.cancel()
+                wait(futures)
 
     @abstractmethod
     def one_core_each(self) -> AbstractContextManager[Any]:

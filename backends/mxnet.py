@@ -537,7 +537,8 @@ class Adam(base.Optimizer):
         self.parameters = {
             name: parameter
             for name, parameter in _parameters(net).items()
-            if not name.endswith(tuple(frozen))
+            if parameter.grad_req != 'null'
+            and not name.endswith(tuple(frozen))
         }
         self.lr = lr
         self.epsilon_inside = epsilon_inside

@@ -461,7 +461,7 @@ class Adam(base.Optimizer):
         self.parameters = {
             name: parameter
             for name, parameter in net.named_parameters()
-            if not name.endswith(tuple(frozen))
+            if parameter.requires_grad and not name.endswith(tuple(frozen))
         }
         self.adam = torch.optim.Adam(
             self.parameters.values(),

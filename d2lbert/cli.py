@@ -197,10 +197,9 @@ def pretrain(
         and 'COMMANDLINE' in str(context.get_parameter_source(name))
     }
     run = train(out=out, resume=resume, **options)
-    print(
-        f'The run is in {out}, its loss curves in {out / "losses.png"}',
-        file=sys.stderr,
-    )
+    picture = out / 'losses.png'
+    curves = f', its loss curves in {picture}' if picture.exists() else ''
+    print(f'The run is in {out}{curves}', file=sys.stderr)
     print(run.summary())
     if as_json:
         print(json.dumps(run.results()))

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from d2lbert import __version__, display
 from d2lbert.checkpoint import Checkpoints
 from d2lbert.config import Config, check_backend
 from d2lbert.data.vocab import Vocab
-from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.errors import InputError, RunError, RunWarning, input_errors
 from d2lbert.files import (
     DAMAGE,
     describe_error,
@@ -140,13 +141,7 @@ class Run:
             (folder / RUN_FILE).unlink(missing_ok=True)
             for name, data in files.items():
                 write_file(folder / name, data)
-            if self.steps:
-                display.draw_losses(
-                    {self.label(): self.history},
-                    folder / 'losses',
-                    len(self.vocab),
-                    self.config.title(),
-                )
+            self.draw(folder)
             write_file(folder / RUN_FILE, self.manifest(files))
         except OSError as error:
             raise RunError(
@@ -155,6 +150,27 @@ class Run:
                 'run: make room and try again, with --resume where there are '
                 'checkpoints'
             ) from error
+
+    def draw(self, folder: Path) -> None:
+        """Draw the losses, or warn that Matplotlib cannot."""
+        if not self.steps:
+            return
+        try:
+            display.draw_losses(
+                {self.label(): self.history},
+                folder / 'losses',
+                len(self.vocab),
+                self.config.title(),
+            )
+        except OSError:
+            raise
+        except Exception as error:  # whatever Matplotlib is set to
+            warnings.warn(
+                f'the losses could not be drawn: {describe_error(error)}. '
+                'The run is whole without the picture',
+                RunWarning,
+                stacklevel=2,
+            )
 
     def files(self) -> dict[str, bytes]:
         """Return the files that `load_run` needs, by name."""

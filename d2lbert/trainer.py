@@ -181,7 +181,12 @@ class Trainer:
             self.backend.backward(losses)
             return losses
 
-        if self.is_ours and self.draws_masks(device):
+        # CUDA records one graph at a time in a process, for one card
+        if (
+            self.is_ours
+            and self.draws_masks(device)
+            and len(self.devices) == 1
+        ):
             return self.backend.replayed(gradients, net, device)
         return gradients
 
@@ -199,11 +204,10 @@ class Trainer:
         check_batch(batch, *self.num_embeddings())
         with self.backend.accumulate_gradients(self.net):
             losses = self.accumulate(batch)
-            self.num_steps += 1
             launched = Launched(
                 losses,
                 self.backend.to_numpy_later(self.backend.total(self.net)),
-                self.num_steps,
+                self.num_steps + 1,
                 len(batch.tokens),
                 start,
             )
@@ -211,6 +215,7 @@ class Trainer:
                 # Before the update; what a GPU finds comes with its losses
                 self.check_finite(launched)
             self.optimizer.step()
+            self.num_steps += 1
         self.backend.broadcast_parameters(*self.replicas())
         return launched
 
@@ -375,9 +380,15 @@ def losses_follow_forward(net: Any) -> bool:
     """Say whether `net.losses` is the loss of what `net.forward` returns.
 
     Of a reader's own `forward`, in the network or in one of these parts,
-    nothing is known but what it returns.
+    nothing is known but what it returns; the same holds where a head ends
+    in anything but a linear layer with a bias.
     """
     *_, last_blk = net.encoder.blks
+    if any(
+        getattr(layer, 'bias', None) is None
+        for layer in (net.mlm.mlp[-1], net.nsp.output)
+    ):
+        return False
     return all(
         type(part).forward is definition.forward
         for part, definition in (
@@ -451,7 +462,7 @@ def loss_inputs(
     mlm_weights: np.ndarray,
     nsp_weights: np.ndarray,
     few_shapes: bool = False,
-) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
     """Return the arguments of `BERTModel.losses` for a micro-batch.
 
     Rows are cut to the longest. Slots that ask the same of the same
@@ -460,7 +471,8 @@ def loss_inputs(
     With `few_shapes`, for what is to be replayed, rows are cut to a multiple
     of `TOKENS`, and slots of no weight make theirs a multiple of `SLOTS`.
     There is always one, for MXNet has no empty arrays.
-    The second result is the position of each query, `(B, Q)`.
+    The second result is the position of each query, `(B, Q)`, or `None`
+    where every token is one.
     """
     num_rows, max_len = batch.tokens.shape
     num_tokens = int(batch.valid_lens.max())
@@ -479,6 +491,8 @@ def loss_inputs(
     # Each row's queries are `<cls>` and then the positions asked, in order
     wanted = np.zeros((num_rows, num_tokens), bool)
     wanted[:, 0] = wanted[row, position] = True
+    if wanted.all(axis=1).any():
+        wanted[:] = True
     query = wanted.cumsum(axis=1) - 1
     num_queries = query.max() + 1
     if few_shapes:
@@ -502,7 +516,7 @@ def loss_inputs(
         weights.astype(np.float32),
         batch.nsp_labels,
         nsp_weights,
-    ), queries
+    ), None if wanted.all() else queries
 
 
 def check_positive(**values: float) -> None:

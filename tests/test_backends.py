@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import backends
 from backends import base
+from d2lbert.errors import RunError
 
 rng = np.random.default_rng(0)
 
@@ -188,8 +190,9 @@ def test_dropout(backend):
     close(backend.to_numpy(Y), X * keep / 0.8)
 
 
+@pytest.mark.parametrize('factor', [1, 2])
 @pytest.mark.parametrize('num_rows', [1, 5, 700])
-def test_linear_cross_entropy(backend, num_rows):
+def test_linear_cross_entropy(backend, num_rows, factor):
     num_classes, num_hiddens = 11, 6
     X, W = normal(num_rows, num_hiddens), normal(num_classes, num_hiddens)
     b, weights = normal(num_classes), rng.random(num_rows, np.float32)
@@ -210,12 +213,14 @@ def test_linear_cross_entropy(backend, num_rows):
                 backend.tensor(labels),
                 backend.tensor(weights),
             )
+            loss = factor * loss
         backend.backward([loss])
         gradients = backend.gradients(layer)
 
     P = softmax((X @ W.T + b).astype(np.float64))
     rows = np.arange(num_rows)
     assert loss.shape == ()
+    weights *= factor
     close(backend.to_numpy(loss), -(weights * np.log(P[rows, labels])).sum())
     P[rows, labels] -= 1
     dZ = P * weights[:, None]
@@ -398,7 +403,7 @@ def test_parse_devices(spec, expected):
 @pytest.mark.parametrize(
     'spec',
     ['', 'gpu', 'cpu:0', 'cpu:', 'cpu:-1', 'gpu:', 'gpu:-1', 'gpu:0,0',
-     'gpu:x', 'tpu', 'all:1', 'cpu:1,2', 'CPU'],
+     'gpu:x', 'tpu', 'all:1', 'cpu:1,2', 'CPU', 'cpu:1025'],
 )  # fmt: skip
 def test_parse_devices_refuses(spec):
     with pytest.raises(ValueError, match='unknown devices'):
@@ -562,6 +567,23 @@ def test_optimizer_state_continues(backend, inside):
     take_steps(backend, cut, second, 2, 1)
     for name, array in backend.parameters(straight).items():
         np.testing.assert_array_equal(backend.parameters(cut)[name], array)
+
+
+def test_nobody_computes_after_an_error(backend):
+    done = []
+
+    def work(number):
+        if number == 0:
+            raise RunError('a worker failed')
+        time.sleep(0.3)
+        done.append(number)
+
+    with (
+        pytest.raises(RunError, match='a worker failed'),
+        backend.side_by_side(2) as worker_map,
+    ):
+        list(worker_map(work, [0, 1]))
+    assert done == [1]
 
 
 def test_evaluation_restores_the_mode(backend):

@@ -442,6 +442,18 @@ def test_the_picture_says_what_was_run(folder):
         assert text in texts
 
 
+def test_a_picture_that_fails_costs_no_run(
+    train, backend_name, tmp_path, monkeypatch
+):
+    def draw(*_):
+        raise ValueError('no such backend')
+
+    monkeypatch.setattr('d2lbert.display.draw_losses', draw)
+    with pytest.warns(RunWarning, match='not be drawn: no such backend'):
+        run = train(backend_name, out=tmp_path)
+    assert d2lbert.load_run(tmp_path).history == run.history
+
+
 def test_a_strange_file_name_is_no_formula(train, backend_name, tmp_path):
     path = write_text(tmp_path / r'$\nothing{ <&>.txt')
     train(backend_name, corpus=path, out=tmp_path / 'run')

@@ -769,11 +769,17 @@ def test_the_recipe_is_that_of_the_torch_loss(both_tabs):
         {'reduction': 'sum'},
         {'label_smoothing': 0.1},
         {'ignore_index': 0},
+        {'weight': d2l.torch.ones(50)},
     ):
         with pytest.raises(InputError, match=r'loss = CrossEntropyLoss\(\)'):
             recipe(**options)
-    with pytest.raises(InputError, match=r'nn\.CrossEntropyLoss\(\)'):
-        d2l._recipe_of(nn.NLLLoss())
+
+    class Own(nn.CrossEntropyLoss):
+        """Nobody knows what a reader's own loss computes."""
+
+    for loss in (nn.NLLLoss(), Own()):
+        with pytest.raises(InputError, match=r'nn\.CrossEntropyLoss\(\)'):
+            d2l._recipe_of(loss)
 
 
 @pytest.mark.mxnet
@@ -781,8 +787,13 @@ def test_the_recipe_is_that_of_the_mxnet_loss(both_tabs):
     from mxnet import gluon
 
     d2l = both_tabs[0]
+
+    class Own(gluon.loss.SoftmaxCELoss):
+        """Nobody knows what a reader's own loss computes."""
+
     assert d2l._recipe_of(gluon.loss.SoftmaxCELoss()).name == 'mxnet'
     for loss in (
+        Own(),
         gluon.loss.SoftmaxCELoss(sparse_label=False),
         gluon.loss.SoftmaxCELoss(weight=2),
         gluon.loss.L2Loss(),
