@@ -59,6 +59,8 @@ NO_PICKLE = (
 
 #: No file of weights is larger, in bytes: BERT-Large has 1.4 GB.
 MAX_WEIGHTS = 8 << 30
+#: How many times as many numbers as there are may be missing, beside so many.
+MISSING_SHARE, MANY_NUMBERS = 4, 10_000_000
 
 # MXNet's binary list: `NDArray::Save` and `MXNDArraySave` of MXNet 1.9.1
 LIST_MAGIC = 0x112
@@ -186,8 +188,9 @@ def neutral(arrays: Mapping[str, np.ndarray]) -> Weights:
 
 def check_weights(weights: Weights) -> None:
     """Raise `ValueError` unless these are all the weights of a BERT."""
-    tab = load_tab(any_backend())
-    net = tab.BERTModel(**sizes_of(weights))
+    sizes = sizes_of(weights)
+    check_size(weights, **sizes)
+    net = load_tab(any_backend()).BERTModel(**sizes)
     check_parameters(neutral_shapes(net), weights)
     faults = [
         f'{name} has type {W.dtype} instead of float32 or float64'
@@ -200,6 +203,35 @@ def check_weights(weights: Weights) -> None:
     ]
     if faults:
         raise ValueError('; '.join(faults))
+
+
+def check_size(
+    weights: Weights,
+    vocab_size: int,
+    num_hiddens: int,
+    ffn_num_hiddens: int,
+    num_blks: int,
+    **others: int,
+) -> None:
+    """Raise `ValueError` where a few names ask for a giant of a network.
+
+    One is made to compare the shapes with, so a file must hold a fair part
+    of its numbers; which ones are missing the comparison tells.
+    """
+    empty = [name for name, W in weights.items() if not W.size]
+    if empty:
+        raise ValueError(
+            f'{empty[0]} has shape {weights[empty[0]].shape}, which holds '
+            'no numbers'
+        )
+    products = num_blks * (2 * num_hiddens + ffn_num_hiddens) + vocab_size
+    expected = 2 * num_hiddens * products
+    given = sum(W.size for W in weights.values())
+    if expected > MISSING_SHARE * given + MANY_NUMBERS:
+        raise ValueError(
+            f'the arrays hold {given:,} numbers, where a BERT of the sizes '
+            f'that they tell has more than {expected:,}: arrays are missing'
+        )
 
 
 def sizes_of(weights: Weights) -> dict[str, int]:

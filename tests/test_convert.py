@@ -340,6 +340,33 @@ def test_every_name_and_shape_is_listed(file, weights, assert_refused):
         assert fault in str(caught.value)
 
 
+def few_arrays(num_hiddens, num_blks=1):
+    weights = {
+        'encoder.token_embedding.weight': np.ones((1, num_hiddens)),
+        'encoder.pos_embedding': np.ones((1, 1, num_hiddens)),
+        'encoder.blks.0.ffn.dense1.weight': np.ones((1, num_hiddens)),
+    }
+    for i in range(num_blks):
+        weights[f'encoder.blks.{i}.x'] = np.ones(1)
+    return {name: W.astype(np.float32) for name, W in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'fault'),
+    [
+        ({'num_hiddens': 12_000}, r'hold 36,001 numbers.* more than 576,0'),
+        ({'num_hiddens': 512, 'num_blks': 100}, 'arrays are missing'),
+        ({'num_hiddens': 0}, r'shape .*0\), which holds no numbers'),
+    ],
+)
+def test_a_few_numbers_make_no_giant(
+    file, assert_refused, monkeypatch, sizes, fault
+):
+    monkeypatch.setattr(convert, 'load_tab', None)  # would make one
+    data = convert.to_safetensors(few_arrays(**sizes))
+    assert_refused(file(data), fault)
+
+
 def test_a_file_of_another_network(file, assert_refused):
     data = convert.to_safetensors({'0.weight': np.ones((2, 2), np.float32)})
     assert_refused(file(data), r'token_embedding.*is missing.*0\.weight')

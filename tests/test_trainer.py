@@ -193,7 +193,7 @@ def test_what_a_reader_froze_stays(tab, num_threads, monkeypatch):
     before = get_weights(net)
     trainer = Trainer(
         net, get_recipe('corrected'), lr=0.01,
-        devices=tab.BACKEND.devices('cpu'),
+        devices=tab.BACKEND.devices('cpu'), micro_batch=2,
     )  # fmt: skip
     _, after = train(trainer)
     moved = {
