@@ -179,7 +179,10 @@ class Backend(ABC):
 
     @abstractmethod
     def to_numpy(self, X: Array) -> np.ndarray:
-        """Copy an array to NumPy, waiting for its value."""
+        """Return an array in NumPy, waiting for its value.
+
+        It may share the memory of `X`.
+        """
 
     def to_numpy_later(self, X: Array) -> Callable[[], np.ndarray]:
         """Begin to copy an array to NumPy; return what waits for it.
@@ -250,9 +253,9 @@ class Backend(ABC):
         few hundred rows exist at a time; gradients for `X`, `weight` and
         `bias` are computed on the way forward.
 
-        `X`: `(num_rows, num_hiddens)`; `weight`: `(num_classes,
-        num_hiddens)`; `bias`: `(num_classes,)`; `labels`: `(num_rows,)`;
-        `weights`: `(num_rows,)`, which get no gradient.
+        `X`: `(num_rows, num_hiddens)`, one row or more; `weight`:
+        `(num_classes, num_hiddens)`; `bias`: `(num_classes,)`; `labels`:
+        `(num_rows,)`; `weights`: `(num_rows,)`, which get no gradient.
         """
 
     @abstractmethod
@@ -402,7 +405,7 @@ class Backend(ABC):
 
     @abstractmethod
     def seed(self, device: Device, seed: int) -> None:
-        """Seed the framework's own random numbers on a device."""
+        """Seed the framework's own random numbers on a GPU."""
 
     @abstractmethod
     def precision(self, name: str) -> AbstractContextManager[Any]:

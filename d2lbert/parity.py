@@ -157,6 +157,8 @@ def copy_weights(
 ) -> None:
     """Give `target` the parameters of `source`, initialising it if needed.
 
+    Its sizes have to be fixed, not left to the first input.
+
     Raises `ValueError`, with nothing changed, that lists every parameter
     without a counterpart or of another shape.
     """

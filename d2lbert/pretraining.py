@@ -61,11 +61,11 @@ def pretrain(
     `options`: the fields of `Config`, with its defaults: `backend`,
     `recipe`, `corpus`, `steps`, `batch_size`, `max_len`, `num_hiddens`,
     `ffn_num_hiddens`, `num_heads`, `num_blks`, `dropout`, `lr`, `devices`,
-    `micro_batch`, `seed`, `save_every`, `keep`. `out`: the folder in which
-    to keep the run, which must not hold one; `progress`: show a progress
-    bar on stderr. `resume`: go on with the run in `out` from its newest
-    checkpoint, with its options where none are given; see `MAY_CHANGE` for
-    those that may be others.
+    `micro_batch`, `seed`, `save_every`, `keep`, `precision`. `out`: the
+    folder in which to keep the run, which must not hold one; `progress`:
+    show a progress bar on stderr. `resume`: go on with the run in `out` from
+    its newest checkpoint, with its options where none are given; see
+    `MAY_CHANGE` for those that may be others.
 
     Ctrl-C and SIGTERM let the step be finished and a checkpoint be written
     to `out`, and raise `Stopped`; a second one leaves at once.

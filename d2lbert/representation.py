@@ -25,8 +25,8 @@ def represent(
 
     `texts`: sentences, or pairs of them, whose words are separated by
     spaces; upper case does not matter. The network is in evaluation mode
-    meanwhile. `batch_size`: how many texts go through it at a time, by
-    default as many as keep the device busy.
+    meanwhile, and serves one caller at a time. `batch_size`: how many texts
+    go through it at a time, by default as many as keep the device busy.
 
     Returns a float32 array `(num_tokens, num_hiddens)` for each text, where
     the tokens are those of `to_tokens`: `<cls>`, the words, `<sep>`.

@@ -595,6 +595,17 @@ def test_evaluation_restores_the_mode(backend):
         assert (backend.to_numpy(layer(X)) != 1).any()
 
 
+@pytest.mark.torch
+def test_each_part_gets_its_own_mode_back():
+    backend = backends.load('torch')
+    net = backend.Sequential(backend.Dropout(0.5), backend.Dropout(0.5))
+    net[1].eval()
+    for mode in (backend.evaluation, backend.record):
+        with mode(net):
+            pass
+        assert [part.training for part in net] == [True, False]
+
+
 def test_set_gradients(backend):
     layer = linear(backend)
     gradients = {'weight': normal(2, 3), 'bias': normal(2)}

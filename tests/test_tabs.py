@@ -683,6 +683,18 @@ def test_ctx_and_log_interval(tab, capsys):
             assert moved < 0.5 * abs(new[name] - start[name]).mean()
 
 
+@pytest.mark.mxnet
+def test_mxnet_training_leaves_the_network_where_it_was(
+    both_tabs, monkeypatch
+):
+    tab, _ = both_tabs
+    monkeypatch.setattr(type(tab.BACKEND), 'num_threads', lambda self: 2)
+    net = new_net(tab, dropout=0)
+    train(tab, net)
+    for parameter in net.collect_params().values():
+        assert parameter.list_ctx() == tab.try_all_gpus()
+
+
 def test_devices_or_ctx(tab):
     two = tab.BACKEND.devices('cpu:2')
     with pytest.raises(InputError, match=r'devices = .* and ctx = '):
