@@ -207,6 +207,8 @@ class MXNetBackend(base.Backend):
     # ---- tensor operations -------------------------------------------
 
     def tensor(self, data, device=None):
+        if isinstance(data, np.ndarray):
+            data = data.asnumpy()
         data = numpy.asarray(data)
         dtype = data.dtype if data.dtype.kind == 'f' else numpy.int32
         return np.array(
@@ -534,9 +536,13 @@ class Adam(base.Optimizer):
     def __init__(
         self, net: Any, lr: float, epsilon_inside: bool, frozen: Sequence[str]
     ) -> None:
+        # One that has several names, because layers share it, is one
+        once = {
+            parameter: name for name, parameter in _parameters(net).items()
+        }
         self.parameters = {
             name: parameter
-            for name, parameter in _parameters(net).items()
+            for parameter, name in once.items()
             if parameter.grad_req != 'null'
             and not name.endswith(tuple(frozen))
         }

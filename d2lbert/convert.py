@@ -145,11 +145,11 @@ def read_weights(source: str | Path) -> Weights:
 def like_run(folder: str | Path, weights: Weights, source: str) -> Run:
     """Return a run with the options of another one and given weights."""
     like = load_run(folder)
+    with np.errstate(over='ignore'):  # found below
+        single = {name: W.astype(np.float32) for name, W in weights.items()}
     with input_errors():
-        set_weights(
-            like.net,
-            {name: W.astype(np.float32) for name, W in weights.items()},
-        )
+        check_weights(single)
+        set_weights(like.net, single)
     return ImportedRun(
         like.config, like.net, like.vocab, like.devices, source=source
     )

@@ -218,8 +218,8 @@ def locked(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if is_new and os.listdir(folder) == [LOCK]:
-            with suppress(OSError):
+        with suppress(OSError):  # the folder may be gone
+            if is_new and os.listdir(folder) == [LOCK]:
                 path.unlink()
                 path.parent.rmdir()
         raise

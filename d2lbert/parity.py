@@ -234,6 +234,8 @@ def compare_training(
     for each step, and for each parameter at the end.
     """
     batches = list(batches)
+    if not batches:
+        raise ValueError('batches is empty: give one to compare, or more')
     ours, theirs = (
         list(_train(net, losses, batches, lr, epsilon_inside))
         for net in (source, target)

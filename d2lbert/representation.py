@@ -32,7 +32,7 @@ def represent(
     the tokens are those of `to_tokens`: `<cls>`, the words, `<sep>`.
 
     Raises `InputError` for a text that is empty, too long for the network,
-    or all unknown words.
+    or all unknown words, and for a vocabulary that is not the network's.
     """
     if isinstance(texts, str):
         raise InputError(
@@ -41,6 +41,8 @@ def represent(
         )
     if batch_size is not None and batch_size < 1:
         raise InputError(f'batch_size = {batch_size}: expected 1 or more')
+    texts = list(texts)
+    check_vocab(net, vocab)
     encoded = [encode_text(vocab, text) for text in texts]
     check_lengths(net, texts, encoded)
     backend = net.backend
@@ -105,6 +107,16 @@ def encode_text(vocab: Vocab, text: Text) -> tuple[list[int], list[int]]:
             'tokens: use words of the corpus, separated by spaces'
         )
     return indices, segments
+
+
+def check_vocab(net: Any, vocab: Vocab) -> None:
+    """Raise `InputError` for a vocabulary of another size."""
+    num_tokens, _ = net.encoder.token_embedding.weight.shape
+    if len(vocab) != num_tokens:
+        raise InputError(
+            f'a vocabulary of {len(vocab):,} tokens, where the network knows '
+            f'{num_tokens:,}: give the one that it was trained with'
+        )
 
 
 def check_lengths(

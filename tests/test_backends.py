@@ -569,12 +569,33 @@ def test_optimizer_state_continues(backend, inside):
         np.testing.assert_array_equal(backend.parameters(cut)[name], array)
 
 
+def test_tensor_of_the_frameworks_own_array(backend):
+    X = backend.tensor(np.array([0.5, -2.9], np.float32))
+    close(backend.to_numpy(backend.tensor(X)), [0.5, -2.9])
+
+
+def test_a_shared_parameter_takes_one_step(backend):
+    layer = linear(backend)
+    twice = backend.Sequential(layer, layer)
+    before = backend.parameters(layer)
+    optimizer = backend.Adam(twice, 0.01, False)
+    with backend.accumulate_gradients(layer):
+        backend.zero_gradients(layer)
+        ones = {name: np.ones_like(W) for name, W in before.items()}
+        backend.set_gradients(layer, ones)
+        optimizer.step()
+    for name, W in backend.parameters(layer).items():
+        close(W, before[name] - 0.01, 1e-5, 1e-6)
+
+
 def test_nobody_computes_after_an_error(backend):
-    done = []
+    done, started = [], threading.Event()
 
     def work(number):
         if number == 0:
+            assert started.wait(10)
             raise RunError('a worker failed')
+        started.set()
         time.sleep(0.3)
         done.append(number)
 

@@ -340,6 +340,15 @@ def test_every_name_and_shape_is_listed(file, weights, assert_refused):
         assert fault in str(caught.value)
 
 
+def test_numbers_beyond_float32_make_no_run(file, weights, folder, tmp_path):
+    weights = {name: W.astype(np.float64) for name, W in weights.items()}
+    weights['hidden.0.weight'][1, 2] = 1e300
+    source = file(convert.to_safetensors(weights))
+    with pytest.raises(InputError, match=r'hidden\.0\.weight.*not finite'):
+        convert.convert(source, 'run', tmp_path / 'out', like=folder)
+    assert not (tmp_path / 'out').exists()
+
+
 def few_arrays(num_hiddens, num_blks=1):
     weights = {
         'encoder.token_embedding.weight': np.ones((1, num_hiddens)),

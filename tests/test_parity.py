@@ -69,6 +69,12 @@ def test_equal_networks_pass(pair):
     parity.assert_training(source, target, losses, [X, -X], mapping)
 
 
+def test_no_batches_compare_nothing(pair):
+    source, target, mapping = pair
+    with pytest.raises(ValueError, match='batches is empty'):
+        parity.assert_training(source, target, losses, iter([]), mapping)
+
+
 def test_the_other_direction(pair):
     target, source, mapping = pair
     mapping = {theirs: ours for ours, theirs in mapping.items()}

@@ -38,6 +38,17 @@ def represent(net, *texts, **options):
 # ---- tokens ----------------------------------------------------------
 
 
+def test_another_networks_vocabulary_is_refused(net):
+    other = Vocab.from_tokens([*RESERVED_TOKENS, UNKNOWN, *WORDS, 'more'])
+    with pytest.raises(InputError, match=rf'{len(other)} tokens.*network'):
+        d2lbert.represent(net, other, [WORDS[0]])
+
+
+def test_texts_may_come_one_by_one(net):
+    (X,) = d2lbert.represent(net, VOCAB, iter([WORDS[0]]))
+    np.testing.assert_array_equal(X, represent(net, WORDS[0])[0])
+
+
 def test_the_tokens_of_a_sentence():
     assert to_tokens(SENTENCE) == (
         ['<cls>', 'a', 'crane', 'is', 'flying', '<sep>'],
