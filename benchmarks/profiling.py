@@ -64,8 +64,9 @@ NUMPY_FUNCTIONS = {
 BUILT_IN = ('~', '<__array_function__ internals>')
 #: How many operators the raw results name.
 NUM_LARGEST = 40
-#: How many functions of NumPy may call each other, one inside another.
-MAX_HELPERS = 12
+#: How many functions of NumPy may call each other, one inside another: many,
+#: because some call themselves and each time keep a part.
+MAX_HELPERS = 100
 
 Seconds = defaultdict[str, float]
 
@@ -192,23 +193,24 @@ def time_python(
     functions: defaultdict[tuple[str, str], float] = defaultdict(float)
     stats = vars(pstats.Stats(profiler))['stats']
 
-    def charge(
-        function: tuple[str, int, str], own: float, depth: int
-    ) -> None:
-        path, _, name = function
-        *_, callers = stats[function]
-        waited = sum(seconds for *_, seconds in callers.values())
-        is_helper = path in BUILT_IN or '/numpy/' in path.replace(
-            'mxnet/numpy', ''
-        )
-        if is_helper and waited and depth < MAX_HELPERS:
-            for caller, (*_, seconds) in callers.items():
-                charge(caller, own * seconds / waited, depth + 1)
-        else:
-            functions[path, name] += own
-
-    for function, (_, _, own, _, _) in stats.items():
-        charge(function, own, 0)
+    waiting = {function: own for function, (_, _, own, _, _) in stats.items()}
+    for _ in range(MAX_HELPERS):
+        passed_on: defaultdict[Any, float] = defaultdict(float)
+        for function, spent in waiting.items():
+            path, _, name = function
+            *_, callers = stats[function]
+            waited = sum(seconds for *_, seconds in callers.values())
+            is_helper = path in BUILT_IN or '/numpy/' in path.replace(
+                'mxnet/numpy', ''
+            )
+            if is_helper and waited:
+                for caller, (*_, seconds) in callers.items():
+                    passed_on[caller] += spent * seconds / waited
+            else:
+                functions[path, name] += spent
+        waiting = passed_on
+    for (path, _, name), spent in waiting.items():
+        functions[path, name] += spent
     return total, dict(functions)
 
 

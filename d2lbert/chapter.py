@@ -25,6 +25,7 @@ from d2lbert.data.textbook import _read_wiki, get_tokens_and_segments
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError
 from d2lbert.recipes import Recipe
+from d2lbert.representation import check_vocab_size
 from d2lbert.trainer import Step, Trainer, check_positive
 
 LR = 0.01
@@ -211,7 +212,7 @@ def train_bert(
     num_steps = editions.one_of(num_steps=num_steps)
     draw_interval = 1 if log_interval is None else log_interval
     check_positive(num_steps=num_steps, log_interval=draw_interval)
-    check_vocab_size(net, vocab_size)
+    check_net(net, vocab_size)
     animator = Animator(
         xlabel='step',
         ylabel='loss',
@@ -244,20 +245,18 @@ def train_bert(
     )
 
 
-def check_vocab_size(net: Any, vocab_size: int) -> None:
-    """Raise `InputError` where a network has another vocabulary."""
+def check_net(net: Any, vocab_size: int) -> None:
+    """Raise `InputError` for a network that is none of ours, or not for this.
+
+    `vocab_size`: of the vocabulary that it is used with.
+    """
     if not isinstance(net, bert.BERTModel):
         raise InputError(
             f'net is a {type(net).__qualname__}: expected a BERTModel or a '
             'subclass; for another network write the loop yourself, with '
             '_get_batch_loss_bert'
         )
-    expected, _ = net.encoder.token_embedding.weight.shape
-    if vocab_size != expected:
-        raise InputError(
-            f'vocab_size = {vocab_size}: this network has {expected} tokens; '
-            'give it the vocabulary that it was made for'
-        )
+    check_vocab_size(net, vocab_size)
 
 
 def get_bert_encoding(
@@ -275,7 +274,7 @@ def get_bert_encoding(
         raise InputError(
             'no vocabulary yet: call load_data_wiki first, or give vocab='
         )
-    check_vocab_size(net, len(vocab))
+    check_net(net, len(vocab))
     tokens, segments = get_tokens_and_segments(tokens_a, tokens_b)
     backend = net.backend
     device = backend.device_of(net)

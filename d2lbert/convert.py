@@ -148,7 +148,7 @@ def like_run(folder: str | Path, weights: Weights, source: str) -> Run:
     with np.errstate(over='ignore'):  # found below
         single = {name: W.astype(np.float32) for name, W in weights.items()}
     with input_errors():
-        check_weights(single)
+        check_numbers(single)
         set_weights(like.net, single)
     return ImportedRun(
         like.config, like.net, like.vocab, like.devices, source=source
@@ -192,6 +192,11 @@ def check_weights(weights: Weights) -> None:
     check_size(weights, **sizes)
     net = load_tab(any_backend()).BERTModel(**sizes)
     check_parameters(neutral_shapes(net), weights)
+    check_numbers(weights)
+
+
+def check_numbers(weights: Weights) -> None:
+    """Raise `ValueError` unless all numbers are real and finite."""
     faults = [
         f'{name} has type {W.dtype} instead of float32 or float64'
         for name, W in weights.items()

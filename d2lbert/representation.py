@@ -42,7 +42,7 @@ def represent(
     if batch_size is not None and batch_size < 1:
         raise InputError(f'batch_size = {batch_size}: expected 1 or more')
     texts = list(texts)
-    check_vocab(net, vocab)
+    check_vocab_size(net, len(vocab))
     encoded = [encode_text(vocab, text) for text in texts]
     check_lengths(net, texts, encoded)
     backend = net.backend
@@ -109,13 +109,13 @@ def encode_text(vocab: Vocab, text: Text) -> tuple[list[int], list[int]]:
     return indices, segments
 
 
-def check_vocab(net: Any, vocab: Vocab) -> None:
-    """Raise `InputError` for a vocabulary of another size."""
-    num_tokens, _ = net.encoder.token_embedding.weight.shape
-    if len(vocab) != num_tokens:
+def check_vocab_size(net: Any, vocab_size: int) -> None:
+    """Raise `InputError` where a network has another vocabulary."""
+    expected, _ = net.encoder.token_embedding.weight.shape
+    if vocab_size != expected:
         raise InputError(
-            f'a vocabulary of {len(vocab):,} tokens, where the network knows '
-            f'{num_tokens:,}: give the one that it was trained with'
+            f'vocab_size = {vocab_size}: this network has {expected} tokens; '
+            'give it the vocabulary that it was made for'
         )
 
 
