@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks import report
 from benchmarks.compare import QUICK, Bench, MeasurementError, Settings
 from benchmarks.sections import SECTIONS
+from d2lbert.data.files import write_file
 from d2lbert.errors import D2LBertError
-from d2lbert.files import write_file
 
 HERE = Path(__file__).parent
 

@@ -29,7 +29,7 @@ from benchmarks.compare import (
     progress,
 )
 from benchmarks.targets import Target, column, summary, table, targets_table
-from d2lbert.files import write_file
+from d2lbert.data.files import write_file
 
 HERE = Path(__file__).parent
 PAGE_FILE, RESULTS_FILE = 'results-gpu.md', 'results-gpu.json'

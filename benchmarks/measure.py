@@ -176,7 +176,7 @@ def profile(
 ) -> Result:
     """Say where the time of some steps goes: seconds a step by kind."""
     # A picture of two steps would take its share of the time of two
-    for module in ('d2lbert.chapter', 'd2l.torch', 'd2l.mxnet'):
+    for module in ('d2lbert.book.chapter', 'd2l.torch', 'd2l.mxnet'):
         if module in sys.modules:
             vars(sys.modules[module])['Animator'] = MagicMock()
     chapter = Training(d2l, framework, **given)
@@ -352,7 +352,7 @@ def display(
 
     The pause between two steps lets each of them be shown.
     """
-    from d2lbert.display import Progress
+    from d2lbert.runs.display import Progress
 
     animator = d2l.Animator(
         xlabel='step',

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from d2lbert.animator import DPI
-from d2lbert.display import COLORS, LABELS
+from d2lbert.book.animator import DPI
+from d2lbert.runs.display import COLORS, LABELS
 
 STYLE: Any = {'fontsize': 'medium'}
 

@@ -26,7 +26,7 @@ from benchmarks.targets import (
     targets_table,
 )
 from benchmarks.workload import FRAMEWORKS, MAX_LEN
-from d2lbert.display import LABELS
+from d2lbert.runs.display import LABELS
 
 PAGE_FILE, RESULTS_FILE = 'results.md', 'results.json'
 MINUTE = 60

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.compare import Ratio, paired
 from benchmarks.workload import FRAMEWORKS
-from d2lbert.display import LABELS
+from d2lbert.runs.display import LABELS
 
 Results = Mapping[str, Any]
 #: How much greater than the arithmetic's an exponent may seem: over eight

@@ -16,17 +16,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from d2lbert.pretraining import pretrain
     from d2lbert.representation import represent
-    from d2lbert.run import Run, load_run
+    from d2lbert.runs.pretraining import pretrain
+    from d2lbert.runs.run import Run, load_run
 
 __version__ = '0.1.0'
 __all__ = ['Run', 'load_run', 'pretrain', 'represent']
 
 _HOMES = {
-    'Run': 'd2lbert.run',
-    'load_run': 'd2lbert.run',
-    'pretrain': 'd2lbert.pretraining',
+    'Run': 'd2lbert.runs.run',
+    'load_run': 'd2lbert.runs.run',
+    'pretrain': 'd2lbert.runs.pretraining',
     'represent': 'd2lbert.representation',
 }
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from backends.base import Array, Backend
-from d2lbert import editions
+from d2lbert.book import editions
 
 # The gradient of these is zero, because the softmax does not change when
 # the same number is added to all scores of a query. What a framework

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from d2lbert.errors import D2LBertError, InputError, RunWarning, Stopped
-from d2lbert.signals import replace_handlers
+from d2lbert.runs.signals import replace_handlers
 
 FAILED, BAD_INPUT = 1, 2
 
@@ -182,7 +182,7 @@ def pretrain(
 
     Ctrl-C and SIGTERM let the step be finished and write a checkpoint.
     """
-    from d2lbert.pretraining import pretrain as train
+    from d2lbert.runs.pretraining import pretrain as train
 
     if out is None and resume:
         raise InputError('--resume needs the folder of the run: give --out')
@@ -229,10 +229,10 @@ def chapter(
     drawn into one picture.
     """
     import backends
-    from d2lbert import display
-    from d2lbert.files import output_errors
-    from d2lbert.pretraining import pretrain as train
-    from d2lbert.run import check_no_run
+    from d2lbert.data.files import output_errors
+    from d2lbert.runs import display
+    from d2lbert.runs.pretraining import pretrain as train
+    from d2lbert.runs.run import check_no_run
 
     names = backends.installed()
     if not names:
@@ -316,7 +316,7 @@ def encode(
 ) -> None:
     """Represent a sentence or a pair of them."""
     from d2lbert.representation import represent, to_tokens
-    from d2lbert.run import load_run
+    from d2lbert.runs.run import load_run
 
     run = load_run(folder, backend)
     given = text if second is None else (text, second)
@@ -405,7 +405,7 @@ def parity(
     losses, every gradient, one step of Adam, and a training. Exit status 1
     where a tensor differs by more than is allowed.
     """
-    from d2lbert.parity_report import REPORT_FILE, compare_backends
+    from d2lbert.parity.report import REPORT_FILE, compare_backends
 
     out = out or free_folder(Path('runs') / f'parity-{recipe}')
     report = compare_backends(
@@ -479,7 +479,7 @@ def convert(
     Nothing is ever unpickled: a .pt or .pth file is refused, with the line
     that makes a safetensors file of it.
     """
-    from d2lbert.convert import convert as write
+    from d2lbert.tools.convert import convert as write
 
     weights = write(source, to, out, like)
     num_values = sum(W.size for W in weights.values())
@@ -502,7 +502,7 @@ def doctor(
 ) -> None:
     """Say what is installed, what is broken, and why."""
     from backends import mxnet_import
-    from d2lbert.doctor import examine
+    from d2lbert.tools.doctor import examine
 
     if enable_mxnet and disable_mxnet:
         raise InputError(
@@ -536,7 +536,7 @@ def save_array(path: Path, array: Any) -> None:
     """Write a NumPy file, under exactly this name."""
     import numpy as np
 
-    from d2lbert.files import output_errors, write_file
+    from d2lbert.data.files import output_errors, write_file
 
     if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f'{path} is not a file: give another --npy')

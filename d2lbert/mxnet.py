@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from backends.mxnet import BACKEND, Module, gluon
-from d2lbert import bert, chapter
-from d2lbert.animator import Accumulator, Animator, Timer
-from d2lbert.data.textbook import (
+from d2lbert import bert
+from d2lbert.book import chapter
+from d2lbert.book.animator import Accumulator, Animator, Timer
+from d2lbert.book.textbook import (
     _get_mlm_data_from_tokens,
     _get_next_sentence,
     _get_nsp_data_from_paragraph,

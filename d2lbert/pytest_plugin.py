@@ -23,7 +23,7 @@ import pytest
 
 import backends
 from backends.base import Backend
-from d2lbert.run import load_tab
+from d2lbert.runs.run import load_tab
 
 REQUIRED = bool(os.environ.get('D2LBERT_REQUIRE_BACKENDS'))
 

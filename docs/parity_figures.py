@@ -20,14 +20,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from backends import base
-from d2lbert.config import Config
 from d2lbert.data.batches import Batches
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
-from d2lbert.display import COLORS, LABELS
-from d2lbert.parity_report import REPORT_FILE, Side, compare_backends
+from d2lbert.parity.report import REPORT_FILE, Side, compare_backends
 from d2lbert.recipes import RECIPES
-from d2lbert.run import load_tab, new_net
+from d2lbert.runs.config import Config
+from d2lbert.runs.display import COLORS, LABELS
+from d2lbert.runs.run import load_tab, new_net
 from d2lbert.trainer import Trainer
 from d2lbert.weights import get_weights, neutral_name, set_weights
 

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import d2lbert
-from d2lbert import display
+from d2lbert.runs import display
 
 PRINTED = {
     'pytorch': '5.232 / 0.764 and 5.679 / 0.773',

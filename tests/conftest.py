@@ -8,7 +8,7 @@ import pytest
 
 import backends
 from d2lbert.pytest_plugin import require
-from d2lbert.run import load_tab
+from d2lbert.runs.run import load_tab
 
 pytest_plugins = ['d2lbert.pytest_plugin']
 

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-from d2lbert import files
-from d2lbert.checkpoint import Checkpoint, Checkpoints
+from d2lbert.data import files
 from d2lbert.errors import InputError, RunError
+from d2lbert.runs.checkpoint import Checkpoint, Checkpoints
 
 CALLS = ('open', 'close', 'fsync', 'replace', 'unlink', 'mkdir', 'listdir')
 

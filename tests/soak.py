@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import backends
-from d2lbert.checkpoint import Checkpoints
+from d2lbert.runs.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 SIZES = (

@@ -16,10 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 import kill_saves
-from d2lbert import checkpoint as module
-from d2lbert.checkpoint import Checkpoints, check_arrays
-from d2lbert.errors import InputError, RunError, RunWarning
-from d2lbert.files import (
+from d2lbert.data.files import (
     DAMAGE,
     describe_file,
     locked,
@@ -27,6 +24,9 @@ from d2lbert.files import (
     read_manifest,
     to_manifest,
 )
+from d2lbert.errors import InputError, RunError, RunWarning
+from d2lbert.runs import checkpoint as module
+from d2lbert.runs.checkpoint import Checkpoints, check_arrays
 from kill_saves import same, small
 
 ROOT = Path(module.__file__).parents[1]
@@ -232,7 +232,7 @@ def test_a_folder_that_cannot_be_written():
 
 HOLD = """
 import sys
-from d2lbert.files import locked
+from d2lbert.data.files import locked
 with locked(sys.argv[1]):
     print('locked', flush=True)
     sys.stdin.read()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import test_bert
-from d2lbert.chapter import as_batch
+from d2lbert.book.chapter import as_batch
 from d2lbert.data.checks import check_batch, check_range, to_int32
 from d2lbert.data.examples import Batch, load_examples
 from d2lbert.data.sample import lines

@@ -132,7 +132,7 @@ def test_help_comes_at_once():
 def test_importing_imports_no_framework():
     done = finish(
         python(
-            'import sys, d2lbert, backends, d2lbert.cli, d2lbert.run\n'
+            'import sys, d2lbert, backends, d2lbert.cli, d2lbert.runs.run\n'
             'print({"torch", "mxnet", "matplotlib"} & set(sys.modules))'
         )
     )
@@ -446,7 +446,7 @@ def test_debug_shows_the_traceback(run, folder, monkeypatch):
     def broken(*args):
         raise TypeError('a mistake of ours')
 
-    monkeypatch.setattr('d2lbert.run.load_run', broken)
+    monkeypatch.setattr('d2lbert.runs.run.load_run', broken)
     assert_refused(run(*args), 'TypeError: a mistake', '--debug', status=1)
     assert 'in broken' in run('--debug', *args).err
 

@@ -16,8 +16,8 @@ import backends
 import d2lbert
 import test_cli
 import test_run
-from d2lbert import convert
 from d2lbert.errors import InputError, RunError
+from d2lbert.tools import convert
 from d2lbert.weights import get_weights, mxnet_name
 
 # Fixtures

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from backends import mxnet_import
-from d2lbert import doctor
-from d2lbert.doctor import Finding, Report
+from d2lbert.tools import doctor
+from d2lbert.tools.doctor import Finding, Report
 
 ROOT = Path(mxnet_import.__file__).parents[1]
 
 EXAMINE = """
 import sys
-from d2lbert import doctor
+from d2lbert.tools import doctor
 report = doctor.examine(patience=60)
 print(report.text())
 sys.exit(report.exit_status)

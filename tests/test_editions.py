@@ -19,7 +19,7 @@ import pytest
 from backends import mxnet_import
 from conftest import require
 from d2lbert.data import sample
-from d2lbert.run import load_tab
+from d2lbert.runs.run import load_tab
 
 NUM_STEPS = 3
 
@@ -325,7 +325,7 @@ def in_a_readers_folder(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv('D2LBERT_WIKITEXT2', str(corpus))
     monkeypatch.chdir(tmp_path)
     # Nor shall pictures come when pytest exits; MXNet needs its own atexit
-    monkeypatch.setattr('d2lbert.animator.atexit', MagicMock())
+    monkeypatch.setattr('d2lbert.book.animator.atexit', MagicMock())
 
 
 def cells_of(edition, own_functions):

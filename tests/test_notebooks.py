@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from d2lbert import inspection
-from d2lbert.config import Config
+from d2lbert.classroom import inspection
 from d2lbert.data import sample
 from d2lbert.data.examples import load_examples
+from d2lbert.runs.config import Config
 
 NEEDS = "needs pip install '.[notebooks]'"
 nbformat = pytest.importorskip('nbformat', reason=NEEDS)

@@ -93,9 +93,9 @@ def test_a_total_that_overflows_is_no_fault(tab):
 
 def test_cost(tab):
     """Under 2 % of a step, at the shape of the chapter's network."""
-    from d2lbert.config import Config
     from d2lbert.data.vocab import Vocab
-    from d2lbert.run import new_net
+    from d2lbert.runs.config import Config
+    from d2lbert.runs.run import new_net
     from d2lbert.trainer import Trainer
 
     config = Config(backend=tab.BACKEND.name)

@@ -8,7 +8,7 @@ import pytest
 import backends
 from d2lbert import parity
 from d2lbert.errors import InputError
-from d2lbert.parity_report import compare_backends
+from d2lbert.parity.report import compare_backends
 from d2lbert.recipes import RECIPES
 
 rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from backends import base
-from d2lbert.parity_report import NUM_ATTEMPTS, compare_backends
+from d2lbert.parity.report import NUM_ATTEMPTS, compare_backends
 from d2lbert.trainer import Trainer
 
 SIZES = {

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import d2lbert
-from d2lbert.config import Config
 from d2lbert.data.vocab import RESERVED_TOKENS, UNKNOWN, Vocab
 from d2lbert.errors import InputError
 from d2lbert.representation import batches_of, to_tokens
-from d2lbert.run import new_net
+from d2lbert.runs.config import Config
+from d2lbert.runs.run import new_net
 
 WORDS = ['a', 'crane', 'driver', 'came', 'flying', 'he', 'is', 'just', 'left']
 VOCAB = Vocab.from_tokens([*RESERVED_TOKENS, UNKNOWN, *WORDS])

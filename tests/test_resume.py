@@ -11,11 +11,11 @@ from safetensors.numpy import load, save
 
 import d2lbert
 import test_run
-from d2lbert.checkpoint import Checkpoints
 from d2lbert.data.batches import Batches
+from d2lbert.data.files import LOCK, describe_file, read_manifest, to_manifest
 from d2lbert.errors import InputError, RunError, RunWarning
-from d2lbert.files import LOCK, describe_file, read_manifest, to_manifest
-from d2lbert.run import RUN_FILE, WEIGHTS_FILE
+from d2lbert.runs.checkpoint import Checkpoints
+from d2lbert.runs.run import RUN_FILE, WEIGHTS_FILE
 from d2lbert.weights import get_weights
 
 # Fixtures

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 import d2lbert
-from d2lbert.config import Config
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import (
     CorpusError,
@@ -22,7 +21,8 @@ from d2lbert.errors import (
     RunWarning,
 )
 from d2lbert.recipes import RECIPES, TAB_RECIPES
-from d2lbert.run import METRICS_FILE, RUN_FILE, VOCAB_FILE, WEIGHTS_FILE
+from d2lbert.runs.config import Config
+from d2lbert.runs.run import METRICS_FILE, RUN_FILE, VOCAB_FILE, WEIGHTS_FILE
 from d2lbert.weights import get_weights
 
 SIZES = {
@@ -448,7 +448,7 @@ def test_a_picture_that_fails_costs_no_run(
     def draw(*_):
         raise ValueError('no such backend')
 
-    monkeypatch.setattr('d2lbert.display.draw_losses', draw)
+    monkeypatch.setattr('d2lbert.runs.display.draw_losses', draw)
     with pytest.warns(RunWarning, match='not be drawn: no such backend'):
         run = train(backend_name, out=tmp_path)
     assert d2lbert.load_run(tmp_path).history == run.history

@@ -19,10 +19,10 @@ import pytest
 import d2lbert
 import test_run
 from backends import mxnet_import
-from d2lbert.checkpoint import Checkpoints
-from d2lbert.convert import convert
+from d2lbert.data.files import describe_file, read_manifest, to_manifest
 from d2lbert.errors import D2LBertError
-from d2lbert.files import describe_file, read_manifest, to_manifest
+from d2lbert.runs.checkpoint import Checkpoints
+from d2lbert.tools.convert import convert
 from kill_saves import small
 from test_checkpoint import seal
 
@@ -180,7 +180,7 @@ def test_the_code_does_nothing_of_the_kind(path):
 
 def test_all_the_code_is_looked_at():
     assert len(SOURCES) > 40
-    assert {'d2lbert/run.py', 'backends/mxnet_import.py'} <= set(SOURCES)
+    assert {'d2lbert/runs/run.py', 'backends/mxnet_import.py'} <= set(SOURCES)
 
 
 def test_nor_does_the_hook_that_doctor_writes(tmp_path):

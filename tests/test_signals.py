@@ -15,10 +15,10 @@ import backends
 import d2lbert
 import test_cli
 import test_run
-from d2lbert.checkpoint import Checkpoints
 from d2lbert.errors import InputError, Stopped
-from d2lbert.run import Run
-from d2lbert.signals import StopSignals
+from d2lbert.runs.checkpoint import Checkpoints
+from d2lbert.runs.run import Run
+from d2lbert.runs.signals import StopSignals
 from test_cli import MAIN, TINY, finish, python
 from test_resume import assert_same
 
@@ -134,10 +134,10 @@ def test_a_second_signal_leaves_at_once(text_file, backend_name, tmp_path):
 def test_a_signal_before_the_training_leaves_at_once(backend_name, tmp_path):
     code = f"""
 import os, signal
-import d2lbert.pretraining
+import d2lbert.runs.pretraining
 def load(*args):
     os.kill(os.getpid(), signal.SIGTERM)
-d2lbert.pretraining.read_lines = load
+d2lbert.runs.pretraining.read_lines = load
 {MAIN}"""
     done = finish(start(backend_name, tmp_path, code=code))
     assert done.status == 143

@@ -12,8 +12,8 @@ import warnings
 import numpy as np
 import pytest
 
-from d2lbert import editions
-from d2lbert.animator import Accumulator, Animator, Timer
+from d2lbert.book import editions
+from d2lbert.book.animator import Accumulator, Animator, Timer
 from d2lbert.data import sample
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError

@@ -19,8 +19,8 @@ import numpy as np
 from d2lbert import __version__
 from d2lbert.data.corpus import cache_folder
 from d2lbert.data.examples import MIN_FREQ, Batch, load_examples
+from d2lbert.data.files import DAMAGE, load_arrays, write_file
 from d2lbert.data.vocab import RESERVED_TOKENS, Vocab
-from d2lbert.files import DAMAGE, load_arrays, write_file
 
 #: To be raised when other examples are made of a text, or kept otherwise.
 FORMAT = 1

@@ -26,8 +26,8 @@ from d2lbert.data.archives import (
     read_bounded,
     unpack,
 )
+from d2lbert.data.files import check_regular, describe_error, write_file
 from d2lbert.errors import CorpusError, InputError
-from d2lbert.files import check_regular, describe_error, write_file
 
 if TYPE_CHECKING:
     import requests

@@ -12,7 +12,7 @@ OTHER become the notebook's framework and the other one.
 
 # %% check
 try:
-    from d2lbert import inspection
+    from d2lbert.classroom import inspection
 except ModuleNotFoundError as error:
     raise SystemExit(
         f'{error}: in a clone of the project, run\n'
@@ -33,7 +33,7 @@ import numpy as np
 
 import backends
 import d2lbert
-from d2lbert import figures
+from d2lbert.classroom import figures
 
 # %% framework tags=["mxnet"]
 from mxnet import gluon, init, npx

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from backends.base import Array, Backend, Device
-from d2lbert import bert, editions
-from d2lbert.animator import Accumulator, Animator, Timer
+from d2lbert import bert
+from d2lbert.book import editions
+from d2lbert.book.animator import Accumulator, Animator, Timer
+from d2lbert.book.textbook import _read_wiki, get_tokens_and_segments
 from d2lbert.data import examples
 from d2lbert.data.batches import Batches
 from d2lbert.data.checks import to_int32
 from d2lbert.data.examples import Batch
-from d2lbert.data.textbook import _read_wiki, get_tokens_and_segments
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError
 from d2lbert.recipes import Recipe

@@ -1,23 +1,4 @@
-"""Two networks held against each other, in any two frameworks.
-
-    from d2lbert import parity
-    parity.copy_weights(source, target, mapping)
-    parity.assert_forward(source, target, [X], mapping)
-    parity.assert_gradients(source, target, losses, mapping)
-    parity.assert_training(source, target, losses, batches, mapping)
-
-`source` and `target` are any networks of PyTorch or MXNet whose parameters
-correspond; `mapping` gives the name in `target` for a name in `source`
-(parameters and layers alike), and what it leaves out has the same name in
-both. For the networks of this package no mapping is needed.
-
-A tensor passes when its largest difference is at most `rtol` times the
-largest magnitude in the tensor, plus `atol`. (A ratio for each element would
-be noise wherever an element is near zero.)
-
-`compare_backends` is what the command `d2lbert parity` does: the chapter's
-network, in two frameworks, layer by layer and step by step.
-"""
+"""The comparisons that `d2lbert.parity` offers, for any two networks."""
 
 from __future__ import annotations
 

@@ -11,15 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from d2lbert.files import write_file
+from d2lbert.book.animator import DPI
+from d2lbert.data.files import write_file
 
 #: One colour for each framework, wherever its curve is drawn.
 COLORS = {'mxnet': '#1f77b4', 'torch': '#d9480f'}
 LABELS = {'mxnet': 'MXNet', 'torch': 'PyTorch'}
 DASHES = ('-', '--', ':', '-.')
 SUFFIXES = ('.png', '.svg')
-#: Twice that of the screen, for sharp pictures.
-DPI = 144
 #: Below this no difference of losses is drawn.
 LEAST_GAP = 1e-17
 

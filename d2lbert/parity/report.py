@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from d2lbert import bert, display
-from d2lbert.config import Config
+from d2lbert import bert
 from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import Batch
+from d2lbert.data.files import locked, make_folder, output_errors, write_file
 from d2lbert.errors import InputError
-from d2lbert.files import locked, make_folder, output_errors, write_file
-from d2lbert.parity import (
+from d2lbert.parity.networks import (
     TOLERANCES,
     Difference,
     compare_forward,
@@ -32,7 +31,9 @@ from d2lbert.parity import (
     compare_named,
 )
 from d2lbert.randomness import DropoutMasks, generator
-from d2lbert.run import check_last_batch, devices_of, load_tab
+from d2lbert.runs import display
+from d2lbert.runs.config import Config
+from d2lbert.runs.run import check_last_batch, devices_of, load_tab
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (
     get_weights,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from d2lbert.display import DPI
+#: Twice that of the screen, for sharp pictures.
+DPI = 144
 
 
 class Timer:

@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from d2lbert import display
-from d2lbert.checkpoint import STEPS, Checkpoint, Checkpoints, check_arrays
-from d2lbert.config import Config
+from d2lbert.runs import display
+from d2lbert.runs.checkpoint import STEPS, Checkpoint, Checkpoints, check_arrays
+from d2lbert.runs.config import Config
 from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.errors import InputError, RunError, RunWarning, Stopped
-from d2lbert.files import DAMAGE, locked, sha256
-from d2lbert.run import (
+from d2lbert.data.files import DAMAGE, locked, sha256
+from d2lbert.runs.run import (
     RUN_FILE,
     Run,
     check_last_batch,
@@ -42,7 +42,7 @@ from d2lbert.run import (
     versions,
     vocab_bytes,
 )
-from d2lbert.signals import StopSignals
+from d2lbert.runs.signals import StopSignals
 from d2lbert.trainer import Step, Trainer
 from d2lbert.weights import get_weights, neutral_name, set_weights
 
@@ -307,7 +307,7 @@ class Pretraining:
         ]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays of a checkpoint. See `d2lbert.checkpoint`."""
+        """Return the arrays of a checkpoint. See `d2lbert.runs.checkpoint`."""
         steps = np.array(self.run.steps, np.float64)
         return {
             **{

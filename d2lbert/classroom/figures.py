@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
+from d2lbert.classroom.inspection import Example, attention_weights
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import Vocab
-from d2lbert.display import COLORS, DASHES, DPI, LABELS
-from d2lbert.inspection import Example, attention_weights
 from d2lbert.representation import Text, to_tokens
-from d2lbert.run import Run
+from d2lbert.runs.display import COLORS, DASHES, DPI, LABELS
+from d2lbert.runs.run import Run
 
 TOKENS_A_LINE = 10
 #: Of the rows of an example's picture.

@@ -1,6 +1,6 @@
 """A look inside: examples, representations, attention, memory, in numbers.
 
-What the notebooks show and `d2lbert.figures` draws.
+What the notebooks show and `d2lbert.classroom.figures` draws.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import backends
-from d2lbert import doctor
-from d2lbert.config import MAX_POSITIONS, Config
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import CLS, MASK, SEP, Vocab
-from d2lbert.display import LABELS
 from d2lbert.errors import InputError
 from d2lbert.representation import (
     Text,
@@ -25,6 +22,9 @@ from d2lbert.representation import (
     encode_text,
     represent,
 )
+from d2lbert.runs.config import MAX_POSITIONS, Config
+from d2lbert.runs.display import LABELS
+from d2lbert.tools import doctor
 
 FLOAT_BYTES = 4
 #: How many arrays of each size a block keeps for the way back.

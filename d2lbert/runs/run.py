@@ -9,7 +9,7 @@ A run's folder holds
 * `vocab.txt`: a token a line, in the order of their indices;
 * `losses.png` and `losses.svg`: both loss curves, not needed to read it,
   and not there for weights that were trained elsewhere;
-* `checkpoints/`: see `d2lbert.checkpoint`; `.lock`: see `locked`.
+* `checkpoints/`: see `d2lbert.runs.checkpoint`; `.lock`: see `locked`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ import numpy as np
 
 import backends
 from backends import base
-from d2lbert import __version__, display
-from d2lbert.checkpoint import Checkpoints
-from d2lbert.config import Config, check_backend
+from d2lbert import __version__
+from d2lbert.runs import display
+from d2lbert.runs.checkpoint import Checkpoints
+from d2lbert.runs.config import Config, check_backend
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, RunWarning, input_errors
-from d2lbert.files import (
+from d2lbert.data.files import (
     DAMAGE,
     describe_error,
     describe_file,

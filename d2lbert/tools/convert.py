@@ -29,15 +29,15 @@ import numpy as np
 
 import backends
 from backends.base import check_parameters
-from d2lbert.errors import InputError, RunError, input_errors
-from d2lbert.files import (
+from d2lbert.data.files import (
     check_regular,
     describe_error,
     load_arrays,
     output_errors,
     write_file,
 )
-from d2lbert.run import Run, check_no_run, load_run, load_tab
+from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.runs.run import Run, check_no_run, load_run, load_tab
 from d2lbert.weights import (
     MXNET_NAMES,
     get_weights,

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from d2lbert.config import MIN_KEEP
+from d2lbert.runs.config import MIN_KEEP
 from d2lbert.errors import InputError, RunError, RunWarning
-from d2lbert.files import (
+from d2lbert.data.files import (
     DAMAGE,
     describe_error,
     describe_file,

@@ -1,0 +1,1 @@
+"""What the notebooks look at, in numbers and in pictures."""

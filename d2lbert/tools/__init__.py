@@ -1,0 +1,1 @@
+"""Commands beside the training: converting weights, examining a machine."""
