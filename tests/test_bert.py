@@ -10,42 +10,17 @@ from d2lbert.weights import (
     neutral_shapes,
     set_weights,
 )
+from helpers import (
+    POSITIONS,
+    SEGMENTS,
+    SIZES,
+    TOKENS,
+    VALID_LENS,
+    forward,
+    new_net,
+)
 
-SIZES = {
-    'vocab_size': 50,
-    'num_hiddens': 12,
-    'ffn_num_hiddens': 20,
-    'num_heads': 3,
-    'num_blks': 2,
-    'dropout': 0.1,
-    'max_len': 16,
-}
 rng = np.random.default_rng(0)
-
-
-def new_net(tab, seed=0, devices='cpu', **changes):
-    net = tab.BERTModel(**SIZES | changes)
-    set_weights(
-        net,
-        initial_weights(neutral_shapes(net), 'torch', seed),
-        tab.BACKEND.devices(devices),
-    )
-    return net
-
-
-def forward(net, *arrays):
-    backend = net.backend
-    with backend.evaluation(net):
-        outputs = net(
-            *(None if X is None else backend.tensor(X) for X in arrays)
-        )
-    return [None if Y is None else backend.to_numpy(Y) for Y in outputs]
-
-
-TOKENS = rng.integers(0, 50, (3, 7))
-SEGMENTS = rng.integers(0, 2, (3, 7))
-VALID_LENS = np.array([7, 2, 5], np.float32)
-POSITIONS = np.array([[0, 3, 6], [1, 0, 0], [4, 2, 2]])
 
 
 def test_shapes(tab):

@@ -5,7 +5,7 @@ import pytest
 
 from d2lbert.data.examples import Batch
 from d2lbert.recipes import RECIPES
-from test_trainer import (
+from helpers import (
     check_equal,
     losses_and_gradients,
     make_batch,

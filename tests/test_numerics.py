@@ -7,7 +7,7 @@ import pytest
 
 from d2lbert.errors import RunError
 from d2lbert.weights import neutral_name
-from test_trainer import make_batch, new_trainer
+from helpers import make_batch, new_trainer
 
 BAD = [np.nan, np.inf, -np.inf]
 

@@ -10,7 +10,7 @@ from backends import base
 from d2lbert.recipes import RECIPES
 from d2lbert.trainer import Trainer
 from d2lbert.weights import get_weights, set_weights
-from test_trainer import make_batch, new_trainer, train
+from helpers import make_batch, new_trainer, train
 
 # The last batch is smaller, and no size divides by 2, 3 and 5
 BATCHES = (9, 9, 9, 7)

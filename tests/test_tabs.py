@@ -17,8 +17,15 @@ from d2lbert.book.animator import Accumulator, Animator, Timer
 from d2lbert.data import sample
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError
-from test_bert import POSITIONS, SEGMENTS, SIZES, TOKENS, VALID_LENS, new_net
-from test_trainer import make_batch
+from helpers import (
+    POSITIONS,
+    SEGMENTS,
+    SIZES,
+    TOKENS,
+    VALID_LENS,
+    make_batch,
+    new_net,
+)
 
 ENCODER_SIZES = (
     'vocab_size num_hiddens ffn_num_hiddens num_heads num_blks dropout '

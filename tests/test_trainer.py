@@ -6,53 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends import base
-from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError, RunError
 from d2lbert.randomness import DropoutMasks
 from d2lbert.recipes import RECIPES, TAB_RECIPES, get_recipe
 from d2lbert.trainer import Trainer, loss_inputs, micro_batches
 from d2lbert.weights import get_weights
-from test_bert import SIZES, forward, new_net
-
-
-def make_batch(num_rows, seed=0, num_tokens=16, num_slots=4):
-    """A batch of rows of all lengths, with padded slots."""
-    rng = np.random.default_rng(seed)
-    lens = rng.integers(3, num_tokens + 1, num_rows)
-    lens[0] = num_tokens
-    padded = np.arange(num_tokens) >= lens[:, None]
-    num_real = rng.integers(1, num_slots + 1, num_rows)
-    real = np.arange(num_slots) < num_real[:, None]
-    tokens = rng.integers(0, SIZES['vocab_size'], (num_rows, num_tokens))
-    segments = rng.integers(0, 2, (num_rows, num_tokens))
-    positions = rng.integers(1, lens[:, None], (num_rows, num_slots))
-    labels = rng.integers(0, SIZES['vocab_size'], (num_rows, num_slots))
-    return Batch(
-        np.where(padded, 0, tokens).astype(np.int32),
-        np.where(padded, 0, segments).astype(np.int32),
-        lens.astype(np.float32),
-        (positions * real).astype(np.int32),
-        real.astype(np.float32),
-        (labels * real).astype(np.int32),
-        rng.integers(0, 2, num_rows).astype(np.int32),
-    )
-
-
-def new_trainer(tab, recipe='corrected', devices='cpu', **options):
-    dropout = options.pop('dropout', 0.3)
-    net = new_net(tab, devices=devices, dropout=dropout)
-    return Trainer(
-        net, get_recipe(recipe), lr=options.pop('lr', 0.01),
-        devices=net.backend.devices(devices), **options,
-    )  # fmt: skip
-
-
-def train(trainer, sizes=(9, 9, 7)):
-    batches = [make_batch(size, seed) for seed, size in enumerate(sizes)]
-    steps = list(trainer.train(batches, len(batches)))
-    losses = [[step.mlm_loss, step.nsp_loss] for step in steps]
-    return np.array(losses), get_weights(trainer.net)
-
+from helpers import (
+    SIZES,
+    check_equal,
+    forward,
+    losses_and_gradients,
+    make_batch,
+    new_net,
+    new_trainer,
+    train,
+)
 
 # ---- recipes ---------------------------------------------------------
 
@@ -332,23 +300,6 @@ def test_slots_are_merged_without_loss(num_rows, seed, name):
 
 
 # ---- each fast path against the plain one -----------------------------
-
-
-def losses_and_gradients(trainer, batch):
-    backend = trainer.backend
-    with backend.accumulate_gradients(trainer.net):
-        losses = trainer.read(trainer.accumulate(batch))
-        return losses, backend.gradients(trainer.net)
-
-
-def check_equal(fast, plain):
-    losses, gradients = fast
-    np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
-    for name, expected in plain[1].items():
-        scale = max(1, abs(expected).max())
-        np.testing.assert_allclose(
-            gradients[name], expected, atol=1e-5 * scale, err_msg=name
-        )
 
 
 def plain(tab, recipe, batch, monkeypatch):
