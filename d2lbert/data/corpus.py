@@ -30,7 +30,7 @@ from d2lbert.data.files import check_regular, describe_error, write_file
 from d2lbert.errors import CorpusError, InputError
 
 if TYPE_CHECKING:
-    import requests
+    import requests  # noqa: TID251
 
 ARCHIVE = 'wikitext-2-v1.zip'
 SHA256 = '92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c'
@@ -288,7 +288,7 @@ def _download_with_retries(url: str) -> bytes:
 
 
 def _download_once(url: str) -> bytes:
-    import pooch
+    import pooch  # noqa: TID251
 
     body = BoundedBytes(url, MAX_DOWNLOAD_BYTES)
     download = pooch.HTTPDownloader(
