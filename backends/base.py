@@ -249,7 +249,8 @@ class Backend(ABC):
 
     def try_gpu(self, i: int = 0) -> Device:
         """Return GPU `i` if there is one, else the processor."""
-        return self.device('gpu' if i < self.num_gpus() else 'cpu', i)
+        has_it = i < self.num_gpus()
+        return self.device('gpu', i) if has_it else self.device('cpu', 0)
 
     def try_all_gpus(self) -> list[Device]:
         """Return all GPUs, or `[cpu]` where there is none."""

@@ -18,6 +18,7 @@ from backends.torch_training import (
     Adam,
     DataParallel,
     mode,
+    num_cores,
     to_array,
 )
 
@@ -239,7 +240,7 @@ class TorchBackend(base.Backend):
                 )
             return self.to_numpy(outputs)
 
-        num_threads = torch.get_num_threads() if device.type == 'cpu' else 1
+        num_threads = num_cores() if device.type == 'cpu' else 1
         with mode(net, training=False):
             return THREADS.map(min(num_threads, len(batches)), run, batches)
 

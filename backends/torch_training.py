@@ -41,7 +41,7 @@ class DataParallel(ThreadedDataParallel):
     ) -> None:
         check_precision(precision)
         on_gpu = any(device.type == 'cuda' for device in devices)
-        num_threads = torch.get_num_threads()
+        num_threads = num_cores()
         is_replicable = getattr(net, 'is_replicable', False)
         num_each = 1
         if is_replicable and not on_gpu:
@@ -297,6 +297,11 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
         for module, mode in before.items():
             if module.training != mode:
                 module.training = mode
+
+
+def num_cores() -> int:
+    """Return how many cores PyTorch uses."""
+    return torch.get_num_threads()
 
 
 @contextmanager

@@ -460,7 +460,7 @@ class BERTModel:
         replaced a `forward` that this goes around, it is called instead.
         """
         if not self.is_replicable:
-            _, mlm_Y_hat, nsp_Y_hat = self(
+            _, mlm_Y_hat, nsp_Y_hat = self(  # type: ignore[operator]
                 tokens, segments, valid_lens, queries
             )
             mlm_Y_hat = self.at_slots(mlm_Y_hat, slots)
