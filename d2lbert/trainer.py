@@ -22,7 +22,7 @@ from backends.types import Device, Part
 from d2lbert import bert
 from d2lbert.data.checks import check_batch
 from d2lbert.data.examples import Batch
-from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.errors import RunError, check_positive, input_errors
 from d2lbert.randomness import DropoutMasks
 from d2lbert.recipes import Recipe, check_lr
 from d2lbert.slots import loss_inputs
@@ -247,10 +247,3 @@ def micro_batches(
         rows[start : start + num_rows]
         for start in range(0, len(rows), num_rows)
     ]
-
-
-def check_positive(**values: float) -> None:
-    """Raise `InputError` for a value that is not finite and positive."""
-    for name, value in values.items():
-        if not (np.isfinite(value) and value > 0):
-            raise InputError(f'{name} = {value}: expected a positive number')

@@ -21,20 +21,8 @@ H = 1e-6  # the step of the differences
 class Module:
     """A network, whose parts are its attributes."""
 
-    training = False
-
     def __call__(self, *inputs):
         return self.forward(*inputs)
-
-    def parts(self):
-        return vars(self).items()
-
-    def walk(self, prefix=''):
-        """Yield each module inside with its structural name."""
-        for name, part in self.parts():
-            if isinstance(part, Module):
-                yield prefix + name, part
-                yield from part.walk(f'{prefix}{name}.')
 
 
 class Parameter:
@@ -43,7 +31,7 @@ class Parameter:
 
 
 class Layer(Module):
-    """A layer with parameters of given shapes, and a function of these."""
+    """A function of an input and of parameters of given shapes."""
 
     def __init__(self, function, **shapes):
         self.function = function
@@ -51,31 +39,23 @@ class Layer(Module):
             setattr(self, name, Parameter(*shape))
 
     def forward(self, X):
-        values = [
-            p.data for p in vars(self).values() if p is not self.function
-        ]
-        return self.function(X, *values)
+        _, *parameters = vars(self).values()
+        return self.function(X, *(p.data for p in parameters))
 
 
 class Sequential(Module):
+    """Its layers are the attributes `0`, `1`, …"""
+
     def __init__(self, layers):
-        self.layers = [
-            part
-            for layer in layers
-            for part in (layer if isinstance(layer, Sequential) else [layer])
-        ]
-
-    def parts(self):
-        return ((str(i), layer) for i, layer in enumerate(self.layers))
-
-    def __iter__(self):
-        return iter(self.layers)
+        for layer in layers:
+            for part in layer if isinstance(layer, Sequential) else [layer]:
+                setattr(self, str(len(vars(self))), part)
 
     def __getitem__(self, index):
-        return self.layers[index]
+        return list(vars(self).values())[index]
 
     def forward(self, X):
-        for layer in self.layers:
+        for layer in self:
             X = layer(X)
         return X
 
@@ -85,10 +65,7 @@ class Dropout(Module):
         self.p = p
 
     def forward(self, X):
-        masks = current_masks()
-        if masks is None:
-            return X
-        return X * masks(X.shape, self.p) / (1 - self.p)
+        return X * current_masks()(X.shape, self.p) / (1 - self.p)
 
 
 def layer_norm(X, weight, bias):
@@ -100,14 +77,19 @@ def layer_norm(X, weight, bias):
     )
 
 
-def parameters(net):
-    modules = [('', net), *((f'{n}.', module) for n, module in net.walk())]
-    return {
-        prefix + name: part
-        for prefix, module in modules
-        for name, part in module.parts()
-        if isinstance(part, Parameter)
-    }
+def parameters(net, prefix=''):
+    """Return the parameters of a network by their structural names."""
+    found = {}
+    for name, part in vars(net).items():
+        if isinstance(part, Parameter):
+            found[prefix + name] = part
+        elif isinstance(part, Module):
+            found |= parameters(part, f'{prefix}{name}.')
+    return found
+
+
+def unused(self, *args, **kwargs):
+    raise NotImplementedError('the trainer does not ask for it')
 
 
 class ToyBackend(base.Backend):
@@ -191,20 +173,12 @@ class ToyBackend(base.Backend):
         for name, parameter in parameters(net).items():
             parameter.data = arrays[name].astype(np.float64)
 
-    def num_gpus(self):
-        return 0
-
     def device(self, kind, index):
         return f'{kind}:{index}'
 
-    def device_of(self, net):
-        return 'cpu:0'
+    num_gpus = device_of = unused
 
-    def evaluate(self, net, batches):
-        return [net(*map(self.tensor, batch)) for batch in batches]
-
-    def trace(self, net, inputs, masks=None):
-        raise NotImplementedError('the trainer does not ask for it')
+    evaluate = trace = unused
 
     def data_parallel(self, net, losses, devices, **options):
         return DataParallel(net, losses, devices)
@@ -289,17 +263,7 @@ class Adam(base.Optimizer):
                 self.lr * root / (1 - b1**self.num_steps) * change
             )
 
-    def state(self):
-        return {
-            f'{name}.{short}': moment
-            for name, moments in self.moments.items()
-            for short, moment in zip('mv', moments, strict=True)
-        }
-
-    def load_state(self, arrays, num_steps):
-        self.num_steps = num_steps
-        for name in self.moments:
-            self.moments[name] = [arrays[f'{name}.{short}'] for short in 'mv']
+    state = load_state = unused
 
 
 BACKEND = ToyBackend()
@@ -309,20 +273,17 @@ Module.backend = BACKEND
 # ---- the tab ---------------------------------------------------------
 
 
-class Attention(bert.DotProductAttention, Module):
-    pass
+class Attention(bert.DotProductAttention, Module): ...
 
 
 class MultiHeadAttention(bert.MultiHeadAttention, Module):
     Attention = Attention
 
 
-class FFN(bert.PositionWiseFFN, Module):
-    pass
+class FFN(bert.PositionWiseFFN, Module): ...
 
 
-class AddNorm(bert.AddNorm, Module):
-    pass
+class AddNorm(bert.AddNorm, Module): ...
 
 
 class Block(bert.TransformerEncoderBlock, Module):
@@ -333,12 +294,10 @@ class Encoder(bert.BERTEncoder, Module):
     Block = Block
 
 
-class MaskLM(bert.MaskLM, Module):
-    pass
+class MaskLM(bert.MaskLM, Module): ...
 
 
-class NextSentencePred(bert.NextSentencePred, Module):
-    pass
+class NextSentencePred(bert.NextSentencePred, Module): ...
 
 
 class BERTModel(bert.BERTModel, Module):

@@ -25,10 +25,10 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.checks import to_int32
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import PAD, Vocab
-from d2lbert.errors import InputError
+from d2lbert.errors import InputError, check_positive
 from d2lbert.recipes import Recipe
 from d2lbert.representation import check_vocab_size, encoder_inputs
-from d2lbert.trainer import Step, Trainer, check_positive
+from d2lbert.trainer import Step, Trainer
 
 LR = 0.01
 #: The English edition of 2020, whose `train_bert` takes `log_interval`.
