@@ -17,19 +17,13 @@ import numpy as np
 import pytest
 
 import d2lbert
-import test_run
 from backends import mxnet_import
 from d2lbert.data.files import describe_file, read_manifest, to_manifest
 from d2lbert.errors import D2LBertError
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.tools.convert import convert
+from helpers import seal
 from kill_saves import small
-from test_checkpoint import seal
-
-# Fixtures
-saved = test_run.saved
-text_file = test_run.text_file
-train = test_run.train
 
 ROOT = Path(d2lbert.__file__).parents[1]
 SOURCES = sorted(
