@@ -11,10 +11,10 @@ import test_cli
 import test_run
 from backends import base
 from d2lbert import parity
-from d2lbert.data.files import locked
 from d2lbert.errors import InputError
 from d2lbert.parity.report import Report, compare_backends
 from d2lbert.runs.config import Config
+from d2lbert.runs.folder import locked
 
 # Fixtures
 run = test_cli.run
