@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 import kill_saves
-from d2lbert.data.files import DAMAGE, FORMAT, NO_CHECKSUM, seal
+from d2lbert.data.files import DAMAGE, FORMAT, NO_CHECKSUM
 from d2lbert.errors import InputError, RunError, RunWarning
 from d2lbert.runs import checkpoint as module
 from d2lbert.runs.checkpoint import Checkpoint, Checkpoints, check_arrays
@@ -29,7 +29,7 @@ from d2lbert.runs.folder import (
     read_manifest,
     to_manifest,
 )
-from kill_saves import same, small
+from kill_saves import forge, manifest, same, small
 
 ROOT = Path(module.__file__).parents[2]
 #: A sample of thousands in the default run, and each with `make test-all`.
@@ -47,19 +47,6 @@ def checkpoints(tmp_path):
 
 def names(checkpoints):
     return sorted(path.name for path in checkpoints.folder.iterdir())
-
-
-def forge(path, manifest, arrays=None):
-    """Write a checkpoint of this manifest, with a checksum that is right."""
-    metadata = {'manifest': manifest, 'sha256': NO_CHECKSUM}
-    data = save(small(3).arrays if arrays is None else arrays, metadata)
-    path.write_bytes(b''.join(seal(data)))
-
-
-def manifest(**changes):
-    about = vars(small(3)).copy()
-    del about['arrays']
-    return json.dumps({'format': FORMAT, **about, **changes})
 
 
 def assert_the_one_before(checkpoints, *words):

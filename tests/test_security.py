@@ -24,8 +24,7 @@ from d2lbert.errors import D2LBertError
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.folder import to_manifest
 from d2lbert.tools.convert import convert
-from kill_saves import small
-from test_checkpoint import forge
+from kill_saves import forge, small
 
 # Fixtures
 saved = test_run.saved

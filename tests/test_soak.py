@@ -2,10 +2,12 @@
 
 import signal
 
+import pytest
+
 import test_cli
 from soak import soak
 
-pytestmark = test_cli.unix
+pytestmark = [test_cli.unix, pytest.mark.slow]
 
 
 def test_a_run_that_is_stopped_again_and_again(backend_name, tmp_path):

@@ -113,11 +113,8 @@ def output_errors(path: str | Path, option: str) -> Iterator[None]:
 # ---- checksums -------------------------------------------------------
 
 
-def sha256(*parts: bytes | memoryview | np.ndarray) -> str:
-    """Return the SHA-256 of all bytes of the parts, in hexadecimal.
-
-    Arrays must be contiguous.
-    """
+def sha256(*parts: bytes | memoryview) -> str:
+    """Return the SHA-256 of all parts together, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

@@ -67,7 +67,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | Path, keep: int = MIN_KEEP) -> None:
-        self.folder = Path(folder) / FOLDER
+        self.run_folder = Path(folder)
+        self.folder = self.run_folder / FOLDER
         self.keep = keep
         #: The steps that were saved, or found by `load`, oldest first.
         self.known: list[int] = []

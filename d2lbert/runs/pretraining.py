@@ -102,7 +102,7 @@ def pretrain(
     with locked(out):
         # Again, because another training may have begun meanwhile
         check_no_run(out)
-        return training.train(progress, Path(out))
+        return training.train(progress, Checkpoints(out, config.keep))
 
 
 def continue_training(
@@ -138,7 +138,8 @@ def continue_training(
                 'train without --resume into another folder'
             )
         training.restore(checkpoint)
-        return training.train(progress, out, checkpoints)
+        checkpoints.keep = config.keep
+        return training.train(progress, checkpoints)
 
 
 def check_resumable(out: Path, checkpoints: Checkpoints) -> None:
@@ -193,16 +194,13 @@ class Pretraining:
         )
 
     def train(
-        self,
-        progress: bool,
-        out: Path | None = None,
-        checkpoints: Checkpoints | None = None,
+        self, progress: bool, checkpoints: Checkpoints | None = None
     ) -> Run:
-        """Take the steps that are left and keep the run in `out`."""
+        """Take the steps that are left; keep the run beside its checkpoints.
+
+        Without `checkpoints` nothing is written.
+        """
         run, config = self.run, self.run.config
-        if out is not None:
-            checkpoints = checkpoints or Checkpoints(out)
-            checkpoints.keep = config.keep
         num_steps = self.num_left()
         batches = Batches(self.examples, config.batch_size, config.seed)
         with (
@@ -217,7 +215,8 @@ class Pretraining:
                 batches.from_step(len(run.steps)),
             )
             while self.num_left():
-                # To its end, for only then a network is at the last step
+                # A segment ends at a checkpoint: while it lasts, the network
+                # may be ahead of the steps that were reported
                 for step in self.trainer.train(
                     until_stopped, self.num_until_checkpoint()
                 ):
@@ -229,10 +228,12 @@ class Pretraining:
                 ):
                     checkpoints.save(self.checkpoint())
                 if stopped_by:
-                    raise Stopped(stopped_by, self.farewell(stopped_by, out))
-            # A signal from here on comes too late to stop anything
-            if out is not None:
-                self.finish(out, num_steps)
+                    raise Stopped(
+                        stopped_by, self.farewell(stopped_by, checkpoints)
+                    )
+            # A later signal does not stop the writing of a complete run
+            if checkpoints:
+                self.finish(checkpoints.run_folder, num_steps)
         return run
 
     def num_left(self) -> int:
@@ -257,17 +258,17 @@ class Pretraining:
         else:
             self.run.write(out)
 
-    def farewell(self, number: int, out: Path | None) -> str:
+    def farewell(self, number: int, checkpoints: Checkpoints | None) -> str:
         """Return the message after a signal."""
         stopped = (
             f'stopped by {signal.Signals(number).name} after step '
             f'{len(self.run.steps)} of {self.run.config.steps}'
         )
-        if out is None:
+        if not checkpoints:
             return f'{stopped}; nothing is kept, for lack of a folder'
         return (
             f'{stopped}. Continue with: d2lbert pretrain --resume --out '
-            + shlex.quote(str(out))
+            + shlex.quote(str(checkpoints.run_folder))
         )
 
     # ---- checkpoints -------------------------------------------------
@@ -288,11 +289,9 @@ class Pretraining:
         Warns where the rest of the run will differ by rounding from an
         uncut one.
         """
-        num_steps = checkpoint.num_steps
-        check_arrays(
-            checkpoint.arrays,
-            self.arrays() | {STEPS: np.empty((num_steps, len(Step._fields)))},
-        )
+        arrays, num_steps = checkpoint.arrays, checkpoint.num_steps
+        steps = np.empty((num_steps, len(Step._fields)))
+        check_arrays(arrays, self.arrays() | {STEPS: steps})
         changes = different(checkpoint.environment, self.environment())
         if changes:
             warnings.warn(
@@ -303,11 +302,7 @@ class Pretraining:
             )
         net = self.run.net
         set_weights(
-            net,
-            {
-                name: checkpoint.arrays[WEIGHTS + name]
-                for name in neutral_shapes(net)
-            },
+            net, {name: arrays[WEIGHTS + name] for name in neutral_shapes(net)}
         )
         # The old trainer may hold copies of the parameters
         self.trainer = self.new_trainer()
@@ -315,30 +310,26 @@ class Pretraining:
         optimizer = self.trainer.optimizer
         optimizer.load_state(
             {
-                name: checkpoint.arrays[self.moment_name(name)]
+                name: arrays[self.moment_name(name)]
                 for name in optimizer.state()
             },
             num_steps,
         )
         self.run.steps = [
             Step(mlm_loss, nsp_loss, int(num_pairs), seconds)
-            for mlm_loss, nsp_loss, num_pairs, seconds in checkpoint.arrays[
+            for mlm_loss, nsp_loss, num_pairs, seconds in arrays[
                 STEPS
             ].tolist()
         ]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of a checkpoint. See `d2lbert.runs.checkpoint`."""
+        weights = get_weights(self.run.net)
+        moments = self.trainer.optimizer.state()
         steps = np.array(self.run.steps, np.float64)
         return {
-            **{
-                WEIGHTS + name: array
-                for name, array in get_weights(self.run.net).items()
-            },
-            **{
-                self.moment_name(name): array
-                for name, array in self.trainer.optimizer.state().items()
-            },
+            **{WEIGHTS + name: W for name, W in weights.items()},
+            **{self.moment_name(name): M for name, M in moments.items()},
             STEPS: steps.reshape(-1, len(Step._fields)),
         }
 
@@ -352,7 +343,9 @@ class Pretraining:
         """Checksums of what is trained on, without its path."""
         return {
             'vocabulary': sha256(vocab_bytes(self.run.vocab)),
-            'examples': sha256(*map(np.ascontiguousarray, self.examples)),
+            'examples': sha256(
+                *(np.ascontiguousarray(A).data for A in self.examples)
+            ),
         }
 
     def environment(self) -> dict[str, Any]:
