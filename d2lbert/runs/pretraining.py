@@ -357,7 +357,7 @@ class Pretraining:
             **found,
             'devices': list(map(str, self.run.devices)),
             'micro_batch': config.micro_batch,
-            'workers': len(self.trainer.workers),
+            'workers': self.trainer.parallel.num_workers,
             'machine': platform.machine(),
         }
 
