@@ -12,7 +12,6 @@ import pytest
 
 import d2lbert
 from d2lbert.data.examples import Batch
-from d2lbert.data.files import describe_file, read_manifest, to_manifest
 from d2lbert.recipes import get_recipe
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.run import WEIGHTS_FILE
@@ -173,16 +172,6 @@ def assert_same_runs(out, other):
     ).read_bytes()
     histories = [d2lbert.load_run(path).history for path in (out, other)]
     assert histories[0] == histories[1]
-
-
-def seal(checkpoints, data=None, **changes):
-    """Write arrays or what a manifest says, with checksums that are right."""
-    manifest, arrays = checkpoints.paths(3)
-    content = read_manifest(manifest)
-    if data is not None:
-        arrays.write_bytes(data)
-        content['files'][arrays.name] = describe_file(data)
-    manifest.write_bytes(to_manifest(content | changes))
 
 
 # ---- the command -----------------------------------------------------

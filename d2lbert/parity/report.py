@@ -22,7 +22,7 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import Batch
-from d2lbert.data.files import locked, make_folder, output_errors, write_file
+from d2lbert.data.files import output_errors, write_file
 from d2lbert.errors import InputError
 from d2lbert.parity.networks import (
     TOLERANCES,
@@ -34,6 +34,7 @@ from d2lbert.parity.networks import (
 from d2lbert.randomness import DropoutMasks, generator
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
+from d2lbert.runs.folder import locked, make_folder
 from d2lbert.runs.run import check_last_batch, devices_of, load_tab
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (

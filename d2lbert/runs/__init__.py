@@ -1,0 +1,1 @@
+"""Pretraining runs: options, folders, checkpoints, stopping and resuming."""
