@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2lbert.data import examples, sample, textbook
+from d2lbert.book import textbook
+from d2lbert.data import examples, sample
 from d2lbert.data.batches import Batches
 from d2lbert.data.examples import load_examples, read_paragraphs
 from d2lbert.data.vocab import CLS, MASK, PAD, RESERVED_TOKENS, SEP, Vocab
