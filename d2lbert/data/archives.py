@@ -51,18 +51,17 @@ def unpack(data: bytes, name: str, max_bytes: int) -> bytes:
     # Many types of error, which differ between versions of Python
     except Exception as error:
         raise CorpusError(
-            f'{name} is damaged, or is not the archive that its name or its '
-            f'first bytes announce ({type(error).__name__}: {error}): it has '
-            f'{len(data):,} bytes and begins with {data[:16]!r}; give '
-            'another copy of it.'
+            f'The archive {name} cannot be read ({type(error).__name__}: '
+            f'{error}): it has {len(data):,} bytes and begins with '
+            f'{data[:16]!r}; expected was a zip, tar or gzip file, as its '
+            'name or its first bytes say: give another copy of it.'
         ) from error
     return data
 
 
 def read_zip(data: bytes, name: str, max_bytes: int) -> bytes:
     """Return the text in a zip."""
-    if data.count(b'PK\1\2') > MAX_MEMBERS:
-        raise too_many_members(name)
+    check_count(data.count(b'PK\1\2'))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         member = only_one(
             [
@@ -79,10 +78,9 @@ def read_zip(data: bytes, name: str, max_bytes: int) -> bytes:
             zipfile.ZIP_STORED,
             zipfile.ZIP_DEFLATED,
         ):
-            raise CorpusError(
-                f'The archive {name} is compressed by method '
-                f'{member.compress_type}, but stored or deflated members '
-                'were expected: pack it again in the usual way.'
+            raise ValueError(
+                f'compression method {member.compress_type} instead of '
+                'stored or deflated'
             )
         with archive.open(member) as stream:
             return read_stream(stream, name, max_bytes)
@@ -92,8 +90,7 @@ def read_tar(data: bytes, name: str, max_bytes: int) -> bytes:
     """Return the text in a tar."""
     with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as archive:
         members = list(islice(archive, MAX_MEMBERS + 1))
-        if len(members) > MAX_MEMBERS:
-            raise too_many_members(name)
+        check_count(len(members))
         member = only_one(
             [m for m in members if m.isfile() and is_train_file(m.name)],
             f'archive {name}',
@@ -140,9 +137,7 @@ def only_one(found: Sequence[Found], holder: str) -> Found:
     return found[0]
 
 
-def too_many_members(name: str) -> CorpusError:
-    """Return the error about an archive with too many members."""
-    return CorpusError(
-        f'The archive {name} holds more than {MAX_MEMBERS:,} members, the '
-        'most that are read: give another one.'
-    )
+def check_count(num_members: int) -> None:
+    """Raise `ValueError` for an archive with too many members."""
+    if num_members > MAX_MEMBERS:
+        raise ValueError(f'more than {MAX_MEMBERS:,} members')

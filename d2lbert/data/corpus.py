@@ -126,17 +126,11 @@ def fetch(mirrors: Sequence[str] = MIRRORS, expected: str = SHA256) -> bytes:
             if data is None:
                 data = _download(mirrors, expected, path)
                 write_file(path, data)
-    except filelock.Timeout as error:
-        raise CorpusError(
-            f'Another process has held {error.lock_file} for {LOCK_TIMEOUT} '
-            'seconds, which a download of WikiText-2 should not take: stop '
-            f'that process and try again; or {OTHER_WAYS}.'
-        ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # also `filelock.Timeout`
         raise CorpusError(
             f'The cache folder {path.parent} cannot be used ({error}): set '
             'the environment variable D2LBERT_CACHE to a folder that can be '
-            f'written; or {OTHER_WAYS}.'
+            f'written and that no other process has locked; or {OTHER_WAYS}.'
         ) from error
     return data
 
@@ -169,7 +163,10 @@ def lines_of(
 
 
 def _read_path(corpus: str | os.PathLike, option: str = '') -> list[str]:
-    """Return the lines of a file or folder; `option` precedes it in errors."""
+    """Return the lines of a file or folder.
+
+    `option`: what precedes the path in errors.
+    """
     name = f'{option}{corpus}'
     try:
         path = os.path.expanduser(os.fsdecode(corpus))
@@ -213,7 +210,7 @@ def _check_utf8(data: bytes, name: str) -> None:
 
 
 def _read_cached(path: Path, expected: str) -> bytes | None:
-    """Return the cached archive, or None if there is none or it is damaged."""
+    """Return the cached archive, or None where there is no good one."""
     try:
         check_regular(path, MAX_DOWNLOAD_BYTES)
         data = path.read_bytes()
