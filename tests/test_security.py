@@ -246,7 +246,7 @@ GOOD = {
     're compile': 'import re\nre.compile(text)',
     'torch compile': 'import torch\ntorch.compile(net)',
     'numpy': 'np.load(path, allow_pickle=False)',
-    'arrays': 'backend.load_parameters(net, arrays)',
+    'arrays': 'backend.set_parameters(net, arrays)',
     'no shell': 'import subprocess\nsubprocess.run([a], shell=False)',
     'https': "URL = 'https://example.org/x.zip'",
     'a variable': 'def f(code, socket):\n    code.x = socket.y',
