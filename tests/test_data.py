@@ -209,7 +209,7 @@ sentences = st.lists(
 ).map(' '.join)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(sentences, min_size=1, max_size=8), max_size=5),
     st.integers(5, 70),
@@ -253,7 +253,7 @@ def test_module_random_is_a_generator_too():
 
 
 def test_memory_is_little_more_than_the_arrays():
-    lines = sample.lines() * 5
+    lines = sample.lines() * 2
     tracemalloc.start()
     batch, _ = load_examples(lines, 64, random.Random(0))
     _, peak = tracemalloc.get_traced_memory()
