@@ -22,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 
+import filelock
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -361,6 +362,17 @@ def test_cache_folder_that_is_a_file(site, cache):
     cache.parent.mkdir()
     cache.write_text('in the way')
     with pytest.raises(CorpusError, match=r'set .* D2LBERT_CACHE'):
+        fetch(site)
+    assert not site.requests
+
+
+def test_another_process_does_not_end(site, cache, monkeypatch):
+    monkeypatch.setattr(corpus, 'LOCK_TIMEOUT', 0.1)
+    cache.mkdir(parents=True)
+    with (
+        filelock.FileLock(cache / f'{corpus.ARCHIVE}.lock'),
+        pytest.raises(CorpusError, match='no other process has locked'),
+    ):
         fetch(site)
     assert not site.requests
 

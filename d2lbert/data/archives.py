@@ -48,8 +48,7 @@ def unpack(data: bytes, name: str, max_bytes: int) -> bytes:
             return read_tar(data, name, max_bytes)
     except CorpusError:
         raise
-    # Many types of error, which differ between versions of Python
-    except Exception as error:
+    except Exception as error:  # the types differ from Python to Python
         raise CorpusError(
             f'The archive {name} cannot be read ({type(error).__name__}: '
             f'{error}): it has {len(data):,} bytes and begins with '
@@ -100,7 +99,9 @@ def read_tar(data: bytes, name: str, max_bytes: int) -> bytes:
         return read_stream(stream, name, max_bytes)
 
 
-def read_stream(stream: IO[bytes], name: str, max_bytes: int) -> bytes:
+def read_stream(
+    stream: IO[bytes] | gzip.GzipFile, name: str, max_bytes: int
+) -> bytes:
     """Return all bytes of a stream; raise `CorpusError` beyond a limit."""
     return join_chunks(
         iter(partial(stream.read, CHUNK), b''), name, max_bytes
