@@ -325,7 +325,7 @@ class Pretraining:
         ]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays of a checkpoint. See `d2lbert.runs.checkpoint`."""
+        """Return the arrays that `d2lbert.runs.checkpoint` describes."""
         weights = get_weights(self.run.net)
         moments = self.trainer.optimizer.state()
         steps = np.array(self.run.steps, np.float64)
