@@ -206,6 +206,22 @@ def test_a_signal_after_the_last_step_is_too_late(
     assert len(run.steps) == len(d2lbert.load_run(tmp_path).steps) == 2
 
 
+def test_a_signal_while_a_checkpoint_is_written(
+    train, one_backend, tmp_path, monkeypatch
+):
+    save = Checkpoints.save
+
+    def interrupted(self, checkpoint):
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        save(self, checkpoint)
+
+    monkeypatch.setattr(Checkpoints, 'save', interrupted)
+    with pytest.raises(Stopped, match='step 2 of 9'):
+        train(one_backend, out=tmp_path, steps=9, save_every=2)
+    assert Checkpoints(tmp_path).find() == [2]
+
+
 @contextlib.contextmanager
 def stopping_at(step):
     """Ctrl-C while that step is taken."""
