@@ -202,8 +202,8 @@ class Gradients(base.Gradients):
         self.numbers = numbers
         if numbers.is_cuda:
             self.numbers = torch.empty_like(
-                numbers, device='cpu'
-            ).pin_memory()
+                numbers, device='cpu', pin_memory=True
+            )
             self.numbers.copy_(numbers, non_blocking=True)
             self.copied = torch.cuda.Event()
             self.copied.record(torch.cuda.current_stream(numbers.device))

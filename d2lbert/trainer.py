@@ -12,14 +12,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from backends.base import Gradients
 from backends.devices import shard_slices
 from backends.types import Device, Part
-from d2lbert import bert
+from d2lbert.bert import ZERO_GRADIENT, BERTModel
 from d2lbert.data.checks import check_batch
 from d2lbert.data.examples import Batch
 from d2lbert.errors import RunError, check_positive, input_errors
@@ -58,7 +58,7 @@ class Trainer:
 
     def __init__(
         self,
-        net: Any,
+        net: BERTModel,
         recipe: Recipe,
         *,
         lr: float,
@@ -85,7 +85,7 @@ class Trainer:
                 shared_masks=shared_masks,
             )
         self.optimizer = net.backend.Adam(
-            net, lr, recipe.epsilon_inside, bert.ZERO_GRADIENT
+            net, lr, recipe.epsilon_inside, ZERO_GRADIENT
         )
         self.num_steps = 0
 

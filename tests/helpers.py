@@ -1,9 +1,20 @@
-"""What several test files use: small networks, batches and trainings."""
+"""What the tests of several files use; fixtures are in `conftest.py`."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pytest
 
+import d2lbert
 from d2lbert.data.examples import Batch
 from d2lbert.recipes import get_recipe
+from d2lbert.runs.checkpoint import Checkpoints
+from d2lbert.runs.run import WEIGHTS_FILE
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (
     get_weights,
@@ -11,6 +22,10 @@ from d2lbert.weights import (
     neutral_shapes,
     set_weights,
 )
+
+ROOT = Path(d2lbert.__file__).parents[1]
+
+# ---- networks and batches --------------------------------------------
 
 SIZES = {
     'vocab_size': 50,
@@ -21,10 +36,9 @@ SIZES = {
     'dropout': 0.1,
     'max_len': 16,
 }
-rng = np.random.default_rng(0)
-
-TOKENS = rng.integers(0, 50, (3, 7))
-SEGMENTS = rng.integers(0, 2, (3, 7))
+_rng = np.random.default_rng(0)
+TOKENS = _rng.integers(0, 50, (3, 7))
+SEGMENTS = _rng.integers(0, 2, (3, 7))
 VALID_LENS = np.array([7, 2, 5], np.float32)
 POSITIONS = np.array([[0, 3, 6], [1, 0, 0], [4, 2, 2]])
 
@@ -110,3 +124,97 @@ def set_num_cores(monkeypatch, tab, num_cores):
     monkeypatch.setattr(
         f'backends.{tab.BACKEND.name}_training.num_cores', lambda: num_cores
     )
+
+
+# ---- runs ------------------------------------------------------------
+
+RUN_SIZES = {
+    'batch_size': 8,
+    'max_len': 32,
+    'num_hiddens': 8,
+    'ffn_num_hiddens': 16,
+    'devices': 'cpu',
+}
+
+
+def write_text(path):
+    """A corpus about cranes, of a hundred paragraphs."""
+    rng = random.Random(0)
+    words = ['a', 'the', 'crane', 'driver', 'he', 'left', 'is', 'flying']
+    paragraphs = (
+        ' . '.join(
+            ' '.join(rng.choices(words, k=rng.randint(2, 12)))
+            for _ in range(rng.randint(2, 4))
+        )
+        for _ in range(100)
+    )
+    path.write_text(''.join(f'{p} .\n' for p in paragraphs), 'utf-8')
+    return path
+
+
+def same_weights(weights, others):
+    assert weights.keys() == others.keys()
+    return all(np.array_equal(weights[name], others[name]) for name in others)
+
+
+def assert_same_runs(out, other):
+    """All that two runs have come to is equal, the times aside."""
+    found, expected = (
+        Checkpoints(path).load().arrays for path in (out, other)
+    )
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        if name == 'steps':
+            found[name][:, -1] = array[:, -1] = 0
+        assert np.array_equal(found[name], array), name
+    assert (out / WEIGHTS_FILE).read_bytes() == (
+        other / WEIGHTS_FILE
+    ).read_bytes()
+    histories = [d2lbert.load_run(path).history for path in (out, other)]
+    assert histories[0] == histories[1]
+
+
+# ---- the command -----------------------------------------------------
+
+TINY = (
+    '--batch-size=8',
+    '--max-len=32',
+    '--num-hiddens=8',
+    '--ffn-num-hiddens=16',
+    '--devices=cpu',
+)
+MAIN = 'from d2lbert.cli import main; main()'
+unix = pytest.mark.skipif(os.name == 'nt', reason='Windows has other signals')
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+def python(code, *args, **variables):
+    """Start a new Python that has this d2lbert."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.getenv('PYTHONPATH'))))
+    return subprocess.Popen(
+        [sys.executable, '-c', code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {'PYTHONPATH': path} | variables,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+def assert_refused(done, *words, status=2):
+    """One clear line and nothing else."""
+    assert done.status == status
+    assert done.out == ''
+    assert done.err.startswith('d2lbert: ') and done.err.count('\n') == 1
+    for word in words:
+        assert str(word) in done.err

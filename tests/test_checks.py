@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import test_bert
 from d2lbert.book.chapter import as_batch
 from d2lbert.data.checks import check_batch, check_range, to_int32
 from d2lbert.data.examples import Batch, load_examples
 from d2lbert.data.sample import lines
 from d2lbert.errors import InputError
+from helpers import SIZES as NET_SIZES
 from helpers import make_batch, new_trainer
 
-SIZES = test_bert.SIZES['vocab_size'], test_bert.SIZES['max_len']
+SIZES = NET_SIZES['vocab_size'], NET_SIZES['max_len']
 VOCAB_SIZE, MAX_LEN = SIZES
 GOOD = make_batch(6, num_tokens=MAX_LEN)
 LENGTH = int(GOOD.valid_lens[4])

@@ -4,65 +4,26 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import d2lbert
-import test_run
-from conftest import require
-from d2lbert import cli
-
-# Fixtures
-saved = test_run.saved
-text_file = test_run.text_file
-train = test_run.train
-
-ROOT = Path(cli.__file__).parents[1]
-TINY = (
-    '--batch-size=8',
-    '--max-len=32',
-    '--num-hiddens=8',
-    '--ffn-num-hiddens=16',
-    '--devices=cpu',
+from d2lbert.pytest_plugin import require
+from helpers import (
+    MAIN,
+    ROOT,
+    TINY,
+    assert_refused,
+    finish,
+    python,
+    unix,
 )
-MAIN = 'from d2lbert.cli import main; main()'
-unix = pytest.mark.skipif(os.name == 'nt', reason='Windows has other signals')
+
 COMMANDS = ('pretrain', 'chapter', 'encode', 'doctor')
-
-
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the command in this process."""
-    handlers = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['d2lbert', *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return Done(exit.value.code or 0, *capsys.readouterr())
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -81,31 +42,6 @@ def pretrain(run, text_file):
 def folder(saved, backend_name):
     """The folder of a run; for all tests the same."""
     return saved(backend_name)
-
-
-def python(code, *args, **variables):
-    """Start a new Python that has this d2lbert."""
-    path = os.pathsep.join(filter(None, (str(ROOT), os.getenv('PYTHONPATH'))))
-    return subprocess.Popen(
-        [sys.executable, '-c', code, *map(str, args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {'PYTHONPATH': path} | variables,
-    )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=120)
-    return Done(process.returncode, out.decode(), err.decode())
-
-
-def assert_refused(done, *words, status=2):
-    """One clear line and nothing else."""
-    assert done.status == status
-    assert done.out == ''
-    assert done.err.startswith('d2lbert: ') and done.err.count('\n') == 1
-    for word in words:
-        assert str(word) in done.err
 
 
 def assert_usage(done, *words):

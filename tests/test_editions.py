@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from backends import mxnet_import
-from conftest import require
 from d2lbert.data import sample
+from d2lbert.pytest_plugin import require
 from d2lbert.runs.run import load_tab
 
 NUM_STEPS = 3

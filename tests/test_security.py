@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 import d2lbert
-import test_run
 from backends import mxnet_import
 from d2lbert.data.files import parse_manifest
 from d2lbert.errors import D2LBertError
@@ -25,11 +24,6 @@ from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.folder import to_manifest
 from d2lbert.tools.convert import convert
 from kill_saves import forge, small
-
-# Fixtures
-saved = test_run.saved
-text_file = test_run.text_file
-train = test_run.train
 
 ROOT = Path(d2lbert.__file__).parents[1]
 SOURCES = sorted(

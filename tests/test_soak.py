@@ -4,10 +4,10 @@ import signal
 
 import pytest
 
-import test_cli
+from helpers import unix
 from soak import soak
 
-pytestmark = [test_cli.unix, pytest.mark.slow]
+pytestmark = [unix, pytest.mark.slow]
 
 
 def test_a_run_that_is_stopped_again_and_again(backend_name, tmp_path):
