@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Device
+from backends.types import Device
 from d2lbert.randomness import generator
 
 Renames = Sequence[tuple[str, str]]
@@ -70,7 +70,7 @@ def get_weights(net: Any) -> dict[str, np.ndarray]:
     """Return copies of all parameters by their neutral names."""
     return {
         neutral_name(net, name): array
-        for name, array in net.backend.parameters(net).items()
+        for name, array in net.backend.get_parameters(net).items()
     }
 
 
@@ -87,7 +87,7 @@ def set_weights(
         neutral_name(net, name): name
         for name in net.backend.parameter_shapes(net)
     }
-    net.backend.load_parameters(
+    net.backend.set_parameters(
         net,
         {native.get(name, name): array for name, array in arrays.items()},
         devices,

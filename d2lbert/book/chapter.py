@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array, Backend, Device
+from backends.base import Backend
+from backends.types import Array, Device
 from d2lbert import bert
 from d2lbert.book import editions
 from d2lbert.book.animator import Accumulator, Animator, Timer
@@ -23,10 +24,10 @@ from d2lbert.data import examples
 from d2lbert.data.batches import Batches
 from d2lbert.data.checks import to_int32
 from d2lbert.data.examples import Batch
-from d2lbert.data.vocab import Vocab
+from d2lbert.data.vocab import PAD, Vocab
 from d2lbert.errors import InputError
 from d2lbert.recipes import Recipe
-from d2lbert.representation import check_vocab_size
+from d2lbert.representation import check_vocab_size, encoder_inputs
 from d2lbert.trainer import Step, Trainer, check_positive
 
 LR = 0.01
@@ -184,7 +185,7 @@ def training_steps(
         precision=precision,
     )
     with closing(trainer):
-        yield from trainer.train_ahead(
+        yield from trainer.train(
             numpy_batches(net.backend, train_iter), num_steps
         )
 
@@ -278,10 +279,6 @@ def get_bert_encoding(
     check_net(net, len(vocab))
     tokens, segments = get_tokens_and_segments(tokens_a, tokens_b)
     backend = net.backend
-    device = backend.device_of(net)
-    with backend.evaluation(net):
-        return net.encoder(
-            backend.tensor([vocab[tokens]], device),
-            backend.tensor([segments], device),
-            backend.tensor(np.array([len(tokens)], np.float32), device),
-        )
+    inputs = encoder_inputs([(vocab[tokens], segments)], vocab[PAD])
+    (X,) = backend.evaluate(net.encoder, [inputs])
+    return backend.tensor(X, backend.device_of(net))

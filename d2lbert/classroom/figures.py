@@ -136,7 +136,7 @@ def draw_model(net: Any, batch: Sequence[Any]) -> Picture:
     arrays = Batch(*batch)
     B, T = arrays.tokens.shape
     P = arrays.pred_positions.shape[1]
-    V, H = net.encoder.token_embedding.weight.shape
+    V, H = net.vocab_size, net.encoder.num_hiddens
     num_blks = len(net.encoder.blks)
     picture = Picture(7, 7.8)
     axes = _blank_axes(picture, 14, 15.6)

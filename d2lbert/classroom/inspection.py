@@ -161,19 +161,13 @@ def attention_weights(net: Any, vocab: Vocab, text: Text) -> np.ndarray:
     """
     encoded = encode_text(vocab, text)
     check_lengths(net, [text], [encoded])
-    backend = net.backend
-    device = backend.device_of(net)
-    tokens, segments = (
-        backend.tensor(np.array([row]), device) for row in encoded
+    outputs = net.backend.trace(
+        net.encoder, [np.array([row]) for row in encoded]
     )
-    with backend.evaluation(net), backend.layer_outputs(net) as outputs:
-        net.encoder(tokens, segments)
-    # Dropout, which drops nothing now, has the weights pass through
+    # Dropout, which drops nothing in evaluation, returns the weights
     return np.stack(
         [
-            backend.to_numpy(
-                outputs[f'encoder.blks.{i}.attention.attention.dropout']
-            )[0]
+            outputs[f'blks.{i}.attention.attention.dropout'][0]
             for i in range(len(net.encoder.blks))
         ]
     )

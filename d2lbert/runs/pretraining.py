@@ -343,7 +343,7 @@ class Pretraining:
             **found,
             'devices': list(map(str, self.run.devices)),
             'micro_batch': config.micro_batch,
-            'threads': self.trainer.backend.num_threads(),
+            'workers': self.trainer.parallel.num_workers,
             'machine': platform.machine(),
         }
 
