@@ -117,7 +117,8 @@ class Config:
 
     def __post_init__(self) -> None:
         # Imported here, because they import NumPy: `--help` would wait
-        from backends.base import PRECISIONS, parse_devices
+        from backends.base import PRECISIONS
+        from backends.devices import parse_devices
         from d2lbert.data.examples import check_max_len
         from d2lbert.recipes import check_lr
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 import backends
-from backends.base import check_parameters
+from backends.parameters import check_parameters
 from d2lbert.data.files import (
     check_regular,
     describe_error,
