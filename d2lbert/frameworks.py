@@ -26,8 +26,8 @@ class Framework:
     `label`: how its authors write it; `color`: of its curves; `recipe`: the
     name of its tab's recipe. `probe`: Python code for `d2lbert doctor`, which
     imports the framework as `framework` and counts its GPUs as `gpus`;
-    `plain_import`: whether `import NAME` may fail where `probe` works;
-    `reinstall`: the command that repairs its installation.
+    `plain`: code for the reader's own import, where it may fail although
+    `probe` works; `reinstall`: the command that repairs its installation.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Framework:
     recipe: str
     probe: str
     reinstall: str
-    plain_import: bool = True
+    plain: str = ''
 
     @property
     def install(self) -> str:
@@ -57,7 +57,7 @@ FRAMEWORKS = {
             'framework = mxnet_import.import_mxnet(); '
             'gpus = framework.context.num_gpus()',
             reinstall='pip install --force-reinstall --no-deps mxnet==1.9.1',
-            plain_import=False,
+            plain='import mxnet as framework',
         ),
         Framework(
             'torch',
