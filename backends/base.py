@@ -61,7 +61,7 @@ class Backend(ABC):
     #: `is_replicable` is true, copies of a network may run at the same time.
     Module: type
 
-    # ---- arrays ------------------------------------------------------
+    # ---- tensor operations -------------------------------------------
 
     @abstractmethod
     def tensor(self, data: Any, device: Device = None) -> Array:
@@ -77,8 +77,6 @@ class Backend(ABC):
 
         It may share the memory of `X`.
         """
-
-    # ---- operations --------------------------------------------------
 
     @abstractmethod
     def matmul(self, A: Array, B: Array, transpose_B: bool = False) -> Array:
@@ -130,12 +128,11 @@ class Backend(ABC):
     ) -> Array:
         """Return `cross_entropy(layer(X), labels, weights)`.
 
-        Where `layer` is a `Linear` with a bias, the logits of only a few
-        hundred rows exist at a time. `X`: `(num_rows, num_hiddens)`, one row
-        or more; `weights` get no gradient.
+        Of a `Linear` with a bias only a few hundred rows of logits exist at
+        a time. `X`: `(num_rows, num_hiddens)`; `weights` get no gradient.
         """
 
-    # ---- layers ------------------------------------------------------
+    # ---- layers and their parameters ---------------------------------
 
     @abstractmethod
     def Linear(
@@ -188,8 +185,6 @@ class Backend(ABC):
     def value(self, parameter: Any, like: Array) -> Array:
         """Return a parameter's array on the device of `like`."""
 
-    # ---- parameters --------------------------------------------------
-
     @abstractmethod
     def parameter_shapes(self, net: Net) -> dict[str, tuple[int, ...]]:
         """Return the shape of each parameter, in the order of `net`."""
@@ -207,9 +202,9 @@ class Backend(ABC):
     ) -> None:
         """Set each parameter of `net`, and initialise it where needed.
 
-        `devices`: where the parameters shall live; without it they stay
-        where they are, or go to the processor. `net` takes over the type of
-        the arrays, float32 or float64.
+        `devices`: where the parameters shall live, by default where they
+        are, or the processor. `net` takes over the arrays' type, float32 or
+        float64.
 
         Raises `ValueError`, before anything is changed, that lists each
         name that is missing, unknown or of another shape.
@@ -249,7 +244,8 @@ class Backend(ABC):
 
     def try_gpu(self, i: int = 0) -> Device:
         """Return GPU `i` if there is one, else the processor."""
-        return self.device('gpu' if i < self.num_gpus() else 'cpu', i)
+        there = i < self.num_gpus()
+        return self.device('gpu', i) if there else self.device('cpu', 0)
 
     def try_all_gpus(self) -> list[Device]:
         """Return all GPUs, or `[cpu]` where there is none."""
@@ -263,10 +259,9 @@ class Backend(ABC):
     ) -> list[Any]:
         """Return the outputs of `net` for each batch, in order, in NumPy.
 
-        The network is in evaluation mode, without dropout and without a
-        graph, on its device and on all cores of a processor; afterwards it
-        is in its own mode again. `batches`: the inputs of each. An output
-        that is a tuple stays one.
+        The network runs without dropout and without a graph, on its device
+        and on all cores of a processor; its own mode is restored.
+        `batches`: the inputs of each. An output that is a tuple stays one.
         """
 
     @abstractmethod

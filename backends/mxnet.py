@@ -177,7 +177,7 @@ class MXNetBackend(base.Backend):
     name = 'mxnet'
     Module = Module
 
-    # ---- arrays ------------------------------------------------------
+    # ---- tensor operations -------------------------------------------
 
     def tensor(self, data, device=None):
         if isinstance(data, np.ndarray):
@@ -190,8 +190,6 @@ class MXNetBackend(base.Backend):
 
     def to_numpy(self, X):
         return X.asnumpy()
-
-    # ---- operations --------------------------------------------------
 
     def matmul(self, A, B, transpose_B=False):
         product = npx.batch_dot(
@@ -243,7 +241,7 @@ class MXNetBackend(base.Backend):
             0
         ]
 
-    # ---- layers ------------------------------------------------------
+    # ---- layers and their parameters ---------------------------------
 
     def Linear(
         self, num_outputs, num_inputs=None, bias=True, activation=None
@@ -279,8 +277,6 @@ class MXNetBackend(base.Backend):
 
     def value(self, parameter, like):
         return parameter.data(like.ctx)
-
-    # ---- parameters --------------------------------------------------
 
     def parameter_shapes(self, net):
         return {

@@ -18,6 +18,7 @@ from backends.torch_training import (
     Adam,
     DataParallel,
     mode,
+    num_cores,
     to_array,
 )
 
@@ -94,7 +95,7 @@ class TorchBackend(base.Backend):
     name = 'torch'
     Module = Module
 
-    # ---- arrays ------------------------------------------------------
+    # ---- tensor operations -------------------------------------------
 
     def tensor(self, data, device=None):
         X = torch.as_tensor(np.asarray(data))
@@ -108,8 +109,6 @@ class TorchBackend(base.Backend):
 
     def to_numpy(self, X):
         return X.detach().cpu().numpy()
-
-    # ---- operations --------------------------------------------------
 
     def matmul(self, A, B, transpose_B=False):
         return A @ (B.transpose(-1, -2) if transpose_B else B)
@@ -149,7 +148,7 @@ class TorchBackend(base.Backend):
             )
         return self.cross_entropy(layer(X), labels, weights)
 
-    # ---- layers ------------------------------------------------------
+    # ---- layers and their parameters ---------------------------------
 
     def Linear(
         self, num_outputs, num_inputs=None, bias=True, activation=None
@@ -188,8 +187,6 @@ class TorchBackend(base.Backend):
 
     def value(self, parameter, like):
         return parameter
-
-    # ---- parameters --------------------------------------------------
 
     def parameter_shapes(self, net):
         return {
@@ -239,7 +236,7 @@ class TorchBackend(base.Backend):
                 )
             return self.to_numpy(outputs)
 
-        num_threads = torch.get_num_threads() if device.type == 'cpu' else 1
+        num_threads = num_cores() if device.type == 'cpu' else 1
         with mode(net, training=False):
             return THREADS.map(min(num_threads, len(batches)), run, batches)
 

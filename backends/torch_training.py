@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+)
 from typing import Any
 
 import numpy as np
@@ -41,7 +45,7 @@ class DataParallel(ThreadedDataParallel):
     ) -> None:
         check_precision(precision)
         on_gpu = any(device.type == 'cuda' for device in devices)
-        num_threads = torch.get_num_threads()
+        num_threads = num_cores()
         is_replicable = getattr(net, 'is_replicable', False)
         num_each = 1
         if is_replicable and not on_gpu:
@@ -69,10 +73,11 @@ class DataParallel(ThreadedDataParallel):
         self.graphs: dict[tuple[torch.Size, ...], Graph] = {}
 
     def value_and_grad(self, parts):
+        if self.precision == 'float32':
+            return super().value_and_grad(parts)
         # One switch for the whole process: worker threads must not turn it
         matmul = torch.backends.cuda.matmul
-        before = matmul.allow_tf32
-        matmul.allow_tf32 = before or self.precision != 'float32'
+        before, matmul.allow_tf32 = matmul.allow_tf32, True
         try:
             return super().value_and_grad(parts)
         finally:
@@ -105,16 +110,13 @@ class DataParallel(ThreadedDataParallel):
         self, worker: Worker, inputs: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Add the gradients of some inputs; return their losses."""
-        with mode(worker.net, training=True), self.autocast():
+        products: AbstractContextManager[Any] = nullcontext()
+        if self.precision == 'bf16':
+            products = torch.autocast('cuda', torch.bfloat16)
+        with torch.enable_grad(), mode(worker.net, training=True), products:
             losses = self.compute_losses(worker.net, *inputs)
         torch.autograd.backward(list(losses))
         return [loss.detach() for loss in losses]
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which PyTorch computes products in bf16."""
-        if self.precision == 'bf16':
-            return torch.autocast('cuda', torch.bfloat16)
-        return torch.enable_grad()
 
     def replay(
         self, worker: Worker, inputs: Sequence[torch.Tensor]
@@ -200,8 +202,8 @@ class Gradients(base.Gradients):
         self.numbers = numbers
         if numbers.is_cuda:
             self.numbers = torch.empty_like(
-                numbers, device='cpu'
-            ).pin_memory()
+                numbers, device='cpu', pin_memory=True
+            )
             self.numbers.copy_(numbers, non_blocking=True)
             self.copied = torch.cuda.Event()
             self.copied.record(torch.cuda.current_stream(numbers.device))
@@ -297,6 +299,11 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
         for module, mode in before.items():
             if module.training != mode:
                 module.training = mode
+
+
+def num_cores() -> int:
+    """Return how many cores PyTorch uses."""
+    return torch.get_num_threads()
 
 
 @contextmanager

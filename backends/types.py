@@ -50,8 +50,9 @@ class Masks(Protocol):
         """Return a boolean array of this shape, true for what is kept."""
 
 
-#: Takes a network and the inputs of a micro-batch; returns scalar losses.
-Losses = Callable[..., Sequence[Array]]
+#: Takes a network and the inputs of a micro-batch; returns its losses, which
+#: are scalar arrays.
+Losses = Callable[..., Sequence[Any]]
 
 
 class Part(NamedTuple):

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from backends.base import Backend
 from backends.types import Array
@@ -30,10 +30,22 @@ from backends.types import Array
 ZERO_GRADIENT = ('W_k.bias',)
 
 
-class DotProductAttention:
-    """Scaled dot-product attention."""
+class Definition:
+    """The base of the definitions, which a tab joins with a native class.
+
+    `backend`: comes with that class.
+    """
 
     backend: ClassVar[Backend]
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *inputs: Any) -> Any:
+            """Return `forward(*inputs)`, as the native class calls it."""
+
+
+class DotProductAttention(Definition):
+    """Scaled dot-product attention."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -60,7 +72,7 @@ class DotProductAttention:
         return self.backend.matmul(self.dropout(weights), values)
 
 
-class MultiHeadAttention:
+class MultiHeadAttention(Definition):
     """Attention by several heads side by side, each with its own share.
 
     `num_hiddens`: units of all heads together, a multiple of `num_heads`;
@@ -69,7 +81,6 @@ class MultiHeadAttention:
     class: MXNet 1 has `prefix` and `params`.
     """
 
-    backend: ClassVar[Backend]
     Attention: ClassVar[Any]
 
     def __init__(
@@ -136,13 +147,11 @@ class MultiHeadAttention:
         )
 
 
-class PositionWiseFFN:
+class PositionWiseFFN(Definition):
     """Two linear layers with a ReLU between, alike for every position.
 
     `ffn_num_inputs`: by default left to the first input.
     """
-
-    backend: ClassVar[Backend]
 
     def __init__(
         self,
@@ -160,14 +169,12 @@ class PositionWiseFFN:
         return self.dense2(self.backend.relu(self.dense1(X)))
 
 
-class AddNorm:
+class AddNorm(Definition):
     """Residual connection, then layer normalisation.
 
     `norm_shape`: the size of the last axis; in PyTorch also a list of sizes,
     which normalises over so many axes; in MXNet it can be left out.
     """
-
-    backend: ClassVar[Backend]
 
     def __init__(self, norm_shape: Any, dropout: float) -> None:
         super().__init__()
@@ -179,10 +186,9 @@ class AddNorm:
         return self.ln(self.dropout(Y) + X)
 
 
-class TransformerEncoderBlock:
+class TransformerEncoderBlock(Definition):
     """Self-attention and a feed-forward network, each with an `AddNorm`."""
 
-    backend: ClassVar[Backend]
     Attention: ClassVar[Any]
     FFN: ClassVar[Any]
     AddNorm: ClassVar[Any]
@@ -225,13 +231,12 @@ class TransformerEncoderBlock:
         return self.addnorm2(Y, self.ffn(Y))
 
 
-class BERTEncoder:
+class BERTEncoder(Definition):
     """Embeddings and a stack of Transformer encoder blocks.
 
     The arguments are those of `BERTModel`.
     """
 
-    backend: ClassVar[Backend]
     Block: ClassVar[Any]
 
     def __init__(
@@ -293,13 +298,11 @@ class BERTEncoder:
         return last_blk(X, valid_lens, self.backend.gather(X, queries))
 
 
-class MaskLM:
+class MaskLM(Definition):
     """Masked language modelling: guess tokens from their encodings.
 
     `num_inputs`: the size of an encoding, by default left to the first.
     """
-
-    backend: ClassVar[Backend]
 
     def __init__(
         self,
@@ -332,13 +335,11 @@ class MaskLM:
         return masked_X
 
 
-class NextSentencePred:
+class NextSentencePred(Definition):
     """Next sentence prediction: does the second sentence follow?
 
     `num_inputs`: the size of an encoding, by default left to the first.
     """
-
-    backend: ClassVar[Backend]
 
     def __init__(self, num_inputs: int | None = None, **others: Any) -> None:
         super().__init__(**others)
@@ -349,7 +350,7 @@ class NextSentencePred:
         return self.output(X)
 
 
-class BERTModel:
+class BERTModel(Definition):
     """BERT with the heads of its two pretraining tasks.
 
     `vocab_size`: the number of tokens; `num_hiddens`: the size H of an
@@ -360,7 +361,6 @@ class BERTModel:
     `d2lbert.book.editions.Spellings`.
     """
 
-    backend: ClassVar[Backend]
     Encoder: ClassVar[Any]
     MaskLM: ClassVar[Any]
     NextSentencePred: ClassVar[Any]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 
 
 class D2LBertError(Exception):
@@ -43,6 +44,13 @@ class Stopped(BaseException):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
+
+
+def check_positive(**values: float) -> None:
+    """Raise `InputError` for a value that is not finite and positive."""
+    for name, value in values.items():
+        if not (isfinite(value) and value > 0):
+            raise InputError(f'{name} = {value}: expected a positive number')
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from d2lbert.bert import BERTModel
 from d2lbert.data.examples import join_pair
 from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
 from d2lbert.errors import InputError
@@ -19,7 +20,7 @@ TOKENS_AT_A_TIME = 4096
 
 
 def represent(
-    net: Any,
+    net: BERTModel,
     vocab: Vocab,
     texts: Sequence[Text],
     batch_size: int | None = None,
@@ -100,7 +101,7 @@ def encode_text(vocab: Vocab, text: Text) -> tuple[list[int], list[int]]:
     return indices, segments
 
 
-def check_vocab_size(net: Any, vocab_size: int) -> None:
+def check_vocab_size(net: BERTModel, vocab_size: int) -> None:
     """Raise `InputError` where a network has another vocabulary."""
     if vocab_size != net.vocab_size:
         raise InputError(
@@ -111,7 +112,7 @@ def check_vocab_size(net: Any, vocab_size: int) -> None:
 
 
 def check_lengths(
-    net: Any,
+    net: BERTModel,
     texts: Sequence[Text],
     encoded: Sequence[tuple[list[int], list[int]]],
 ) -> None:

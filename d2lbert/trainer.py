@@ -12,17 +12,17 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from backends.base import Gradients
 from backends.devices import shard_slices
 from backends.types import Device, Part
-from d2lbert import bert
+from d2lbert.bert import ZERO_GRADIENT, BERTModel
 from d2lbert.data.checks import check_batch
 from d2lbert.data.examples import Batch
-from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.errors import RunError, check_positive, input_errors
 from d2lbert.randomness import DropoutMasks
 from d2lbert.recipes import Recipe, check_lr
 from d2lbert.slots import loss_inputs
@@ -58,7 +58,7 @@ class Trainer:
 
     def __init__(
         self,
-        net: Any,
+        net: BERTModel,
         recipe: Recipe,
         *,
         lr: float,
@@ -85,7 +85,7 @@ class Trainer:
                 shared_masks=shared_masks,
             )
         self.optimizer = net.backend.Adam(
-            net, lr, recipe.epsilon_inside, bert.ZERO_GRADIENT
+            net, lr, recipe.epsilon_inside, ZERO_GRADIENT
         )
         self.num_steps = 0
 
@@ -247,10 +247,3 @@ def micro_batches(
         rows[start : start + num_rows]
         for start in range(0, len(rows), num_rows)
     ]
-
-
-def check_positive(**values: float) -> None:
-    """Raise `InputError` for a value that is not finite and positive."""
-    for name, value in values.items():
-        if not (np.isfinite(value) and value > 0):
-            raise InputError(f'{name} = {value}: expected a positive number')

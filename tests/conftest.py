@@ -1,14 +1,22 @@
 """Fixtures that all tests share; see also `d2lbert.pytest_plugin`."""
 
+import functools
 import os
 import signal
+import sys
 import tempfile
 
 import pytest
 
 import backends
+import d2lbert
+from d2lbert import cli
 from d2lbert.pytest_plugin import require
 from d2lbert.runs.run import load_tab
+
+pytest.register_assert_rewrite('helpers')
+
+from helpers import RUN_SIZES, Done, write_text  # noqa: E402
 
 pytest_plugins = ['d2lbert.pytest_plugin']
 
@@ -44,3 +52,54 @@ def wikitext2():
     if not os.path.exists(WIKITEXT2):
         pytest.skip('D2LBERT_WIKITEXT2 does not name a copy of WikiText-2')
     return WIKITEXT2
+
+
+@pytest.fixture(scope='session')
+def text_file(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp('corpus') / 'cranes.txt')
+
+
+@pytest.fixture(scope='session')
+def train(text_file):
+    """Trains a tiny network on a small text."""
+
+    def train(backend_name, **options):
+        options = RUN_SIZES | {'corpus': text_file, 'steps': 2} | options
+        return d2lbert.pretrain(
+            backend=backend_name, progress=False, **options
+        )
+
+    return train
+
+
+@pytest.fixture(scope='session')
+def saved(train, tmp_path_factory):
+    """Trains a run once for each backend and gives its folder."""
+
+    @functools.cache
+    def saved(backend_name):
+        out = tmp_path_factory.mktemp('runs') / backend_name
+        train(backend_name, out=out)
+        return out
+
+    return saved
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs the command in this process."""
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+
+    def run(*args):
+        monkeypatch.setattr(sys, 'argv', ['d2lbert', *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            cli.main()
+        return Done(exit.value.code or 0, *capsys.readouterr())
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -26,7 +26,7 @@ from benchmarks.compare import (
 )
 from benchmarks.sections import check_equal_examples
 from benchmarks.targets import Target
-from conftest import require
+from d2lbert.pytest_plugin import require
 
 ORACLE = Path(__file__).parent.parent / '.oracle' / 'bin' / 'python'
 

@@ -10,42 +10,17 @@ from d2lbert.weights import (
     neutral_shapes,
     set_weights,
 )
+from helpers import (
+    POSITIONS,
+    SEGMENTS,
+    SIZES,
+    TOKENS,
+    VALID_LENS,
+    forward,
+    new_net,
+)
 
-SIZES = {
-    'vocab_size': 50,
-    'num_hiddens': 12,
-    'ffn_num_hiddens': 20,
-    'num_heads': 3,
-    'num_blks': 2,
-    'dropout': 0.1,
-    'max_len': 16,
-}
 rng = np.random.default_rng(0)
-
-
-def new_net(tab, seed=0, devices='cpu', **changes):
-    net = tab.BERTModel(**SIZES | changes)
-    set_weights(
-        net,
-        initial_weights(neutral_shapes(net), 'torch', seed),
-        tab.BACKEND.devices(devices),
-    )
-    return net
-
-
-def forward(net, *arrays):
-    backend = net.backend
-    with backend.evaluation(net):
-        outputs = net(
-            *(None if X is None else backend.tensor(X) for X in arrays)
-        )
-    return [None if Y is None else backend.to_numpy(Y) for Y in outputs]
-
-
-TOKENS = rng.integers(0, 50, (3, 7))
-SEGMENTS = rng.integers(0, 2, (3, 7))
-VALID_LENS = np.array([7, 2, 5], np.float32)
-POSITIONS = np.array([[0, 3, 6], [1, 0, 0], [4, 2, 2]])
 
 
 def test_shapes(tab):
@@ -111,7 +86,7 @@ def test_segments_and_positions_matter(tab):
 
 def test_losses_are_those_of_the_outputs(tab):
     """The fast path against cross-entropy over `forward`'s outputs."""
-    net = new_net(tab)
+    net = new_net(tab, dropout=0)
     backend = net.backend
     mlm_labels = rng.integers(0, 50, (3, 3))
     mlm_weights = rng.random((3, 3)).astype(np.float32)
@@ -128,23 +103,22 @@ def test_losses_are_those_of_the_outputs(tab):
         return (weights * (logsumexp - picked)).sum()
 
     queries = np.insert(POSITIONS, 0, 0, axis=1)
-    with backend.evaluation(net):
-        losses = net.losses(
-            *map(
-                backend.tensor,
-                (
-                    TOKENS,
-                    SEGMENTS,
-                    VALID_LENS,
-                    np.arange(3)[:, None] * 7 + queries,
-                    (np.arange(3)[:, None] * 4 + [1, 2, 3]).ravel(),
-                    mlm_labels.ravel(),
-                    mlm_weights.ravel(),
-                    nsp_labels,
-                    nsp_weights,
-                ),
-            )
+    losses = net.losses(
+        *map(
+            backend.tensor,
+            (
+                TOKENS,
+                SEGMENTS,
+                VALID_LENS,
+                queries,
+                (np.arange(3)[:, None] * 4 + [1, 2, 3]).ravel(),
+                mlm_labels.ravel(),
+                mlm_weights.ravel(),
+                nsp_labels,
+                nsp_weights,
+            ),
         )
+    )
     np.testing.assert_allclose(
         [backend.to_numpy(loss) for loss in losses],
         [
@@ -235,7 +209,7 @@ def test_xavier_is_gluons(both_tabs):
 @pytest.mark.torch
 def test_torch_initialization_is_torchs(both_tabs):
     net = both_tabs[1].BERTModel(**SIZES | {'num_hiddens': 60})
-    theirs = net.backend.parameters(net)
+    theirs = net.backend.get_parameters(net)
     ours = initial_weights(neutral_shapes(net), 'torch', 0)
     for name, array in theirs.items():
         if array.size > 1000 or not array.std():

@@ -27,6 +27,7 @@ from d2lbert.data.files import (
 from d2lbert.errors import InputError, RunError, RunWarning
 from d2lbert.runs import checkpoint as module
 from d2lbert.runs.checkpoint import Checkpoints, check_arrays
+from helpers import seal
 from kill_saves import same, small
 
 ROOT = Path(module.__file__).parents[1]
@@ -44,16 +45,6 @@ def checkpoints(tmp_path):
 
 def names(checkpoints):
     return sorted(path.name for path in checkpoints.folder.iterdir())
-
-
-def seal(checkpoints, data=None, **changes):
-    """Write arrays or what a manifest says, with checksums that are right."""
-    manifest, arrays = checkpoints.paths(3)
-    content = read_manifest(manifest)
-    if data is not None:
-        arrays.write_bytes(data)
-        content['files'][arrays.name] = describe_file(data)
-    manifest.write_bytes(to_manifest(content | changes))
 
 
 def assert_the_one_before(checkpoints, *words):

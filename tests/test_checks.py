@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import test_bert
 from d2lbert.book.chapter import as_batch
 from d2lbert.data.checks import check_batch, check_range, to_int32
 from d2lbert.data.examples import Batch, load_examples
 from d2lbert.data.sample import lines
 from d2lbert.errors import InputError
-from test_trainer import make_batch, new_trainer
+from helpers import SIZES as NET_SIZES
+from helpers import make_batch, new_trainer
 
-SIZES = test_bert.SIZES['vocab_size'], test_bert.SIZES['max_len']
+SIZES = NET_SIZES['vocab_size'], NET_SIZES['max_len']
 VOCAB_SIZE, MAX_LEN = SIZES
 GOOD = make_batch(6, num_tokens=MAX_LEN)
 LENGTH = int(GOOD.valid_lens[4])
@@ -81,14 +81,14 @@ def test_the_error_names_array_row_value_and_what_was_expected(case):
 @pytest.mark.parametrize('case', WRONG)
 def test_both_frameworks_refuse_alike_and_keep_their_weights(tab, case):
     trainer = new_trainer(tab)
-    before = trainer.backend.parameters(trainer.net)
+    before = trainer.net.backend.get_parameters(trainer.net)
     batch = spoiled(*WRONG[case][:3])
     with pytest.raises(InputError) as caught:
         trainer.step(batch)
     with pytest.raises(InputError) as expected:
         check_batch(batch, *SIZES)
     assert str(caught.value) == str(expected.value)
-    after = trainer.backend.parameters(trainer.net)
+    after = trainer.net.backend.get_parameters(trainer.net)
     assert trainer.num_steps == 0
     assert all(np.array_equal(after[name], before[name]) for name in before)
 

@@ -5,70 +5,25 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from importlib.machinery import ModuleSpec
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 import backends
 import d2lbert
-import test_run
 from backends.base import PRECISIONS
-from conftest import require
-from d2lbert import cli, errors, frameworks
+from d2lbert import errors, frameworks
 from d2lbert.frameworks import FRAMEWORKS
+from d2lbert.pytest_plugin import require
 from d2lbert.recipes import RECIPES
 from d2lbert.runs.config import Config
+from helpers import MAIN, ROOT, TINY, Done, assert_refused, unix
 
-# Fixtures
-saved = test_run.saved
-text_file = test_run.text_file
-train = test_run.train
-
-ROOT = Path(cli.__file__).parents[1]
-TINY = (
-    '--batch-size=8',
-    '--max-len=32',
-    '--num-hiddens=8',
-    '--ffn-num-hiddens=16',
-    '--devices=cpu',
-)
-unix = pytest.mark.skipif(os.name == 'nt', reason='Windows has other signals')
 COMMANDS = ('pretrain', 'chapter', 'encode', 'parity', 'convert', 'doctor')
-
-
-class Done(NamedTuple):
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the command in this process."""
-    handlers = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['d2lbert', *map(str, args)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            cli.main()
-        return Done(exit.value.code or 0, *capsys.readouterr())
-
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -89,7 +44,7 @@ def folder(saved, backend_name):
     return saved(backend_name)
 
 
-def python(*args, cwd=None):
+def new_python(*args, cwd=None):
     """Run a new Python, which looks for modules in `cwd` and then here."""
     done = subprocess.run(
         [sys.executable, *map(str, args)],
@@ -101,15 +56,6 @@ def python(*args, cwd=None):
         timeout=120,
     )
     return Done(done.returncode, done.stdout, done.stderr)
-
-
-def assert_refused(done, *words, status=2):
-    """One clear line and nothing else."""
-    assert done.status == status
-    assert done.out == ''
-    assert done.err.startswith('d2lbert: ') and done.err.count('\n') == 1
-    for word in words:
-        assert str(word) in done.err
 
 
 def assert_usage(done, *words):
@@ -127,14 +73,14 @@ def test_help_comes_at_once():
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        done = python('-m', 'd2lbert', '--help')
+        done = new_python('-m', 'd2lbert', '--help')
         seconds.append(time.perf_counter() - start)
         assert done.status == 0 and 'pretrain' in done.out
     assert min(seconds) < 0.5
 
 
 def test_importing_imports_no_framework():
-    done = python(
+    done = new_python(
         '-c',
         'import sys, d2lbert, backends, d2lbert.cli, d2lbert.frameworks\n'
         'print({"numpy"} & set(sys.modules))\n'
@@ -727,15 +673,13 @@ sys.meta_path = [
 
 def without(*hidden):
     """Return the code of the command where packages are not installed."""
-    return (
-        HIDING.format(hidden=hidden) + 'from d2lbert.cli import main; main()'
-    )
+    return HIDING.format(hidden=hidden) + MAIN
 
 
 @pytest.mark.parametrize('missing', FRAMEWORKS)
 def test_a_framework_that_is_not_installed(text_file, tmp_path, missing):
     out = tmp_path / 'run'
-    done = python(
+    done = new_python(
         *('-c', without(missing), 'pretrain', *TINY, '--steps=1'),
         *(f'--corpus={text_file}', '--backend', missing, '--out', out),
     )
@@ -751,12 +695,12 @@ def test_a_framework_does_without_the_other(
     saved, text_file, tmp_path, missing, other
 ):
     require(other)
-    done = python(
+    done = new_python(
         *('-c', without(missing), 'encode', saved(other), 'a crane'),
         *('--backend', missing),
     )
     assert_refused(done, missing, f"pip install '.[{missing}]'")
-    done = python(
+    done = new_python(
         *('-c', without(missing), 'pretrain', *TINY, '--steps=1'),
         *(f'--corpus={text_file}', '--backend', other),
         *('--out', tmp_path / 'run'),
@@ -765,7 +709,7 @@ def test_a_framework_does_without_the_other(
 
 
 def test_no_framework_at_all():
-    done = python('-c', without('torch', 'mxnet'), 'chapter')
+    done = new_python('-c', without('torch', 'mxnet'), 'chapter')
     assert_refused(done, '.[torch]', '.[mxnet]')
 
 
@@ -802,7 +746,7 @@ def stranger(request, tmp_path):
     ],
 )
 def test_another_package_backends(stranger, tmp_path, code):
-    done = python('-c', CATCH.format(code=code), cwd=tmp_path)
+    done = new_python('-c', CATCH.format(code=code), cwd=tmp_path)
     assert done.status == 0 and done.out.count('\n') == 1
     for words in (stranger, f'expected at {ROOT / "backends"}', 'rename it'):
         assert str(words) in done.out
@@ -812,13 +756,13 @@ def test_another_package_backends(stranger, tmp_path, code):
 def test_the_command_beside_another_package_backends(
     stranger, tmp_path, args
 ):
-    done = python('-m', 'd2lbert', *args, cwd=tmp_path)
+    done = new_python('-m', 'd2lbert', *args, cwd=tmp_path)
     assert_refused(done, stranger, ROOT / 'backends', 'rename it')
 
 
 def test_a_folder_backends_without_code_hides_nothing(tmp_path):
     (tmp_path / 'backends').mkdir()
-    done = python('-c', 'import d2lbert; d2lbert.pretrain', cwd=tmp_path)
+    done = new_python('-c', 'import d2lbert; d2lbert.pretrain', cwd=tmp_path)
     assert done == (0, '', '')
 
 

@@ -14,17 +14,10 @@ from safetensors.numpy import load_file, save_file
 
 import backends
 import d2lbert
-import test_cli
-import test_run
+import helpers
 from d2lbert.errors import InputError, RunError
 from d2lbert.tools import convert
 from d2lbert.weights import get_weights, mxnet_name
-
-# Fixtures
-run = test_cli.run
-saved = test_run.saved
-text_file = test_run.text_file
-train = test_run.train
 
 GOLDEN = Path(__file__).parent / 'golden'
 TEXTS = ['a crane is flying', ('a crane driver', 'he left')]
@@ -453,13 +446,13 @@ def test_the_command_refuses(run, file, tmp_path, data, status, expected):
     done = run(
         'convert', file(data), '--to', 'safetensors', '--out', out
     )  # fmt: skip
-    test_cli.assert_refused(done, expected, status=status)
+    helpers.assert_refused(done, expected, status=status)
     assert not out.exists()
 
 
 def test_the_command_refuses_an_unknown_format(run, folder, tmp_path):
     done = run(*('convert', folder, '--to=onnx', '--out', tmp_path / 'x'))
-    test_cli.assert_refused(done, "'onnx'", "'mxnet-params'")
+    helpers.assert_refused(done, "'onnx'", "'mxnet-params'")
 
 
 def test_the_command_refuses_a_folder_that_is_not_there(
@@ -467,4 +460,4 @@ def test_the_command_refuses_a_folder_that_is_not_there(
 ):
     out = tmp_path / 'none' / 'net.params'
     done = run(*('convert', folder, '--to=mxnet-params', '--out', out))
-    test_cli.assert_refused(done, out, 'give another --out')
+    helpers.assert_refused(done, out, 'give another --out')

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import require
+from d2lbert.pytest_plugin import require
 from oracle import cases, ours, results
 
 GOLDEN = Path(__file__).parent / 'golden'

@@ -7,18 +7,13 @@ import re
 import numpy as np
 import pytest
 
-import test_cli
-import test_run
 from backends import base
 from d2lbert import parity
 from d2lbert.data.files import locked
 from d2lbert.errors import InputError
 from d2lbert.parity.report import Report, compare_backends
 from d2lbert.runs.config import Config
-
-# Fixtures
-run = test_cli.run
-text_file = test_run.text_file
+from helpers import RUN_SIZES, TINY, assert_refused
 
 
 @pytest.fixture
@@ -27,7 +22,7 @@ def compare(both_tabs, run, text_file, tmp_path):
 
     def compare(*args):
         return run(
-            *('parity', *test_cli.TINY, '--steps=2', '--corpus', text_file),
+            *('parity', *TINY, '--steps=2', '--corpus', text_file),
             *('--out', tmp_path / 'out', *args),
         )
 
@@ -125,7 +120,7 @@ def test_the_twin_decides_nothing(compare):
 def test_the_twin_differs_by_rounding(both_tabs, text_file):
     report = compare_backends(
         ('torch', 'torch'), twin=True, progress=False, dtype='float64',
-        corpus=text_file, **test_run.SIZES | {'batch_size': 32}, steps=3,
+        corpus=text_file, **RUN_SIZES | {'batch_size': 32}, steps=3,
     )  # fmt: skip
     assert 0 < max(d.max_abs for d in report.twin) < 1e-9
 
@@ -191,14 +186,14 @@ def test_bad_input(compare, tmp_path, args, expected):
 def test_a_comparison_is_not_overwritten(compare, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'parity.json').write_text('precious')
-    test_cli.assert_refused(compare(), 'holds a comparison already')
+    assert_refused(compare(), 'holds a comparison already')
     assert (tmp_path / 'out' / 'parity.json').read_text() == 'precious'
 
 
 def test_two_comparisons_in_one_folder(compare, tmp_path):
     (tmp_path / 'out').mkdir()
     with locked(tmp_path / 'out'):
-        test_cli.assert_refused(compare(), 'another process is using')
+        assert_refused(compare(), 'another process is using')
 
 
 def test_only_exact_arithmetic_is_compared(both_tabs):

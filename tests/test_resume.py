@@ -10,18 +10,13 @@ import pytest
 from safetensors.numpy import load, save
 
 import d2lbert
-import test_run
 from d2lbert.data.batches import Batches
 from d2lbert.data.files import LOCK, describe_file, read_manifest, to_manifest
 from d2lbert.errors import InputError, RunError, RunWarning
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.run import RUN_FILE, WEIGHTS_FILE
 from d2lbert.weights import get_weights
-
-# Fixtures
-text_file = test_run.text_file
-train = test_run.train
-write_text = test_run.write_text
+from helpers import assert_same_runs, same_weights
 
 pytestmark = pytest.mark.filterwarnings('error::d2lbert.errors.RunWarning')
 
@@ -56,21 +51,6 @@ def begun(begun_once, backend_name, tmp_path):
     """A run of two steps with checkpoints, in `tmp_path`."""
     shutil.copytree(begun_once(backend_name), tmp_path, dirs_exist_ok=True)
     return d2lbert.load_run(tmp_path)
-
-
-def assert_same(out, other):
-    """All that two runs have come to is equal, the times aside."""
-    found, expected = (
-        Checkpoints(path).load().arrays for path in (out, other)
-    )
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        if name == 'steps':
-            found[name][:, -1] = array[:, -1] = 0
-        assert np.array_equal(found[name], array), name
-    assert _read(out / WEIGHTS_FILE) == _read(other / WEIGHTS_FILE)
-    histories = [d2lbert.load_run(path).history for path in (out, other)]
-    assert histories[0] == histories[1]
 
 
 def _read(path):
@@ -128,7 +108,7 @@ def test_a_run_in_pieces_equals_the_uncut_one(
     train(backend_name, out=out, steps=1, **options)
     for steps in (2, 3, 4, 5, 7):
         assert len(resume(out, steps=steps).history) == steps
-    assert_same(out, tmp_path / 'uncut')
+    assert_same_runs(out, tmp_path / 'uncut')
 
 
 def test_the_end_of_an_epoch_and_its_uneven_last_batch(
@@ -151,7 +131,7 @@ def test_the_end_of_an_epoch_and_its_uneven_last_batch(
         out = tmp_path / str(cut)
         train(backend_name, out=out, steps=cut, **options)
         resume(out, steps=4)
-        assert_same(out, tmp_path / 'uncut')
+        assert_same_runs(out, tmp_path / 'uncut')
     with pytest.raises(
         InputError, match=r'last batch .* 1 rows for 3 devices'
     ):
@@ -172,7 +152,7 @@ def test_from_an_older_checkpoint_where_the_newest_is_damaged(
     with pytest.warns(RunWarning, match='Going on from step 4'):
         run = resume(out)
     assert len(run.history) == 5
-    assert_same(out, tmp_path / 'uncut')
+    assert_same_runs(out, tmp_path / 'uncut')
 
 
 # ---- at the end, and beyond ------------------------------------------
@@ -379,7 +359,7 @@ def test_arrays_that_do_not_fit_are_all_listed(begun, resume, tmp_path):
         "weights.encoder.pos_embedding is ((1, 1000, 8), 'float64')",
     ):
         assert words in str(error.value)
-    assert test_run.same(get_weights(begun.net), before)
+    assert same_weights(get_weights(begun.net), before)
 
 
 def test_a_checkpoint_without_moments(begun, resume, tmp_path):

@@ -1,6 +1,5 @@
 """Runs: trained, kept in a folder, read back, and never half."""
 
-import functools
 import json
 import math
 import os
@@ -24,72 +23,15 @@ from d2lbert.recipes import RECIPES, TAB_RECIPES
 from d2lbert.runs.config import Config
 from d2lbert.runs.run import METRICS_FILE, RUN_FILE, VOCAB_FILE, WEIGHTS_FILE
 from d2lbert.weights import get_weights
+from helpers import same_weights, write_text
 
-SIZES = {
-    'batch_size': 8,
-    'max_len': 32,
-    'num_hiddens': 8,
-    'ffn_num_hiddens': 16,
-    'devices': 'cpu',
-}
 FILES = {RUN_FILE, METRICS_FILE, WEIGHTS_FILE, VOCAB_FILE}
-
-
-def write_text(path):
-    """A corpus about cranes, of a hundred paragraphs."""
-    rng = random.Random(0)
-    words = ['a', 'the', 'crane', 'driver', 'he', 'left', 'is', 'flying']
-    paragraphs = (
-        ' . '.join(
-            ' '.join(rng.choices(words, k=rng.randint(2, 12)))
-            for _ in range(rng.randint(2, 4))
-        )
-        for _ in range(100)
-    )
-    path.write_text(''.join(f'{p} .\n' for p in paragraphs), 'utf-8')
-    return path
-
-
-@pytest.fixture(scope='session')
-def text_file(tmp_path_factory):
-    return write_text(tmp_path_factory.mktemp('corpus') / 'cranes.txt')
-
-
-@pytest.fixture(scope='session')
-def train(text_file):
-    """Trains a tiny network on a small text."""
-
-    def train(backend_name, **options):
-        options = SIZES | {'corpus': text_file, 'steps': 2} | options
-        return d2lbert.pretrain(
-            backend=backend_name, progress=False, **options
-        )
-
-    return train
-
-
-@pytest.fixture(scope='session')
-def saved(train, tmp_path_factory):
-    """Trains a run once for each backend and gives its folder."""
-
-    @functools.cache
-    def saved(backend_name):
-        out = tmp_path_factory.mktemp('runs') / backend_name
-        train(backend_name, out=out)
-        return out
-
-    return saved
 
 
 @pytest.fixture
 def folder(saved, backend_name, tmp_path):
     """A folder with a run, to do anything with."""
     return Path(shutil.copytree(saved(backend_name), tmp_path / 'run'))
-
-
-def same(weights, others):
-    assert weights.keys() == others.keys()
-    return all(np.array_equal(weights[name], others[name]) for name in others)
 
 
 def names(folder):
@@ -154,7 +96,7 @@ def test_the_first_losses_are_near_chance(train, backend_name):
 def test_the_seed_decides_everything(train, backend_name):
     first, second = (train(backend_name, seed=3) for _ in range(2))
     assert first.history == second.history
-    assert same(get_weights(first.net), get_weights(second.net))
+    assert same_weights(get_weights(first.net), get_weights(second.net))
     assert train(backend_name, seed=4).history != first.history
 
 
@@ -295,7 +237,7 @@ def test_reading_a_run_back(train, backend_name, tmp_path):
     assert again.history == run.history
     assert again.results() == run.results()
     assert again.vocab.idx_to_token == run.vocab.idx_to_token
-    assert same(get_weights(again.net), get_weights(run.net))
+    assert same_weights(get_weights(again.net), get_weights(run.net))
     assert type(again.net) is type(run.net)
 
 
@@ -305,7 +247,7 @@ def test_reading_a_run_in_the_other_framework(train, both_tabs, tmp_path):
         run = train(tab.BACKEND.name, out=out)
         again = d2lbert.load_run(out, backend=other.BACKEND.name)
         assert isinstance(again.net, other.BERTModel)
-        assert same(get_weights(again.net), get_weights(run.net))
+        assert same_weights(get_weights(again.net), get_weights(run.net))
 
 
 def test_a_run_is_not_overwritten(train, backend_name, folder):

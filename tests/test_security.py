@@ -17,19 +17,13 @@ import numpy as np
 import pytest
 
 import d2lbert
-import test_run
 from backends import mxnet_import
 from d2lbert.data.files import describe_file, read_manifest, to_manifest
 from d2lbert.errors import D2LBertError
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.tools.convert import convert
+from helpers import seal
 from kill_saves import small
-from test_checkpoint import seal
-
-# Fixtures
-saved = test_run.saved
-text_file = test_run.text_file
-train = test_run.train
 
 ROOT = Path(d2lbert.__file__).parents[1]
 SOURCES = sorted(
@@ -246,7 +240,7 @@ GOOD = {
     're compile': 'import re\nre.compile(text)',
     'torch compile': 'import torch\ntorch.compile(net)',
     'numpy': 'np.load(path, allow_pickle=False)',
-    'arrays': 'backend.load_parameters(net, arrays)',
+    'arrays': 'backend.set_parameters(net, arrays)',
     'no shell': 'import subprocess\nsubprocess.run([a], shell=False)',
     'https': "URL = 'https://example.org/x.zip'",
     'a variable': 'def f(code, socket):\n    code.x = socket.y',

@@ -13,20 +13,21 @@ import pytest
 
 import backends
 import d2lbert
-import test_cli
-import test_run
 from d2lbert.errors import InputError, Stopped
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.run import Run
 from d2lbert.runs.signals import StopSignals
-from test_cli import MAIN, TINY, finish, python
-from test_resume import assert_same
+from helpers import (
+    MAIN,
+    TINY,
+    assert_refused,
+    assert_same_runs,
+    finish,
+    python,
+    unix,
+)
 
-# Fixtures
-text_file = test_run.text_file
-train = test_run.train
-
-pytestmark = test_cli.unix
+pytestmark = unix
 LONG = ('--steps=1000000',)
 
 
@@ -96,7 +97,7 @@ def test_a_stopped_training_goes_on(text_file, train, backend_name, tmp_path):
         steps=steps + 2,
         save_every=10**6,
     )
-    assert_same(out, tmp_path / 'uncut')
+    assert_same_runs(out, tmp_path / 'uncut')
 
 
 # A network whose step does not end
@@ -157,7 +158,7 @@ def test_a_killed_training_goes_on(text_file, train, tmp_path):
     done = finish(start(name, out, '--resume', f'--steps={steps}'))
     assert done.status == 0, done.err
     train(name, out=tmp_path / 'uncut', steps=steps, save_every=10**6)
-    assert_same(out, tmp_path / 'uncut')
+    assert_same_runs(out, tmp_path / 'uncut')
 
 
 def test_two_trainings_in_one_folder(text_file, tmp_path):
@@ -172,9 +173,9 @@ def test_two_trainings_in_one_folder(text_file, tmp_path):
         for more in (['--resume'], []):
             done = finish(start(name, tmp_path, *options, *more))
             words = 'another process is using', 'holds checkpoints'
-            test_cli.assert_refused(done, words[not more])
+            assert_refused(done, words[not more])
         shutil.rmtree(tmp_path / 'checkpoints')
-        test_cli.assert_refused(
+        assert_refused(
             finish(start(name, tmp_path, *options)), 'another process'
         )
 

@@ -2,10 +2,10 @@
 
 import signal
 
-import test_cli
+from helpers import unix
 from soak import soak
 
-pytestmark = test_cli.unix
+pytestmark = unix
 
 
 def test_a_run_that_is_stopped_again_and_again(backend_name, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 
 from backends.base import Backend
 from backends.types import Array, Device
-from d2lbert import bert
+from d2lbert.bert import BERTModel
 from d2lbert.book import editions
 from d2lbert.book.animator import Accumulator, Animator, Timer
 from d2lbert.book.textbook import _read_wiki, get_tokens_and_segments
@@ -25,10 +25,10 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.checks import to_int32
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import PAD, Vocab
-from d2lbert.errors import InputError
+from d2lbert.errors import InputError, check_positive
 from d2lbert.recipes import Recipe
 from d2lbert.representation import check_vocab_size, encoder_inputs
-from d2lbert.trainer import Step, Trainer, check_positive
+from d2lbert.trainer import Step, Trainer
 
 LR = 0.01
 #: The English edition of 2020, whose `train_bert` takes `log_interval`.
@@ -168,7 +168,7 @@ def as_batch(backend: Backend, arrays: Sequence[Array]) -> Batch:
 
 def training_steps(
     train_iter: Iterable[Any],
-    net: Any,
+    net: BERTModel,
     recipe: Recipe,
     devices: Sequence[Device],
     num_steps: int,
@@ -192,7 +192,7 @@ def training_steps(
 
 def train_bert(
     train_iter: Iterable[Any],
-    net: Any,
+    net: BERTModel,
     recipe: Recipe,
     vocab_size: int,
     devices: Sequence[Device] | None,
@@ -247,12 +247,12 @@ def train_bert(
     )
 
 
-def check_net(net: Any, vocab_size: int) -> None:
+def check_net(net: object, vocab_size: int) -> None:
     """Raise `InputError` for a network that is none of ours, or not for this.
 
     `vocab_size`: of the vocabulary that it is used with.
     """
-    if not isinstance(net, bert.BERTModel):
+    if not isinstance(net, BERTModel):
         raise InputError(
             f'net is a {type(net).__qualname__}: expected a BERTModel or a '
             'subclass; for another network write the loop yourself, with '
@@ -262,7 +262,7 @@ def check_net(net: Any, vocab_size: int) -> None:
 
 
 def get_bert_encoding(
-    net: Any,
+    net: BERTModel,
     tokens_a: list[str],
     tokens_b: list[str] | None,
     vocab: Vocab | None,

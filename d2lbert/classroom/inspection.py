@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import backends
+from d2lbert.bert import BERTModel
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import CLS, MASK, SEP, Vocab
 from d2lbert.errors import InputError
@@ -129,7 +130,7 @@ def telling_example(examples: Batch, vocab: Vocab) -> Example:
 
 
 def word_vectors(
-    net: Any, vocab: Vocab, sentences: Sequence[str], word: str
+    net: BERTModel, vocab: Vocab, sentences: Sequence[str], word: str
 ) -> np.ndarray:
     """Return what a network makes of a word in each of some sentences.
 
@@ -153,7 +154,7 @@ def word_vectors(
     return X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
-def attention_weights(net: Any, vocab: Vocab, text: Text) -> np.ndarray:
+def attention_weights(net: BERTModel, vocab: Vocab, text: Text) -> np.ndarray:
     """Return how much each token of a text looks at each other one.
 
     Float32 `(num_blks, num_heads, T, T)`: a row for the token that looks, a

@@ -1,0 +1,231 @@
+"""What the tests of several files use; fixtures are in `conftest.py`."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+import d2lbert
+from d2lbert.data.examples import Batch
+from d2lbert.data.files import describe_file, read_manifest, to_manifest
+from d2lbert.recipes import get_recipe
+from d2lbert.runs.checkpoint import Checkpoints
+from d2lbert.runs.run import WEIGHTS_FILE
+from d2lbert.trainer import Trainer
+from d2lbert.weights import (
+    get_weights,
+    initial_weights,
+    neutral_shapes,
+    set_weights,
+)
+
+ROOT = Path(d2lbert.__file__).parents[1]
+
+# ---- networks and batches --------------------------------------------
+
+SIZES = {
+    'vocab_size': 50,
+    'num_hiddens': 12,
+    'ffn_num_hiddens': 20,
+    'num_heads': 3,
+    'num_blks': 2,
+    'dropout': 0.1,
+    'max_len': 16,
+}
+_rng = np.random.default_rng(0)
+TOKENS = _rng.integers(0, 50, (3, 7))
+SEGMENTS = _rng.integers(0, 2, (3, 7))
+VALID_LENS = np.array([7, 2, 5], np.float32)
+POSITIONS = np.array([[0, 3, 6], [1, 0, 0], [4, 2, 2]])
+
+
+def new_net(tab, seed=0, devices='cpu', **changes):
+    net = tab.BERTModel(**SIZES | changes)
+    set_weights(
+        net,
+        initial_weights(neutral_shapes(net), 'torch', seed),
+        tab.BACKEND.devices(devices),
+    )
+    return net
+
+
+def forward(net, *arrays):
+    """Return the outputs of `net` in NumPy; an input may be `None`."""
+    outputs = net.backend.trace(net, arrays)
+    return [outputs.get(f'output {i}') for i in range(3)]
+
+
+def make_batch(
+    num_rows,
+    seed=0,
+    num_tokens=16,
+    num_slots=4,
+    vocab_size=SIZES['vocab_size'],
+):
+    """A batch of rows of all lengths, with padded slots."""
+    rng = np.random.default_rng(seed)
+    lens = rng.integers(3, num_tokens + 1, num_rows)
+    lens[0] = num_tokens
+    padded = np.arange(num_tokens) >= lens[:, None]
+    num_real = rng.integers(1, num_slots + 1, num_rows)
+    real = np.arange(num_slots) < num_real[:, None]
+    tokens = rng.integers(0, vocab_size, (num_rows, num_tokens))
+    segments = rng.integers(0, 2, (num_rows, num_tokens))
+    positions = rng.integers(1, lens[:, None], (num_rows, num_slots))
+    labels = rng.integers(0, vocab_size, (num_rows, num_slots))
+    return Batch(
+        np.where(padded, 0, tokens).astype(np.int32),
+        np.where(padded, 0, segments).astype(np.int32),
+        lens.astype(np.float32),
+        (positions * real).astype(np.int32),
+        real.astype(np.float32),
+        (labels * real).astype(np.int32),
+        rng.integers(0, 2, num_rows).astype(np.int32),
+    )
+
+
+def new_trainer(tab, recipe='corrected', devices='cpu', **options):
+    dropout = options.pop('dropout', 0.3)
+    net = new_net(tab, devices=devices, dropout=dropout)
+    return Trainer(
+        net, get_recipe(recipe), lr=options.pop('lr', 0.01),
+        devices=net.backend.devices(devices), **options,
+    )  # fmt: skip
+
+
+def train(trainer, sizes=(9, 9, 7)):
+    batches = [make_batch(size, seed) for seed, size in enumerate(sizes)]
+    steps = list(trainer.train(batches, len(batches)))
+    losses = [[step.mlm_loss, step.nsp_loss] for step in steps]
+    return np.array(losses), get_weights(trainer.net)
+
+
+def losses_and_gradients(trainer, batch):
+    gradients = trainer.value_and_grad(batch)
+    return gradients.losses(), gradients.arrays()
+
+
+def check_equal(fast, plain):
+    losses, gradients = fast
+    np.testing.assert_allclose(losses, plain[0], rtol=1e-5)
+    for name, expected in plain[1].items():
+        scale = max(1, abs(expected).max())
+        np.testing.assert_allclose(
+            gradients[name], expected, atol=1e-5 * scale, err_msg=name
+        )
+
+
+def set_num_cores(monkeypatch, tab, num_cores):
+    """Let a backend use so many cores from now on."""
+    monkeypatch.setattr(
+        f'backends.{tab.BACKEND.name}_training.num_cores', lambda: num_cores
+    )
+
+
+# ---- runs ------------------------------------------------------------
+
+RUN_SIZES = {
+    'batch_size': 8,
+    'max_len': 32,
+    'num_hiddens': 8,
+    'ffn_num_hiddens': 16,
+    'devices': 'cpu',
+}
+
+
+def write_text(path):
+    """A corpus about cranes, of a hundred paragraphs."""
+    rng = random.Random(0)
+    words = ['a', 'the', 'crane', 'driver', 'he', 'left', 'is', 'flying']
+    paragraphs = (
+        ' . '.join(
+            ' '.join(rng.choices(words, k=rng.randint(2, 12)))
+            for _ in range(rng.randint(2, 4))
+        )
+        for _ in range(100)
+    )
+    path.write_text(''.join(f'{p} .\n' for p in paragraphs), 'utf-8')
+    return path
+
+
+def same_weights(weights, others):
+    assert weights.keys() == others.keys()
+    return all(np.array_equal(weights[name], others[name]) for name in others)
+
+
+def assert_same_runs(out, other):
+    """All that two runs have come to is equal, the times aside."""
+    found, expected = (
+        Checkpoints(path).load().arrays for path in (out, other)
+    )
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        if name == 'steps':
+            found[name][:, -1] = array[:, -1] = 0
+        assert np.array_equal(found[name], array), name
+    assert (out / WEIGHTS_FILE).read_bytes() == (
+        other / WEIGHTS_FILE
+    ).read_bytes()
+    histories = [d2lbert.load_run(path).history for path in (out, other)]
+    assert histories[0] == histories[1]
+
+
+def seal(checkpoints, data=None, **changes):
+    """Write arrays or what a manifest says, with checksums that are right."""
+    manifest, arrays = checkpoints.paths(3)
+    content = read_manifest(manifest)
+    if data is not None:
+        arrays.write_bytes(data)
+        content['files'][arrays.name] = describe_file(data)
+    manifest.write_bytes(to_manifest(content | changes))
+
+
+# ---- the command -----------------------------------------------------
+
+TINY = (
+    '--batch-size=8',
+    '--max-len=32',
+    '--num-hiddens=8',
+    '--ffn-num-hiddens=16',
+    '--devices=cpu',
+)
+MAIN = 'from d2lbert.cli import main; main()'
+unix = pytest.mark.skipif(os.name == 'nt', reason='Windows has other signals')
+
+
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+def python(code, *args, **variables):
+    """Start a new Python that has this d2lbert."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.getenv('PYTHONPATH'))))
+    return subprocess.Popen(
+        [sys.executable, '-c', code, *map(str, args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {'PYTHONPATH': path} | variables,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+def assert_refused(done, *words, status=2):
+    """One clear line and nothing else."""
+    assert done.status == status
+    assert done.out == ''
+    assert done.err.startswith('d2lbert: ') and done.err.count('\n') == 1
+    for word in words:
+        assert str(word) in done.err
