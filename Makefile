@@ -8,18 +8,19 @@ ORACLE := .oracle
 CORPUS ?= sample
 
 .DEFAULT_GOAL := help
-.PHONY: help venv pretrain test lint format audit test-matrix oracle bench \
+.PHONY: help venv pretrain test test-all lint format audit test-matrix oracle bench \
   bench-gpu soak notebooks site clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
 	  awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
-venv: $(READY)  ## Make the environment in .venv
+venv: $(READY)  ## Make the environment in .venv, 2 to 5 minutes
 
 $(READY): setup.cfg pyproject.toml constraints.txt
+	@echo 'Installing both frameworks in $(VENV): gigabytes the first time'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet \
+	$(BIN)/pip install --disable-pip-version-check \
 	  --constraint constraints.txt --editable '.[torch,mxnet,notebooks,dev]'
 	$(BIN)/d2lbert doctor --enable-mxnet
 	touch $@
@@ -27,13 +28,17 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 pretrain: $(READY)  ## Train the chapter's BERT in both frameworks
 	$(BIN)/d2lbert chapter
 
-test: $(READY)  ## Run the tests
+test: $(READY)  ## Run the tests, 4 minutes
 	$(BIN)/python -m pytest
 
-lint: $(READY)  ## Check style and types
+test-all: $(READY)  ## Run the slow tests too, 20 minutes
+	$(BIN)/python -m pytest -m 'not oracle'
+
+lint: $(READY)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo setup.cfg
 
 format: $(READY)  ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
@@ -91,5 +96,5 @@ site: .site/.ready  ## Build the page in build/site
 
 clean:  ## Remove the environment, caches and runs
 	rm -rf $(VENV) .audit .nox .site runs build dist *.egg-info .pytest_cache \
-	  .mypy_cache .ruff_cache .hypothesis
+	  .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -53,7 +53,7 @@ def save_examples(
 
 def read_examples(path: str | Path) -> Examples:
     """Read what `save_examples` has written."""
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(path, allow_pickle=False) as file:  # noqa: TID251
         *arrays, vocab_size = (file[name] for name in file.files)
     return Examples(arrays, int(vocab_size))
 

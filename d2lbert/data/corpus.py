@@ -35,7 +35,7 @@ from d2lbert.data.files import (
 from d2lbert.errors import CorpusError, InputError
 
 if TYPE_CHECKING:
-    import requests
+    import requests  # noqa: TID251
 
 ARCHIVE = 'wikitext-2-v1.zip'
 SHA256 = '92675f1d63015c1c8b51f1656a52d5bdbc33aafa60cc47a218a66e7ee817488c'
@@ -256,19 +256,17 @@ def _download(mirrors: Sequence[str], expected: str, path: Path) -> bytes:
 
 def _get_with_retries(url: str) -> bytes:
     """Return the body at `url`; try again after errors of the network."""
-    for attempt in range(1, ATTEMPTS):
+    for attempt in range(ATTEMPTS):
+        time.sleep(0.2 * attempt)
         try:
             return _get(url)
-        except OSError:  # the base class of all errors of `requests`
-            time.sleep(0.2 * attempt)
-    try:
-        return _get(url)
-    except OSError as error:
-        raise CorpusError(f'after {ATTEMPTS} attempts, {error}') from error
+        except OSError as error:  # the base class of the errors of requests
+            failure = error
+    raise CorpusError(f'after {ATTEMPTS} attempts, {failure}') from failure
 
 
 def _get(url: str) -> bytes:
-    import requests
+    import requests  # noqa: TID251
 
     with requests.get(
         url,

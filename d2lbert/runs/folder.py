@@ -84,9 +84,7 @@ def to_manifest(
         'format': FORMAT,
         'sha256': NO_CHECKSUM,  # first, because `seal` takes the first one
         **content,
-        'files': {
-            name: describe_file(data) for name, data in files.items()
-        },
+        'files': {name: describe_file(data) for name, data in files.items()},
     }
     return b''.join(seal(f'{json.dumps(manifest, indent=2)}\n'.encode()))
 

@@ -299,7 +299,7 @@ def read_npz(data: bytes) -> Weights:
             for info in archive.infolist()
         ):
             raise ValueError('it is compressed, as MXNet never does')
-    with np.load(io.BytesIO(data), allow_pickle=False) as archived:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archived:  # noqa: TID251
         arrays = dict(archived)
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
