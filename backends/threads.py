@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backends import base
-from backends.types import Device, Net, Part
+from backends.types import Device, Layer, Part
 
 #: So many tokens keep a core and its caches busy; more only take memory.
 CPU_TOKENS = 4096
@@ -127,7 +127,7 @@ class Worker(NamedTuple):
 
     shard: int
     device: Device
-    net: Net
+    net: Layer
 
 
 class ThreadedDataParallel(base.DataParallel):
