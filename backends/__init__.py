@@ -1,8 +1,7 @@
-"""Two frameworks behind one small interface.
+"""Several frameworks behind one small interface.
 
-`backends.load('torch')` and `backends.load('mxnet')` give the two
-implementations of `backends.base.Backend`. Importing this package imports
-neither framework.
+`backends.load(name)` returns the implementation of `backends.base.Backend`
+in a framework. Importing this package imports no framework.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def names() -> tuple[str, ...]:
 def installed() -> tuple[str, ...]:
     """Return the names of the backends whose framework is installed.
 
-    Nothing is imported: an installed framework may still be broken.
+    This imports nothing, so an installed framework may still be broken.
     """
     return tuple(
         name for name in _NAMES if importlib.util.find_spec(name) is not None
@@ -37,9 +36,9 @@ def installed() -> tuple[str, ...]:
 def load(name: str) -> Backend:
     """Import a framework and return its backend.
 
-    Raises `ValueError` for an unknown name and `ModuleNotFoundError`, with
-    the line that installs it, for a framework that is not installed. A
-    framework that is installed and does not import shows its own error.
+    Raises `ValueError` for an unknown name, and `ModuleNotFoundError`, with
+    the command that installs it, for a framework that is not installed. A
+    framework that is installed but broken raises its own error.
     """
     if name not in _NAMES:
         raise ValueError(
@@ -60,7 +59,10 @@ def load(name: str) -> Backend:
 
 
 def of(net: Any) -> Backend:
-    """Return the backend in whose framework `net` is written."""
+    """Return the backend of the framework that `net` belongs to.
+
+    Raises `ValueError` for an object of no known framework.
+    """
     for cls in type(net).__mro__:
         framework = cls.__module__.partition('.')[0]
         if framework in _NAMES:

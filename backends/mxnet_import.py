@@ -1,23 +1,23 @@
-"""Importing MXNet 1.9.1 and 2.0.0b1 under today's Python and NumPy.
+"""Import MXNet 1.9.1 and 2.0.0b1 under today's Python and NumPy.
 
-MXNet was last released before NumPy 1.24, so it asks NumPy for names that
-are gone, writes NumPy scalars into text that its C++ side reads, and asks for
-`distutils`, which Python 3.12 dropped. The mend is confined to MXNet's own
-modules: each is executed with a `__builtins__` of its own, in which
+MXNet's last release is older than NumPy 1.24. It uses names that NumPy has
+removed since, it passes text with NumPy scalars to its C++ code, and it
+imports `distutils`, which Python 3.12 removed. Only MXNet's own modules are
+mended: each runs with a `__builtins__` of its own, in which
 
-- `import numpy` gives a copy of NumPy's namespace that also holds what NumPy
-  has removed, so that NumPy itself is neither replaced nor added to;
-- `from distutils.version import ...` gives the two classes that MXNet
-  compares version numbers with;
-- `str` writes NumPy scalars inside tuples and lists as they were written
-  before NumPy 2 (only in the modules whose text goes to C++).
+- `import numpy` returns a copy of NumPy's namespace with the removed names,
+  so that NumPy itself stays unchanged;
+- `from distutils.version import ...` returns two classes that compare
+  version numbers;
+- `str` writes NumPy scalars inside tuples and lists as before NumPy 2, in
+  the modules whose text C++ reads.
 
-That a module's globals may bring their own `__builtins__` is documented with
-Python's `exec`. Nothing else in the process sees any of it.
+The documentation of Python's `exec` allows globals with their own
+`__builtins__`. The rest of the process is not affected.
 
-`import_mxnet()` is for this project's code; `enable()` is for readers who
-write `import mxnet` first: it puts a hook into an environment's
-site-packages, which this file's `install()` takes over from.
+This project calls `import_mxnet()`. For readers who write `import mxnet`
+themselves, `enable()` puts a hook into an environment's site-packages,
+which calls `install()` of this file.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Literal, cast
 
+#: The name of the `.pth` and of the module that `enable` writes.
 HOOK = '_d2lbert_mxnet'
-"""The name of the `.pth` and of the module that `enable` writes."""
 
 # Modules of MXNet 1.9.1 or 2.0.0b1 whose str(...) is read by C++.
 WRITES_FOR_CPP = frozenset(
@@ -54,30 +54,26 @@ WRITES_FOR_CPP = frozenset(
 def import_mxnet() -> types.ModuleType:
     """Import MXNet, mended for this Python and NumPy, and return it.
 
-    An MXNet that is already imported is returned as it is. Later imports of
-    MXNet's submodules are mended too.
+    Returns an MXNet that is already imported unchanged. Mends later imports
+    of MXNet's submodules too.
 
-    Raises
-    ------
-    ModuleNotFoundError
-        With `name == 'mxnet'` where MXNet is not installed, and with another
-        name where something that MXNet needs is not.
-    OSError
-        Where a library that MXNet loads is missing (`libquadmath.so.0`, ...).
+    Raises `ModuleNotFoundError` where MXNet is not installed (its `name` is
+    `'mxnet'`) or a package that MXNet needs is not, and `OSError` where a
+    library that MXNet loads is missing, such as `libquadmath.so.0`.
     """
     if 'mxnet' not in sys.modules:
         install()
     return importlib.import_module('mxnet')
 
 
-# --- what MXNet's modules are given ----------------------------------------
+# ---- the builtins of MXNet's modules ---------------------------------
 
 
 def _call_as(name: str, **fixed: Any) -> Callable[..., Any]:
-    """A function of its own that calls NumPy's function `name`.
+    """Return a new function that calls NumPy's function `name`.
 
-    MXNet registers overrides by function object, so an old name must not be
-    the same object as the new one.
+    MXNet registers overrides by function object, so the old name must be
+    another object than the new one.
     """
 
     def renamed(*args: Any, **kwargs: Any) -> Any:
@@ -90,14 +86,14 @@ def _call_as(name: str, **fixed: Any) -> Callable[..., Any]:
 
 
 def _in1d(ar1: Any, *args: Any, **kwargs: Any) -> Any:
-    """See `numpy.isin`; the first array is taken flat."""
+    """Flatten the first array and call `numpy.isin`."""
     import numpy
 
     return numpy.isin(numpy.ravel(ar1), *args, **kwargs)
 
 
 def _expired(name: str) -> Callable[..., Any]:
-    """A financial function, which has only raised since NumPy 1.20."""
+    """Return a function that raises, as NumPy's has since version 1.20."""
 
     def expired(*args: Any, **kwargs: Any) -> Any:
         """See the package `numpy_financial`."""
@@ -111,7 +107,7 @@ def _expired(name: str) -> Callable[..., Any]:
 
 
 def _removed_from_numpy() -> dict[str, Any]:
-    """The names that MXNet asks for and some NumPy from 1.23 on lacks."""
+    """Return what MXNet uses and some NumPy from 1.23 on has not, by name."""
     inf, nan = float('inf'), float('nan')
     financial = (
         'fv',
@@ -153,11 +149,11 @@ def _removed_from_numpy() -> dict[str, Any]:
 
 @functools.cache
 def numpy_for_mxnet() -> types.ModuleType:
-    """A module with all of NumPy's names and those that MXNet still uses.
+    """Return a module with NumPy's names and the removed ones.
 
-    It holds the very objects that NumPy holds, so that types and `isinstance`
-    agree. What NumPy imports lazily is asked of NumPy: its module-level
-    `__getattr__` is among the copied names.
+    Its names refer to NumPy's own objects, so that types and `isinstance`
+    agree. NumPy's `__getattr__` is among them and finds what NumPy imports
+    lazily.
     """
     import numpy
 
@@ -170,7 +166,7 @@ def numpy_for_mxnet() -> types.ModuleType:
 
 
 class Version:
-    """`distutils`' version, as far as MXNet uses it: to compare NumPy's."""
+    """The part of `distutils`' version classes that MXNet uses."""
 
     def __init__(self, text: str) -> None:
         self.numbers = [int(part) for part in re.findall(r'\d+', text)]
@@ -189,17 +185,17 @@ class _TypeOfText(type):
 
 
 class Text(str, metaclass=_TypeOfText):
-    """`str` for MXNet: as a type it is `str`; called, it is `write_value`."""
+    """A replacement of `str`: `isinstance` as `str`, a call `write_value`."""
 
     def __new__(cls, value: object = '') -> str:  # type: ignore[misc]
         return write_value(value)
 
 
 def write_value(value: object) -> str:
-    """Write `value` as `str` did before NumPy 2.
+    """Return the text of `value` as `str` wrote it before NumPy 2.
 
-    NumPy 2 writes `(np.int64(3), 4)` where NumPy 1 wrote `(3, 4)`, which is
-    what MXNet's C++ reads as a shape.
+    NumPy 2 writes `(np.int64(3), 4)`, where NumPy 1 wrote `(3, 4)`. MXNet's
+    C++ code reads only the latter as a shape.
     """
     text = str(value)
     if 'np.' in text and isinstance(value, (tuple, list)):
@@ -231,7 +227,7 @@ def _import(
     fromlist: Any = (),
     level: int = 0,
 ) -> Any:
-    """`__import__` as MXNet's modules see it."""
+    """Import a module for one of MXNet's modules, as `__import__` does."""
     if level == 0 and name == 'distutils.version':
         return _distutils_version()
     module = builtins.__import__(name, globals, locals, fromlist, level)
@@ -247,14 +243,14 @@ def _builtins_for(module_name: str) -> dict[str, Any]:
     return changed
 
 
-# --- how they are given it -------------------------------------------------
+# ---- finding and loading them ----------------------------------------
 
 
 class MXNetLoader:
-    """The loader of a module of MXNet, giving it mended builtins.
+    """A loader that gives a module of MXNet its mended builtins.
 
-    Executing the module is left to `loader` itself, so that tracebacks stay
-    as short as they are without us.
+    `loader`, the original one, executes the module, so that tracebacks stay
+    short.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -274,13 +270,13 @@ class MXNetLoader:
 
 
 def _forget_submodules() -> None:
-    """Drop what an earlier `import mxnet` that failed has left behind."""
+    """Remove the modules that a failed `import mxnet` has left behind."""
     for name in [name for name in sys.modules if name.startswith('mxnet.')]:
         del sys.modules[name]
 
 
 class MXNetFinder:
-    """A finder for `sys.meta_path` that mends MXNet's modules only."""
+    """A finder for `sys.meta_path` that mends the modules of MXNet."""
 
     def find_spec(
         self, name: str, path: Any = None, target: Any = None
@@ -304,12 +300,11 @@ def _first_spec(
 
 
 def install() -> MXNetFinder:
-    """Mend every import of MXNet from here on; give the finder.
+    """Mend every later import of MXNet, and return the finder.
 
-    Takes the place of the hook, where that is on. Doing it twice is doing it
-    once, also where the hook has loaded this file a second time: hence the
-    comparison by name.
+    Replaces the hook where it is on. A second call changes nothing.
     """
+    # By name, because the hook may have loaded this file a second time
     for finder in sys.meta_path:
         if type(finder).__name__ == MXNetFinder.__name__:
             return cast(MXNetFinder, finder)
@@ -322,10 +317,10 @@ def install() -> MXNetFinder:
     return finder
 
 
-# --- the hook at interpreter start -----------------------------------------
+# ---- the hook at the start of an interpreter -------------------------
 
-# One line, because that is what a `.pth` may hold, and without an import of
-# its own, which would cost a bare start of Python 2 ms.
+# A `.pth` runs single lines that begin with `import`. Another import would
+# add 2 ms to each start of Python.
 _PTH = (
     f"import sys; sys.meta_path.insert(0, type('{HOOK}', (), "
     "{'find_spec': staticmethod(lambda name, path=None, target=None: "
@@ -345,7 +340,7 @@ MEND = {mend!r}
 
 
 def find_spec(name, path, target):
-    """Find mxnet by way of d2lbert's mend, where that is still there."""
+    """Find mxnet with d2lbert's finder, if d2lbert is still there."""
     spec = util.spec_from_file_location('_d2lbert_mxnet_mend', MEND)
     mend = util.module_from_spec(spec)
     try:
@@ -357,18 +352,14 @@ def find_spec(name, path, target):
 
 
 def enable(site_packages: str | os.PathLike[str] | None = None) -> Path:
-    """Mend `import mxnet` in every Python started in this environment.
+    """Mend `import mxnet` in every Python that starts in this environment.
 
-    Writes a `.pth` of one line and a small module into `site_packages` (that
-    of the running interpreter when not given), and returns the path of the
-    `.pth`. Twice is once, and renews what an older version wrote. It adds
-    under 1 ms to the start of an interpreter, most of which is Python's own
-    cost of having any `.pth`.
+    Writes a `.pth` of one line and a small module into `site_packages`, by
+    default that of the running interpreter, and returns the path of the
+    `.pth`. A second call replaces both files. They add less than 1 ms to the
+    start of an interpreter.
 
-    Raises
-    ------
-    OSError
-        Where the folder is missing or cannot be written to.
+    Raises `OSError` where the folder is missing or cannot be written to.
     """
     module, pth = _hook_files(site_packages)
     mend = os.path.abspath(__file__)
@@ -378,7 +369,7 @@ def enable(site_packages: str | os.PathLike[str] | None = None) -> Path:
 
 
 def disable(site_packages: str | os.PathLike[str] | None = None) -> bool:
-    """Undo `enable`; say whether there was anything to undo."""
+    """Undo `enable`, and say whether the hook was there."""
     module, pth = _hook_files(site_packages)
     was_there = pth.exists() or module.exists()
     for path in (pth, module, *module.parent.glob(f'__pycache__/{HOOK}.*')):
@@ -389,10 +380,10 @@ def disable(site_packages: str | os.PathLike[str] | None = None) -> bool:
 def hook_state(
     site_packages: str | os.PathLike[str] | None = None,
 ) -> Literal['off', 'on', 'stale']:
-    """Whether Pythons started from now on have the hook.
+    """Say whether a Python that starts now has the hook.
 
-    'stale' is a hook that does nothing, since the d2lbert that wrote it has
-    been moved or uninstalled.
+    `'stale'`: it has a hook without effect, because the d2lbert that wrote
+    it has been moved or uninstalled.
     """
     module, pth = _hook_files(site_packages)
     if not pth.exists():
@@ -417,7 +408,7 @@ def _hook_files(
 
 
 def _write(path: Path, text: str) -> None:
-    """Write all of `text` or leave `path` as it was."""
+    """Write the whole `text`, or leave `path` unchanged."""
     part = path.with_suffix('.part')
     try:
         part.write_text(text, 'utf-8')

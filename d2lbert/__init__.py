@@ -7,13 +7,15 @@
 One definition (`d2lbert.bert`) and one trainer (`d2lbert.trainer`) reproduce
 both tabs of the chapter. A reader of it imports a tab instead:
 `from d2lbert import torch as d2l`, or `mxnet`. Importing this package
-imports neither framework.
+imports no framework.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from d2lbert.frameworks import FRAMEWORKS, check_package
 
 if TYPE_CHECKING:
     from d2lbert.representation import represent
@@ -33,6 +35,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
+    if name in _HOMES or name in FRAMEWORKS:
+        check_package()
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value

@@ -1,4 +1,4 @@
-"""BERT, defined once for both frameworks.
+"""BERT, defined once for all frameworks.
 
 Devlin, Chang, Lee and Toutanova, "BERT: pre-training of deep bidirectional
 transformers for language understanding" (2019), as *Dive into Deep
@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from backends.base import Array, Backend
-from d2lbert.book import editions
+from backends.base import Backend
+from backends.types import Array
 
 # The gradient of these is zero, because the softmax does not change when
 # the same number is added to all scores of a query. What a framework
@@ -30,10 +30,22 @@ from d2lbert.book import editions
 ZERO_GRADIENT = ('W_k.bias',)
 
 
-class DotProductAttention:
-    """Scaled dot-product attention."""
+class Definition:
+    """The base of the definitions, which a tab joins with a native class.
+
+    `backend`: comes with that class.
+    """
 
     backend: ClassVar[Backend]
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *inputs: Any) -> Any:
+            """Return `forward(*inputs)`, as the native class calls it."""
+
+
+class DotProductAttention(Definition):
+    """Scaled dot-product attention."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -53,14 +65,14 @@ class DotProductAttention:
         heads; `valid_lens`: how many keys count, `(B,)` or
         `(B, num_queries)`. Returns `(…, num_queries, dv)`.
         """
-        scores = self.backend.batch_matmul(
+        scores = self.backend.matmul(
             queries / math.sqrt(queries.shape[-1]), keys, transpose_B=True
         )
         weights = self.backend.masked_softmax(scores, valid_lens)
-        return self.backend.batch_matmul(self.dropout(weights), values)
+        return self.backend.matmul(self.dropout(weights), values)
 
 
-class MultiHeadAttention:
+class MultiHeadAttention(Definition):
     """Attention by several heads side by side, each with its own share.
 
     `num_hiddens`: units of all heads together, a multiple of `num_heads`;
@@ -69,7 +81,6 @@ class MultiHeadAttention:
     class: MXNet 1 has `prefix` and `params`.
     """
 
-    backend: ClassVar[Backend]
     Attention: ClassVar[Any]
 
     def __init__(
@@ -136,13 +147,11 @@ class MultiHeadAttention:
         )
 
 
-class PositionWiseFFN:
+class PositionWiseFFN(Definition):
     """Two linear layers with a ReLU between, alike for every position.
 
     `ffn_num_inputs`: by default left to the first input.
     """
-
-    backend: ClassVar[Backend]
 
     def __init__(
         self,
@@ -160,14 +169,12 @@ class PositionWiseFFN:
         return self.dense2(self.backend.relu(self.dense1(X)))
 
 
-class AddNorm:
+class AddNorm(Definition):
     """Residual connection, then layer normalisation.
 
     `norm_shape`: the size of the last axis; in PyTorch also a list of sizes,
     which normalises over so many axes; in MXNet it can be left out.
     """
-
-    backend: ClassVar[Backend]
 
     def __init__(self, norm_shape: Any, dropout: float) -> None:
         super().__init__()
@@ -179,10 +186,9 @@ class AddNorm:
         return self.ln(self.dropout(Y) + X)
 
 
-class TransformerEncoderBlock:
+class TransformerEncoderBlock(Definition):
     """Self-attention and a feed-forward network, each with an `AddNorm`."""
 
-    backend: ClassVar[Backend]
     Attention: ClassVar[Any]
     FFN: ClassVar[Any]
     AddNorm: ClassVar[Any]
@@ -225,13 +231,12 @@ class TransformerEncoderBlock:
         return self.addnorm2(Y, self.ffn(Y))
 
 
-class BERTEncoder:
+class BERTEncoder(Definition):
     """Embeddings and a stack of Transformer encoder blocks.
 
     The arguments are those of `BERTModel`.
     """
 
-    backend: ClassVar[Backend]
     Block: ClassVar[Any]
 
     def __init__(
@@ -240,17 +245,15 @@ class BERTEncoder:
         num_hiddens: int,
         ffn_num_hiddens: int,
         num_heads: int,
-        num_blks: int | None = None,
+        num_blks: int,
         dropout: float = 0.0,
         max_len: int = 1000,
-        *,
-        num_layers: int | None = None,
         **others: Any,
     ) -> None:
-        super().__init__(
-            **editions.without_implied_sizes(num_hiddens, others)
-        )
-        num_blks = editions.one_of(num_blks=num_blks, num_layers=num_layers)
+        super().__init__(**others)
+        self.vocab_size = vocab_size
+        self.num_hiddens = num_hiddens
+        self.max_len = max_len
         self.token_embedding = self.backend.Embedding(vocab_size, num_hiddens)
         self.segment_embedding = self.backend.Embedding(2, num_hiddens)
         self.blks = self.backend.Sequential(
@@ -280,31 +283,26 @@ class BERTEncoder:
 
         `tokens` and `segments` (0 or 1): indices `(B, T)`; `valid_lens`:
         how many tokens of each row are not padding, `(B,)`. Returns
-        `(B, T, H)`; or, for `queries`, the Q positions of each row that are
-        wanted as indices `row · T + position`, `(B, Q)`, only these,
-        `(B, Q, H)`: the last block need not compute the others.
+        `(B, T, H)`; or, for `queries`, the positions of each row that are
+        wanted, `(B, Q)`, only these, `(B, Q, H)`: the last block need not
+        compute the others.
         """
         X = self.token_embedding(tokens) + self.segment_embedding(segments)
         positions = self.backend.value(self.pos_embedding, X)
         X = X + positions[:, : X.shape[1]]
-        if queries is None:
-            for blk in self.blks:
-                X = blk(X, valid_lens)
-            return X
         *blks, last_blk = self.blks
         for blk in blks:
             X = blk(X, valid_lens)
-        rows = self.backend.take(X.reshape((-1, X.shape[-1])), queries)
-        return last_blk(X, valid_lens, rows)
+        if queries is None:
+            return last_blk(X, valid_lens)
+        return last_blk(X, valid_lens, self.backend.gather(X, queries))
 
 
-class MaskLM:
+class MaskLM(Definition):
     """Masked language modelling: guess tokens from their encodings.
 
     `num_inputs`: the size of an encoding, by default left to the first.
     """
-
-    backend: ClassVar[Backend]
 
     def __init__(
         self,
@@ -327,17 +325,7 @@ class MaskLM:
         `X`: `(B, T, H)`; `pred_positions`: `(B, P)`. Returns
         `(B, P, vocab_size)`.
         """
-        batch_size, num_steps, num_hiddens = X.shape
-        row_starts = (
-            self.backend.arange(batch_size, like=pred_positions).reshape(
-                (-1, 1)
-            )
-            * num_steps
-        )
-        masked_X = self.backend.take(
-            X.reshape((-1, num_hiddens)), row_starts + pred_positions
-        )
-        return self.mlp(masked_X)
+        return self.mlp(self.backend.gather(X, pred_positions))
 
     def features(self, masked_X: Array) -> Array:
         """Return what the last layer of `mlp` gets: `(N, H)` to `(N, H)`."""
@@ -347,13 +335,11 @@ class MaskLM:
         return masked_X
 
 
-class NextSentencePred:
+class NextSentencePred(Definition):
     """Next sentence prediction: does the second sentence follow?
 
     `num_inputs`: the size of an encoding, by default left to the first.
     """
-
-    backend: ClassVar[Backend]
 
     def __init__(self, num_inputs: int | None = None, **others: Any) -> None:
         super().__init__(**others)
@@ -364,21 +350,17 @@ class NextSentencePred:
         return self.output(X)
 
 
-class BERTModel:
+class BERTModel(Definition):
     """BERT with the heads of its two pretraining tasks.
 
-    `vocab_size`: how many tokens there are; `num_hiddens`: the size H of an
+    `vocab_size`: the number of tokens; `num_hiddens`: the size H of an
     encoding, a multiple of `num_heads`; `ffn_num_hiddens`: hidden units of
-    the feed-forward networks; `num_heads`: attention heads; `num_blks`, or
-    `num_layers`: how many encoder blocks; `dropout`: the probability of
-    dropping; `max_len`: for how many tokens there are positions.
-
-    The sizes that older PyTorch editions pass too (`norm_shape`,
-    `key_size`, …) are accepted where they equal what `num_hiddens` implies;
-    anything else is an `InputError`, a `ValueError`.
+    the feed-forward networks; `num_heads`: attention heads; `num_blks`:
+    encoder blocks; `dropout`: the probability of dropping; `max_len`: the
+    number of positions. The spellings of older editions are those of
+    `d2lbert.book.editions.Spellings`.
     """
 
-    backend: ClassVar[Backend]
     Encoder: ClassVar[Any]
     MaskLM: ClassVar[Any]
     NextSentencePred: ClassVar[Any]
@@ -394,17 +376,12 @@ class BERTModel:
         num_hiddens: int,
         ffn_num_hiddens: int,
         num_heads: int,
-        num_blks: int | None = None,
+        num_blks: int,
         dropout: float = 0.0,
         max_len: int = 1000,
-        *,
-        num_layers: int | None = None,
         **others: Any,
     ) -> None:
-        super().__init__(
-            **editions.without_implied_sizes(num_hiddens, others)
-        )
-        num_blks = editions.one_of(num_blks=num_blks, num_layers=num_layers)
+        super().__init__(**others)
         self.encoder = self.Encoder(
             vocab_size,
             num_hiddens,
@@ -443,6 +420,26 @@ class BERTModel:
         nsp_Y_hat = self.nsp(self.hidden(encoded_X[:, 0, :]))
         return encoded_X, mlm_Y_hat, nsp_Y_hat
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that the network knows."""
+        return self.encoder.vocab_size
+
+    @property
+    def max_len(self) -> int:
+        """The number of positions that the network knows."""
+        return self.encoder.max_len
+
+    @property
+    def is_replicable(self) -> bool:
+        """Whether copies of the network may run at the same time.
+
+        A reader's own `forward` need not bear that.
+        """
+        *_, last_blk = self.encoder.blks
+        parts = (self, self.encoder, last_blk, self.mlm, self.nsp)
+        return not any(map(has_own_forward, parts))
+
     def losses(
         self,
         tokens: Array,
@@ -457,24 +454,29 @@ class BERTModel:
     ) -> tuple[Array, Array]:
         """Return the weighted sums of the cross-entropies of both tasks.
 
-        What `forward` and a loss over its outputs give, without the
-        encodings that nobody asks for, and without holding the logits.
-        `queries`: see `BERTEncoder.forward`, each row's first is its
-        `<cls>`; `slots`: the N tokens to predict, `row · Q + query`,
-        `(N,)`; `mlm_labels`, `mlm_weights`: `(N,)`; `nsp_labels`,
-        `nsp_weights`: `(B,)`.
+        The arguments are those of `d2lbert.slots.LossInputs`. The losses are
+        those of the outputs of `forward`, without the encodings that no loss
+        depends on and without holding the logits. Where a reader has
+        replaced a `forward` that this goes around, it is called instead.
         """
+        if not self.is_replicable:
+            _, mlm_Y_hat, nsp_Y_hat = self(
+                tokens, segments, valid_lens, queries
+            )
+            mlm_Y_hat = self.at_slots(mlm_Y_hat, slots)
+            cross_entropy = self.backend.cross_entropy
+            return (
+                cross_entropy(mlm_Y_hat, mlm_labels, mlm_weights),
+                cross_entropy(nsp_Y_hat, nsp_labels, nsp_weights),
+            )
         encoded_X = self.encoder(tokens, segments, valid_lens, queries)
-        masked_X = self.backend.take(
-            encoded_X.reshape((-1, encoded_X.shape[-1])), slots
-        )
-        mlm_l = self.linear_cross_entropy(
+        mlm_l = self.backend.linear_cross_entropy(
             self.mlm.mlp[-1],
-            self.mlm.features(masked_X),
+            self.mlm.features(self.at_slots(encoded_X, slots)),
             mlm_labels,
             mlm_weights,
         )
-        nsp_l = self.linear_cross_entropy(
+        nsp_l = self.backend.linear_cross_entropy(
             self.nsp.output,
             self.hidden(encoded_X[:, 0, :]),
             nsp_labels,
@@ -482,14 +484,15 @@ class BERTModel:
         )
         return mlm_l, nsp_l
 
-    def linear_cross_entropy(
-        self, layer: Any, X: Array, labels: Array, weights: Array
-    ) -> Array:
-        """Return the weighted cross-entropy of a linear layer's outputs."""
-        return self.backend.linear_cross_entropy(
-            X,
-            self.backend.value(layer.weight, X),
-            self.backend.value(layer.bias, X),
-            labels,
-            weights,
+    def at_slots(self, X: Array, slots: Array) -> Array:
+        """Return the vectors of a `(B, Q, H)` array at `slots`, `(N, H)`."""
+        width = X.shape[-1]
+        rows = self.backend.gather(
+            X.reshape((1, -1, width)), slots.reshape((1, -1))
         )
+        return rows.reshape((-1, width))
+
+
+def has_own_forward(part: Any) -> bool:
+    """Say whether a reader has replaced the `forward` of this module."""
+    return type(part).forward.__module__ != __name__

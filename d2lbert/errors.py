@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isfinite
 
 
 class D2LBertError(Exception):
@@ -15,11 +16,15 @@ class D2LBertError(Exception):
 
 
 class InputError(D2LBertError, ValueError):
-    """An argument, option or path that cannot be used as it was given."""
+    """An argument, option or path that cannot be used."""
+
+
+class BackendsError(D2LBertError, ImportError):
+    """Python finds another package `backends` instead of d2lbert's own."""
 
 
 class CorpusError(D2LBertError):
-    """A corpus that is not what it should be, or cannot be fetched."""
+    """A corpus that is damaged, has no examples or cannot be fetched."""
 
 
 class RunError(D2LBertError):
@@ -31,11 +36,21 @@ class RunWarning(UserWarning):
 
 
 class Stopped(BaseException):
-    """Ctrl-C or SIGTERM has asked to stop. `number`: the signal's."""
+    """Ctrl-C or SIGTERM stopped the program.
+
+    `number`: the number of the signal.
+    """
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
+
+
+def check_positive(**values: float) -> None:
+    """Raise `InputError` for a value that is not finite and positive."""
+    for name, value in values.items():
+        if not (isfinite(value) and value > 0):
+            raise InputError(f'{name} = {value}: expected a positive number')
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from backends.mxnet import BACKEND, Module, gluon
 from d2lbert import bert
 from d2lbert.book import chapter
 from d2lbert.book.animator import Accumulator, Animator, Timer
+from d2lbert.book.editions import Spellings
 from d2lbert.book.textbook import (
     _get_mlm_data_from_tokens,
     _get_next_sentence,
@@ -68,7 +69,7 @@ class TransformerEncoderBlock(bert.TransformerEncoderBlock, Module):
     AddNorm = AddNorm
 
 
-class BERTEncoder(bert.BERTEncoder, Module):
+class BERTEncoder(Spellings, bert.BERTEncoder, Module):
     __doc__ = bert.BERTEncoder.__doc__
     Block = TransformerEncoderBlock
 
@@ -81,7 +82,7 @@ class NextSentencePred(bert.NextSentencePred, Module):
     __doc__ = bert.NextSentencePred.__doc__
 
 
-class BERTModel(bert.BERTModel, Module):
+class BERTModel(Spellings, bert.BERTModel, Module):
     __doc__ = bert.BERTModel.__doc__
     Encoder = BERTEncoder
     MaskLM = MaskLM

@@ -4,41 +4,40 @@ In your `conftest.py`:
 
     pytest_plugins = ['d2lbert.pytest_plugin']
 
-A test that takes `backend_name`, `backend` or `tab` then runs once in MXNet
-and once in PyTorch. Where a framework is not installed its tests are skipped
-and say so; with the environment variable `D2LBERT_REQUIRE_BACKENDS` set to
-anything, as in CI, they fail instead. `pytest -m mxnet` and `-m torch` choose
-one framework.
+A test that takes `backend_name`, `backend` or `tab` then runs once for each
+framework. Tests of a framework that is not installed are skipped and name
+the reason. Where the environment variable `D2LBERT_REQUIRE_BACKENDS` is set,
+to any value, they fail instead. `pytest -m mxnet` and `-m torch` choose one
+framework.
 
-There is no assertion in this module, so importing it early is no harm:
-PYTEST_DONT_REWRITE.
+This module has no assertions, so pytest need not rewrite it and may import
+it early: PYTEST_DONT_REWRITE.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pytest
 
 import backends
 from backends.base import Backend
-from d2lbert.runs.run import load_tab
+from d2lbert.frameworks import FRAMEWORKS, Tab, load_tab
 
 REQUIRED = bool(os.environ.get('D2LBERT_REQUIRE_BACKENDS'))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tell pytest of a marker for each framework."""
-    for name in backends.names():
+    """Register a marker for each framework."""
+    for name in FRAMEWORKS:
         config.addinivalue_line('markers', f'{name}: needs {name}')
 
 
 def require(name: str) -> None:
-    """Skip a test whose framework is missing, or fail where it must not."""
+    """Skip a test whose framework is missing; fail where it is required."""
     if name in backends.installed():
         return
-    reason = f"{name} is not installed: pip install '.[{name}]'"
+    reason = f'{name} is not installed: {FRAMEWORKS[name].install}'
     if REQUIRED:
         pytest.fail(reason)
     pytest.skip(reason)
@@ -47,11 +46,11 @@ def require(name: str) -> None:
 @pytest.fixture(
     params=[
         pytest.param(name, marks=getattr(pytest.mark, name))
-        for name in backends.names()
+        for name in FRAMEWORKS
     ]
 )
 def backend_name(request: pytest.FixtureRequest) -> str:
-    """The name of each backend in turn, `'mxnet'` and `'torch'`."""
+    """The name of each backend in turn, such as `'torch'`."""
     require(request.param)
     return request.param
 
@@ -63,6 +62,6 @@ def backend(backend_name: str) -> Backend:
 
 
 @pytest.fixture
-def tab(backend_name: str) -> Any:
-    """Each tab in turn: the module `d2lbert.mxnet`, then `d2lbert.torch`."""
+def tab(backend_name: str) -> Tab:
+    """The tab of each backend in turn, a module such as `d2lbert.torch`."""
     return load_tab(backend_name)

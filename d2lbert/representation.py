@@ -8,15 +8,19 @@ from typing import Any
 
 import numpy as np
 
+from d2lbert.bert import BERTModel
 from d2lbert.data.examples import join_pair
 from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
 from d2lbert.errors import InputError
 
 Text = str | tuple[str, str]
 
+#: So many tokens at a time keep a device busy; more only take memory.
+TOKENS_AT_A_TIME = 4096
+
 
 def represent(
-    net: Any,
+    net: BERTModel,
     vocab: Vocab,
     texts: Sequence[Text],
     batch_size: int | None = None,
@@ -45,32 +49,20 @@ def represent(
     check_vocab_size(net, len(vocab))
     encoded = [encode_text(vocab, text) for text in texts]
     check_lengths(net, texts, encoded)
-    backend = net.backend
-    device = backend.device_of(net)
     batches = batches_of(
-        [len(tokens) for tokens, _ in encoded],
-        backend.tokens_at_a_time(device),
-        batch_size,
+        [len(tokens) for tokens, _ in encoded], TOKENS_AT_A_TIME, batch_size
     )
-    workers = [
-        other
-        for _, other in backend.worker_devices([device])
-        if other == device
-    ]
+    arrays = net.backend.evaluate(
+        net.encoder,
+        (
+            encoder_inputs([encoded[i] for i in batch], vocab[PAD])
+            for batch in batches
+        ),
+    )
     results: list[Any] = [None] * len(encoded)
-    with (
-        backend.evaluation(net),
-        backend.side_by_side(min(len(workers), len(batches)) or 1) as run,
-    ):
-        arrays = run(
-            lambda batch: _forward(
-                net, [encoded[i] for i in batch], vocab[PAD]
-            ),
-            batches,
-        )
-        for batch, array in zip(batches, arrays, strict=True):
-            for i, X in zip(batch, array, strict=True):
-                results[i] = X[: len(encoded[i][0])]
+    for batch, array in zip(batches, arrays, strict=True):
+        for i, X in zip(batch, array, strict=True):
+            results[i] = X[: len(encoded[i][0])]
     return results
 
 
@@ -109,23 +101,23 @@ def encode_text(vocab: Vocab, text: Text) -> tuple[list[int], list[int]]:
     return indices, segments
 
 
-def check_vocab_size(net: Any, vocab_size: int) -> None:
+def check_vocab_size(net: BERTModel, vocab_size: int) -> None:
     """Raise `InputError` where a network has another vocabulary."""
-    expected, _ = net.encoder.token_embedding.weight.shape
-    if vocab_size != expected:
+    if vocab_size != net.vocab_size:
         raise InputError(
-            f'vocab_size = {vocab_size}: this network has {expected} tokens; '
+            f'vocab_size = {vocab_size}: this network has '
+            f'{net.vocab_size} tokens; '
             'give it the vocabulary that it was made for'
         )
 
 
 def check_lengths(
-    net: Any,
+    net: BERTModel,
     texts: Sequence[Text],
     encoded: Sequence[tuple[list[int], list[int]]],
 ) -> None:
     """Raise `InputError` for a text beyond the network's positions."""
-    _, max_len, _ = net.encoder.pos_embedding.shape
+    max_len = net.max_len
     for text, (tokens, _) in zip(texts, encoded, strict=True):
         if len(tokens) > max_len:
             raise InputError(
@@ -153,10 +145,14 @@ def batches_of(
     return batches
 
 
-def _forward(
-    net: Any, encoded: Sequence[tuple[list[int], list[int]]], pad: int
-) -> np.ndarray:
-    """Encode texts as one padded batch: `(len(encoded), T, H)`."""
+def encoder_inputs(
+    encoded: Sequence[tuple[list[int], list[int]]], pad: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return texts as one padded batch of B rows of T tokens.
+
+    The arguments of `BERTEncoder.forward`: tokens `(B, T)`, segments
+    `(B, T)` and valid lengths `(B,)`.
+    """
     valid_lens = np.array([len(tokens) for tokens, _ in encoded], np.float32)
     shape = len(encoded), int(valid_lens.max())
     tokens, segments = np.full(shape, pad), np.zeros(shape, int)
@@ -165,12 +161,4 @@ def _forward(
         (tokens, segments), zip(*encoded, strict=True), strict=True
     ):
         array[is_token] = list(chain.from_iterable(parts))
-    backend = net.backend
-    device = backend.device_of(net)
-    inputs = (
-        backend.tensor(array, device)
-        for array in (tokens, segments, valid_lens)
-    )
-    # Again, because frameworks keep by thread whether they record
-    with backend.evaluation(net):
-        return backend.to_numpy(net.encoder(*inputs))
+    return tokens, segments, valid_lens

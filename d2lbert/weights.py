@@ -6,11 +6,11 @@ The neutral names are those of the PyTorch tab's state dict.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from backends.base import Device
+from backends.types import Device
+from d2lbert.bert import BERTModel
 from d2lbert.randomness import generator
 
 Renames = Sequence[tuple[str, str]]
@@ -43,12 +43,12 @@ def renamed(name: str, pairs: Renames) -> str:
     return name
 
 
-def neutral_name(net: Any, name: str) -> str:
+def neutral_name(net: BERTModel, name: str) -> str:
     """Return the neutral name of a parameter of `net`."""
     return renamed(name, net.NEUTRAL_NAMES)
 
 
-def neutral_layer(net: Any, name: str) -> str:
+def neutral_layer(net: BERTModel, name: str) -> str:
     """Return the neutral name of a layer of `net`."""
     return renamed(name, net.NEUTRAL_LAYERS)
 
@@ -58,7 +58,7 @@ def mxnet_name(name: str) -> str:
     return renamed(name, [(new, old) for old, new in MXNET_NAMES])
 
 
-def neutral_shapes(net: Any) -> dict[str, tuple[int, ...]]:
+def neutral_shapes(net: BERTModel) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all parameters by their neutral names."""
     return {
         neutral_name(net, name): shape
@@ -66,16 +66,16 @@ def neutral_shapes(net: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def get_weights(net: Any) -> dict[str, np.ndarray]:
+def get_weights(net: BERTModel) -> dict[str, np.ndarray]:
     """Return copies of all parameters by their neutral names."""
     return {
         neutral_name(net, name): array
-        for name, array in net.backend.parameters(net).items()
+        for name, array in net.backend.get_parameters(net).items()
     }
 
 
 def set_weights(
-    net: Any,
+    net: BERTModel,
     arrays: Mapping[str, np.ndarray],
     devices: Sequence[Device] | None = None,
 ) -> None:
@@ -87,7 +87,7 @@ def set_weights(
         neutral_name(net, name): name
         for name in net.backend.parameter_shapes(net)
     }
-    net.backend.load_parameters(
+    net.backend.set_parameters(
         net,
         {native.get(name, name): array for name, array in arrays.items()},
         devices,

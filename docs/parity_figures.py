@@ -141,11 +141,11 @@ def first_step(
         tab.BACKEND.Linear(1, len(gradients), bias=False)
     )
     ((name, shape),) = tab.BACKEND.parameter_shapes(net).items()
-    tab.BACKEND.load_parameters(net, {name: np.zeros(shape, np.float32)})
+    tab.BACKEND.set_parameters(net, {name: np.zeros(shape, np.float32)})
     adam = tab.BACKEND.Adam(net, 1.0, epsilon_inside)
     tab.BACKEND.set_gradients(net, {name: gradients.reshape(shape)})
     adam.step()
-    return -tab.BACKEND.parameters(net)[name].ravel()
+    return -tab.BACKEND.get_parameters(net)[name].ravel()
 
 
 def key_bias(figure: Figure, runs: Path) -> None:
@@ -153,11 +153,11 @@ def key_bias(figure: Figure, runs: Path) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, backend in zip(panels, BACKENDS, strict=True):
         trainer, batches = new_trainer(backend, recipe='corrected')
-        with trainer.backend.accumulate_gradients(trainer.net):
+        with trainer.net.backend.accumulate_gradients(trainer.net):
             trainer.accumulate(next(batches.from_step(0)))
             gradients = {
                 neutral_name(trainer.net, name): array
-                for name, array in trainer.backend.gradients(
+                for name, array in trainer.net.backend.gradients(
                     trainer.net
                 ).items()
             }

@@ -12,7 +12,6 @@ import pytest
 
 import d2lbert
 from d2lbert.data.examples import Batch
-from d2lbert.data.files import describe_file, read_manifest, to_manifest
 from d2lbert.recipes import get_recipe
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.run import WEIGHTS_FILE
@@ -55,15 +54,18 @@ def new_net(tab, seed=0, devices='cpu', **changes):
 
 
 def forward(net, *arrays):
-    backend = net.backend
-    with backend.evaluation(net):
-        outputs = net(
-            *(None if X is None else backend.tensor(X) for X in arrays)
-        )
-    return [None if Y is None else backend.to_numpy(Y) for Y in outputs]
+    """Return the outputs of `net` in NumPy; an input may be `None`."""
+    outputs = net.backend.trace(net, arrays)
+    return [outputs.get(f'output {i}') for i in range(3)]
 
 
-def make_batch(num_rows, seed=0, num_tokens=16, num_slots=4):
+def make_batch(
+    num_rows,
+    seed=0,
+    num_tokens=16,
+    num_slots=4,
+    vocab_size=SIZES['vocab_size'],
+):
     """A batch of rows of all lengths, with padded slots."""
     rng = np.random.default_rng(seed)
     lens = rng.integers(3, num_tokens + 1, num_rows)
@@ -71,10 +73,10 @@ def make_batch(num_rows, seed=0, num_tokens=16, num_slots=4):
     padded = np.arange(num_tokens) >= lens[:, None]
     num_real = rng.integers(1, num_slots + 1, num_rows)
     real = np.arange(num_slots) < num_real[:, None]
-    tokens = rng.integers(0, SIZES['vocab_size'], (num_rows, num_tokens))
+    tokens = rng.integers(0, vocab_size, (num_rows, num_tokens))
     segments = rng.integers(0, 2, (num_rows, num_tokens))
     positions = rng.integers(1, lens[:, None], (num_rows, num_slots))
-    labels = rng.integers(0, SIZES['vocab_size'], (num_rows, num_slots))
+    labels = rng.integers(0, vocab_size, (num_rows, num_slots))
     return Batch(
         np.where(padded, 0, tokens).astype(np.int32),
         np.where(padded, 0, segments).astype(np.int32),
@@ -103,10 +105,8 @@ def train(trainer, sizes=(9, 9, 7)):
 
 
 def losses_and_gradients(trainer, batch):
-    backend = trainer.backend
-    with backend.accumulate_gradients(trainer.net):
-        losses = trainer.read(trainer.accumulate(batch))
-        return losses, backend.gradients(trainer.net)
+    gradients = trainer.value_and_grad(batch)
+    return gradients.losses(), gradients.arrays()
 
 
 def check_equal(fast, plain):
@@ -117,6 +117,13 @@ def check_equal(fast, plain):
         np.testing.assert_allclose(
             gradients[name], expected, atol=1e-5 * scale, err_msg=name
         )
+
+
+def set_num_cores(monkeypatch, tab, num_cores):
+    """Let a backend use so many cores from now on."""
+    monkeypatch.setattr(
+        f'backends.{tab.BACKEND.name}_training.num_cores', lambda: num_cores
+    )
 
 
 # ---- runs ------------------------------------------------------------
@@ -165,16 +172,6 @@ def assert_same_runs(out, other):
     ).read_bytes()
     histories = [d2lbert.load_run(path).history for path in (out, other)]
     assert histories[0] == histories[1]
-
-
-def seal(checkpoints, data=None, **changes):
-    """Write arrays or what a manifest says, with checksums that are right."""
-    manifest, arrays = checkpoints.paths(3)
-    content = read_manifest(manifest)
-    if data is not None:
-        arrays.write_bytes(data)
-        content['files'][arrays.name] = describe_file(data)
-    manifest.write_bytes(to_manifest(content | changes))
 
 
 # ---- the command -----------------------------------------------------

@@ -41,7 +41,7 @@ class Process:
     def __init__(self, out, *options):
         self.process = subprocess.Popen(
             [
-                *(sys.executable, '-m', 'd2lbert.cli', 'pretrain'),
+                *(sys.executable, '-m', 'd2lbert', 'pretrain'),
                 *('--out', str(out), *map(str, options)),
             ],
             stdout=subprocess.DEVNULL,

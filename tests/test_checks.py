@@ -78,17 +78,17 @@ def test_the_error_names_array_row_value_and_what_was_expected(case):
     assert '\n' not in message
 
 
-@pytest.mark.parametrize('case', WRONG)
-def test_both_frameworks_refuse_alike_and_keep_their_weights(tab, case):
+def test_both_frameworks_refuse_alike_and_keep_their_weights(tab):
     trainer = new_trainer(tab)
-    before = trainer.backend.parameters(trainer.net)
-    batch = spoiled(*WRONG[case][:3])
-    with pytest.raises(InputError) as caught:
-        trainer.step(batch)
-    with pytest.raises(InputError) as expected:
-        check_batch(batch, *SIZES)
-    assert str(caught.value) == str(expected.value)
-    after = trainer.backend.parameters(trainer.net)
+    before = trainer.net.backend.get_parameters(trainer.net)
+    for name, column, value, _ in WRONG.values():
+        batch = spoiled(name, column, value)
+        with pytest.raises(InputError) as caught:
+            trainer.step(batch)
+        with pytest.raises(InputError) as expected:
+            check_batch(batch, *SIZES)
+        assert str(caught.value) == str(expected.value)
+    after = trainer.net.backend.get_parameters(trainer.net)
     assert trainer.num_steps == 0
     assert all(np.array_equal(after[name], before[name]) for name in before)
 
@@ -152,7 +152,7 @@ def test_a_readers_own_arrays_are_checked(backend):
         as_batch(backend, arrays)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     field=st.sampled_from(Batch._fields),
     place=st.floats(0, 1, exclude_max=True),

@@ -1,5 +1,6 @@
 """The `d2lbert` command, as somebody who is new to it would use it."""
 
+import dataclasses
 import io
 import json
 import os
@@ -7,23 +8,22 @@ import re
 import subprocess
 import sys
 import time
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pytest
 
+import backends
 import d2lbert
+from backends.base import PRECISIONS
+from d2lbert import errors, frameworks
+from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.pytest_plugin import require
-from helpers import (
-    MAIN,
-    ROOT,
-    TINY,
-    assert_refused,
-    finish,
-    python,
-    unix,
-)
+from d2lbert.recipes import RECIPES
+from d2lbert.runs.config import Config
+from helpers import MAIN, ROOT, TINY, Done, assert_refused, unix
 
-COMMANDS = ('pretrain', 'chapter', 'encode', 'doctor')
+COMMANDS = ('pretrain', 'chapter', 'encode', 'parity', 'convert', 'doctor')
 
 
 @pytest.fixture
@@ -44,6 +44,20 @@ def folder(saved, backend_name):
     return saved(backend_name)
 
 
+def new_python(*args, cwd=None):
+    """Run a new Python, which looks for modules in `cwd` and then here."""
+    done = subprocess.run(
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        encoding='utf-8',
+        env=os.environ | {'PYTHONPATH': str(ROOT)},
+        cwd=cwd,
+        timeout=120,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
 def assert_usage(done, *words):
     """The line of usage, and one that says what is wrong."""
     assert done.status == 2
@@ -59,20 +73,32 @@ def test_help_comes_at_once():
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        done = finish(python(MAIN, '--help'))
+        done = new_python('-m', 'd2lbert', '--help')
         seconds.append(time.perf_counter() - start)
         assert done.status == 0 and 'pretrain' in done.out
     assert min(seconds) < 0.5
 
 
 def test_importing_imports_no_framework():
-    done = finish(
-        python(
-            'import sys, d2lbert, backends, d2lbert.cli, d2lbert.runs.run\n'
-            'print({"torch", "mxnet", "matplotlib"} & set(sys.modules))'
-        )
+    done = new_python(
+        '-c',
+        'import sys, d2lbert, backends, d2lbert.cli, d2lbert.frameworks\n'
+        'print({"numpy"} & set(sys.modules))\n'
+        'import d2lbert.runs.run\n'
+        'print({"torch", "mxnet", "matplotlib"} & set(sys.modules))',
     )
-    assert done.out == 'set()\n'
+    assert done == (0, 'set()\nset()\n', '')
+
+
+def test_every_field_of_config_is_an_option_with_help():
+    for field in dataclasses.fields(Config):
+        assert field.metadata['help'].endswith('.'), field.name
+    about = {
+        field.name: field.metadata for field in dataclasses.fields(Config)
+    }
+    assert about['backend']['metavar'].split('|') == list(FRAMEWORKS)
+    assert about['recipe']['metavar'].split('|') == list(RECIPES)
+    assert about['precision']['metavar'].split('|') == list(PRECISIONS)
 
 
 @pytest.mark.parametrize('command', [None, *COMMANDS])
@@ -107,6 +133,14 @@ def test_help_lists_the_options_and_their_defaults(run):
     }.items():
         (help,) = (x for x in options if f'--{x}'.startswith(f'{option} '))
         assert default in help.partition('[default: ')[2]
+
+
+def test_commands_offer_the_options_that_they_use(run):
+    for command in ('chapter', 'parity'):
+        out = ' '.join(run(command, '--help').out.split())
+        assert '--batch-size' in out and '--backend ' not in out
+        assert '--save-every' not in out and '--precision' not in out
+    assert '[default: corrected]' in out
 
 
 def test_nothing_asked_is_answered_with_help(run):
@@ -569,16 +603,19 @@ def test_an_empty_path_is_not_the_folder_one_is_in(run):
 
 
 @unix
-@pytest.mark.parametrize('redirection', ['2>&-', '2>/dev/full'])
+@pytest.mark.parametrize(
+    'redirection',
+    ['2>/dev/full', pytest.param('2>&-', marks=pytest.mark.slow)],
+)
 def test_a_training_does_without_its_progress_bar(
     text_file, tmp_path, redirection, one_backend
 ):
     options = (
         f"--backend={one_backend} --corpus='{text_file}' --steps=1 "
-        '--batch-size=8 --out=run'
+        '--batch-size=8 --num-hiddens=8 --out=run'
     )
     subprocess.run(
-        f"'{sys.executable}' -m d2lbert.cli pretrain {options} {redirection}",
+        f"'{sys.executable}' -m d2lbert pretrain {options} {redirection}",
         shell=True,
         cwd=tmp_path,
         env=os.environ | {'PYTHONPATH': str(ROOT)},
@@ -635,31 +672,113 @@ sys.meta_path = [
 
 
 def without(*hidden):
+    """Return the code of the command where packages are not installed."""
     return HIDING.format(hidden=hidden) + MAIN
 
 
+@pytest.mark.parametrize('missing', FRAMEWORKS)
+def test_a_framework_that_is_not_installed(text_file, tmp_path, missing):
+    out = tmp_path / 'run'
+    done = new_python(
+        *('-c', without(missing), 'pretrain', *TINY, '--steps=1'),
+        *(f'--corpus={text_file}', '--backend', missing, '--out', out),
+    )
+    assert_refused(done, missing, f"pip install '.[{missing}]'")
+    assert not out.exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('missing', 'other'), [('torch', 'mxnet'), ('mxnet', 'torch')]
 )
-def test_a_framework_that_is_not_installed(
+def test_a_framework_does_without_the_other(
     saved, text_file, tmp_path, missing, other
 ):
     require(other)
-    pretrain = ('pretrain', *TINY, '--steps=1', f'--corpus={text_file}')
-    out = tmp_path / 'run'
-    commands = (
-        (*pretrain, '--backend', missing, '--out', out),
-        ('encode', saved(other), 'a crane', '--backend', missing),
+    done = new_python(
+        *('-c', without(missing), 'encode', saved(other), 'a crane'),
+        *('--backend', missing),
     )
-    for done in map(finish, [python(without(missing), *c) for c in commands]):
-        assert_refused(done, missing, f"pip install '.[{missing}]'")
-    assert not out.exists()
-    done = finish(
-        python(without(missing), *pretrain, '--backend', other, '--out', out)
+    assert_refused(done, missing, f"pip install '.[{missing}]'")
+    done = new_python(
+        *('-c', without(missing), 'pretrain', *TINY, '--steps=1'),
+        *(f'--corpus={text_file}', '--backend', other),
+        *('--out', tmp_path / 'run'),
     )
     assert done.status == 0 and 'MLM loss' in done.out
 
 
 def test_no_framework_at_all():
-    done = finish(python(without('torch', 'mxnet'), 'chapter'))
+    done = new_python('-c', without('torch', 'mxnet'), 'chapter')
     assert_refused(done, '.[torch]', '.[mxnet]')
+
+
+# ---- a stranger's package `backends` ---------------------------------
+
+CATCH = """
+try:
+    {code}
+except ImportError as error:
+    print(error)
+"""
+STRANGERS = {
+    'a package': 'backends/__init__.py',
+    'a module': 'backends.py',
+}
+
+
+@pytest.fixture(params=STRANGERS.values(), ids=STRANGERS)
+def stranger(request, tmp_path):
+    """A file that hides our `backends`, and fails where it is imported."""
+    path = tmp_path / request.param
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('raise OSError\n')
+    return path
+
+
+@pytest.mark.parametrize(
+    'code',
+    [
+        'import d2lbert; d2lbert.pretrain',
+        'from d2lbert import torch',
+        'from d2lbert import mxnet as d2l',
+        'from d2lbert.frameworks import load_tab; load_tab("torch")',
+    ],
+)
+def test_another_package_backends(stranger, tmp_path, code):
+    done = new_python('-c', CATCH.format(code=code), cwd=tmp_path)
+    assert done.status == 0 and done.out.count('\n') == 1
+    for words in (stranger, f'expected at {ROOT / "backends"}', 'rename it'):
+        assert str(words) in done.out
+
+
+@pytest.mark.parametrize('args', [('--help',), ('encode', 'x', 'y')])
+def test_the_command_beside_another_package_backends(
+    stranger, tmp_path, args
+):
+    done = new_python('-m', 'd2lbert', *args, cwd=tmp_path)
+    assert_refused(done, stranger, ROOT / 'backends', 'rename it')
+
+
+def test_a_folder_backends_without_code_hides_nothing(tmp_path):
+    (tmp_path / 'backends').mkdir()
+    done = new_python('-c', 'import d2lbert; d2lbert.pretrain', cwd=tmp_path)
+    assert done == (0, '', '')
+
+
+def test_a_folder_that_hides_an_editable_installation(tmp_path, monkeypatch):
+    spec = ModuleSpec('backends', None)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr(frameworks, 'find_spec', lambda name: spec)
+    with pytest.raises(errors.BackendsError, match='rename it') as caught:
+        frameworks.check_package()
+    assert str(tmp_path) in str(caught.value)
+    monkeypatch.setattr(frameworks, 'find_spec', lambda name: None)
+    with pytest.raises(ImportError, match='install d2lbert again'):
+        frameworks.check_package()
+
+
+def test_the_registry_has_each_backend_and_its_recipe():
+    assert tuple(FRAMEWORKS) == backends.names()
+    for name, framework in FRAMEWORKS.items():
+        assert framework.name == name and framework.recipe in RECIPES

@@ -19,8 +19,10 @@ import time
 import tracemalloc
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 
+import filelock
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -245,9 +247,25 @@ def test_answer_that_is_no_archive(site, cache, answer, expected):
     assert not cached_files(cache)
 
 
-def test_redirect_is_not_followed(site, cache):
+def redirect_without_end(url):
+    def answer(handler):
+        handler.send_response(301)
+        handler.send_header('Location', url)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(bytes(65536))
+
+    return answer
+
+
+@pytest.mark.parametrize('endless', [False, True])
+def test_redirect_is_not_followed(site, cache, endless):
     with serving() as elsewhere:
-        site.answers = [send(b'', 301, Location=elsewhere.url)]
+        site.answers = [
+            redirect_without_end(elsewhere.url)
+            if endless
+            else send(b'', 301, Location=elsewhere.url)
+        ]
         with pytest.raises(CorpusError, match='status 301'):
             fetch(site)
         assert not elsewhere.requests
@@ -294,10 +312,9 @@ def test_body_without_end_is_stopped(site, cache, monkeypatch):
     assert not cached_files(cache)
 
 
-def test_bad_header(site):
+def test_length_that_is_no_number(site):
     site.answers = [send(length='many')]
-    with pytest.raises(CorpusError, match='many'):
-        fetch(site)
+    assert fetch(site) == GOOD
 
 
 def test_next_mirror_is_tried(site):
@@ -345,6 +362,17 @@ def test_cache_folder_that_is_a_file(site, cache):
     cache.parent.mkdir()
     cache.write_text('in the way')
     with pytest.raises(CorpusError, match=r'set .* D2LBERT_CACHE'):
+        fetch(site)
+    assert not site.requests
+
+
+def test_another_process_does_not_end(site, cache, monkeypatch):
+    monkeypatch.setattr(corpus, 'LOCK_TIMEOUT', 0.1)
+    cache.mkdir(parents=True)
+    with (
+        filelock.FileLock(cache / f'{corpus.ARCHIVE}.lock'),
+        pytest.raises(CorpusError, match='no other process has locked'),
+    ):
         fetch(site)
     assert not site.requests
 
@@ -527,29 +555,13 @@ def resized(content, size):
     return patched(data, old, size.to_bytes(4, 'little'))
 
 
-def overlapping():
-    """Two members in the directory, one local header between them."""
-    data = zip_of(('a', 'noise' * 9), (TRAIN, TEXT))
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        offset = archive.infolist()[1].header_offset
-    at = data.rindex(b'PK\1\2') + 42
-    assert data[at : at + 4] == offset.to_bytes(4, 'little')
-    return data[:at] + bytes(4) + data[at + 4 :]
-
-
-BEYOND = ['/etc/evil', '../evil', 'a/../../evil', 'a\\..\\evil', 'C:/evil']
 HOSTILE_ZIPS = {
-    **{name: zip_of((name, 'x'), (TRAIN, TEXT)) for name in BEYOND},
-    'link': zip_of((link_info('evil'), '/etc/passwd'), (TRAIN, TEXT)),
-    'link itself': zip_of((link_info(TRAIN), '/etc/passwd')),
-    'pipe': zip_of((link_info('a', stat.S_IFIFO), ''), (TRAIN, TEXT)),
-    'overlap': overlapping(),
+    'link': zip_of((link_info(TRAIN), '/etc/passwd')),
+    'pipe': zip_of((link_info(TRAIN, stat.S_IFIFO), '')),
     'missing': zip_of(('wikitext-2/wiki.valid.tokens', 'x')),
     'empty archive': zip_of(),
     'in two folders': zip_of((TRAIN, TEXT), ('b/wiki.train.tokens', TEXT)),
     'says less': resized(b'x' * 0x12345, 0x1234),
-    'says more': resized(b'x' * 0x12345, 0x123456),
-    'says 4 GB': resized(b'x' * 0x12345, 0xFFFFFFF0),
     'bzip2': zip_of((TRAIN, TEXT), compression=zipfile.ZIP_BZIP2),
     'lzma': zip_of((TRAIN, TEXT), compression=zipfile.ZIP_LZMA),
     'cut': GOOD[:-100],
@@ -589,11 +601,9 @@ def test_encrypted_zip():
 FILE, LINK = tarfile.REGTYPE, tarfile.SYMTYPE
 GOOD_MEMBER = (TRAIN, TEXT.encode(), FILE)
 HOSTILE_TARS = {
-    **{name: tar_of((name, b'x', FILE), GOOD_MEMBER) for name in BEYOND},
-    'link': tar_of(('evil', b'', LINK), GOOD_MEMBER),
-    'hard link': tar_of(('evil', b'', tarfile.LNKTYPE), GOOD_MEMBER),
-    'link itself': tar_of((TRAIN, b'', LINK)),
-    'pipe': tar_of(('evil', b'', tarfile.FIFOTYPE), GOOD_MEMBER),
+    'link': tar_of((TRAIN, b'', LINK)),
+    'hard link': tar_of((TRAIN, b'', tarfile.LNKTYPE)),
+    'pipe': tar_of((TRAIN, b'', tarfile.FIFOTYPE)),
     'missing': tar_of(('wiki.valid.tokens', b'x', FILE)),
     'folder': tar_of((TRAIN, b'', tarfile.DIRTYPE)),
     'twice': tar_of(GOOD_MEMBER, GOOD_MEMBER),
@@ -609,6 +619,41 @@ def test_hostile_or_damaged_tar(tmp_path, case):
     path = write(tmp_path / 'given.tar.gz', HOSTILE_TARS[case])
     with pytest.raises(CorpusError, match=r'given\.tar\.gz'):
         corpus.read_lines(path)
+
+
+BEYOND = [
+    '/etc/evil',
+    '../evil',
+    'a/../../evil',
+    'a\\..\\evil',
+    'C:/evil',
+    'link',
+]
+
+
+@pytest.mark.parametrize('evil', BEYOND)
+def test_paths_and_links_of_an_archive_have_no_effect(
+    tmp_path, monkeypatch, evil
+):
+    monkeypatch.chdir(tmp_path)
+    zipped = zip_of(
+        (link_info(evil) if evil == 'link' else evil, '/etc/passwd'),
+        (f'{evil}/{corpus.TRAIN_FILE}', TEXT),
+    )
+    tarred = tar_of(
+        (evil, b'', LINK),
+        (f'{evil}/{corpus.TRAIN_FILE}', TEXT.encode(), FILE),
+    )
+    assert corpus.lines_of(zipped, 'x.zip') == LINES
+    assert corpus.lines_of(tarred, 'x.tgz') == LINES
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('size', [0x123456, 0xFFFFFFF0])
+def test_zip_that_announces_too_many_bytes(size):
+    """The text is right under its CRC, and no memory is taken for more."""
+    text = b'x' * 0x12345
+    assert corpus.lines_of(resized(text, size), 'x.zip') == [text.decode()]
 
 
 @pytest.mark.parametrize(
@@ -668,7 +713,7 @@ def test_too_many_members(monkeypatch):
 
 def test_file_larger_than_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, 'MAX_TEXT_BYTES', 5)
-    with pytest.raises(CorpusError, match='more than 5 bytes'):
+    with pytest.raises(InputError, match='7 bytes, more than 5'):
         corpus.read_lines(write(tmp_path / 'x.txt', b'a line\n'))
 
 
@@ -732,7 +777,7 @@ def test_locale_does_not_matter(tmp_path):
 def test_importing_the_reader_is_cheap():
     code = (
         'import sys, d2lbert.data.corpus\n'
-        "costly = {'pooch', 'requests', 'filelock', 'platformdirs', 'tqdm'}\n"
+        "costly = {'requests', 'urllib3', 'filelock', 'platformdirs'}\n"
         'print(sorted(costly & set(sys.modules)))\n'
     )
     output, error = start(code).communicate()
@@ -751,7 +796,7 @@ SUMMED = {
 PLAIN = {'given.tar': tar_of(('b', b'x', FILE), GOOD_MEMBER, mode='w')}
 ARCHIVES = SUMMED | PLAIN
 quick = settings(
-    max_examples=150,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -799,23 +844,29 @@ def changed_bytes(archive):
             yield archive[:at] + bytes([new]) + archive[at + 1 :]
 
 
-@pytest.mark.filterwarnings('ignore:Duplicate name')
-@pytest.mark.parametrize('name', ARCHIVES)
-def test_every_byte_of_an_archive_changed(name):
-    read = [
-        lines_or_typed_error(data, name)
-        for data in changed_bytes(ARCHIVES[name])
-    ]
-    assert len(read) > 600
-    assert 0 < read.count(True) < len(read)
-
-
-@pytest.mark.parametrize('name', ARCHIVES)
-def test_every_length_of_an_archive(name):
+def damaged(name):
+    """Each archive with a byte changed, then each that is cut."""
     archive = ARCHIVES[name]
     step = 64 if name in PLAIN else 1
-    for length in range(0, len(archive), step):
-        lines_or_typed_error(archive[:length], name)
+    yield from changed_bytes(archive)
+    yield from (archive[:end] for end in range(0, len(archive), step))
+
+
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+@pytest.mark.parametrize('name', ARCHIVES)
+def test_damaged_archives(name):
+    """A sample of those of `test_every_damaged_archive`."""
+    for data in islice(damaged(name), 0, None, 29):
+        lines_or_typed_error(data, name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+@pytest.mark.parametrize('name', ARCHIVES)
+def test_every_damaged_archive(name):
+    read = [lines_or_typed_error(data, name) for data in damaged(name)]
+    assert len(read) > 600
+    assert 0 < read.count(True) < len(read)
 
 
 @quick

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2lbert.data import examples, sample, textbook
+from d2lbert.book import textbook
+from d2lbert.data import examples, sample
 from d2lbert.data.batches import Batches
 from d2lbert.data.examples import load_examples, read_paragraphs
 from d2lbert.data.vocab import CLS, MASK, PAD, RESERVED_TOKENS, SEP, Vocab
@@ -208,7 +209,7 @@ sentences = st.lists(
 ).map(' '.join)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(sentences, min_size=1, max_size=8), max_size=5),
     st.integers(5, 70),
@@ -252,7 +253,7 @@ def test_module_random_is_a_generator_too():
 
 
 def test_memory_is_little_more_than_the_arrays():
-    lines = sample.lines() * 5
+    lines = sample.lines() * 2
     tracemalloc.start()
     batch, _ = load_examples(lines, 64, random.Random(0))
     _, peak = tracemalloc.get_traced_memory()

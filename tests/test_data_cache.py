@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from d2lbert.data import cache, sample
+from d2lbert.data import cache, files, sample
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.errors import CorpusError, InputError
@@ -100,12 +100,13 @@ def test_a_damaged_file_is_made_anew(folder, num_made, damage):
     expected = load_cached_examples(LINES, 64, 0)
     path = only_file(folder)
     data = path.read_bytes()
-    for offset in range(0, len(data), max(1, len(data) // 20)):
+    for offset in range(0, len(data), len(data) // 10):
         path.write_bytes(damaged(data, damage, offset))
         del num_made[:]
         assert_same(load_cached_examples(LINES, 64, 0), expected)
         assert len(num_made) == 1
-        assert path.read_bytes() == data
+        assert_same(load_cached_examples(LINES, 64, 0), expected)
+        assert len(num_made) == 1
 
 
 def damaged(data, damage, offset):
@@ -142,10 +143,10 @@ def test_no_folder_no_cache(folder, monkeypatch, num_made, place):
 
 
 def test_full_disk(folder, monkeypatch, num_made):
-    def write_file(path, data):
+    def write_arrays(*args):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(cache, 'write_file', write_file)
+    monkeypatch.setattr(cache, 'write_arrays', write_arrays)
     expected = load_cached_examples(LINES, 64, 0)
     assert_same(load_cached_examples(LINES, 64, 0), expected)
     assert len(num_made) == 2
@@ -163,6 +164,28 @@ def test_only_the_newest_are_kept(folder, num_made):
     for seed in range(3, cache.NUM_KEPT + 3):
         load_cached_examples(LINES, 64, seed)
     assert not num_made
+
+
+def test_other_files_are_kept(folder, monkeypatch):
+    monkeypatch.setattr(cache, 'NUM_KEPT', 1)
+    folder.mkdir()
+    others = {'notes.txt', 'mine.safetensors', f'{"0" * 63}.safetensors'}
+    for name in others:
+        (folder / name).write_bytes(b'')
+    for name in f'{"0" * 64}.safetensors', f'{"a" * 64}.safetensors.part':
+        (folder / name).write_bytes(b'')
+        os.utime(folder / name, (0, 0))
+    load_cached_examples(LINES, 64, 0)
+    assert len(set(os.listdir(folder)) - others) == 1
+    assert others < set(os.listdir(folder))
+
+
+def test_another_format(folder, num_made, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(files, 'FORMAT', 99)
+        expected = load_cached_examples(LINES, 64, 0)
+    assert_same(load_cached_examples(LINES, 64, 0), expected)
+    assert len(num_made) == 2
 
 
 def test_nothing_is_kept_of_what_fails(folder):

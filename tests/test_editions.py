@@ -424,16 +424,16 @@ def test_the_packages_functions_are_the_cells(
     net, loss, backend = names['net'], names['loss'], tab.BACKEND
     if EDITIONS[edition][0] == 'mxnet':
         net(*(X.as_in_ctx(devices[0]) for X in batches[0][:4]))
-    start = backend.parameters(net)
+    start = backend.get_parameters(net)
     losses, ends = [], []
     for module in (names, vars(tab)):
-        backend.load_parameters(net, start, devices)
+        backend.set_parameters(net, start, devices)
         module['train_bert'](
             batches, net, loss, len(names['vocab']), devices, NUM_STEPS
         )
         output = capsys.readouterr().out
         losses.append(TWO_LINES.search(output).groups()[:2])
-        ends.append(backend.parameters(net))
+        ends.append(backend.get_parameters(net))
     np.testing.assert_allclose(*np.array(losses, float), atol=0.0011)
     own, packages = ends
     for name, array in packages.items():

@@ -86,7 +86,9 @@ def test_a_training_step_leaves_numpy_as_it_was(tmp_path):
 @mxnet_test
 @needs_torch
 @pytest.mark.torch
-@pytest.mark.parametrize('first', ['torch', 'mxnet'])
+@pytest.mark.parametrize(
+    'first', ['mxnet', pytest.param('torch', marks=pytest.mark.slow)]
+)
 def test_torch_in_either_order(first):
     imports = ['import torch', 'mx = mxnet_import.import_mxnet()']
     if first == 'mxnet':
@@ -110,21 +112,7 @@ def test_torch_in_either_order(first):
 
 
 @mxnet_test
-def test_numpy_imported_afterwards_is_numpy():
-    run("""
-        from backends import mxnet_import
-        mxnet_import.import_mxnet()
-        import numpy, sys
-        assert sys.modules['numpy'] is numpy
-        assert numpy is not mxnet_import.numpy_for_mxnet()
-        assert numpy.testing.assert_allclose and numpy.linalg.norm
-        assert (str((numpy.int64(3), 4)) == '(3, 4)') == (
-            int(numpy.__version__[0]) < 2)
-        """)
-
-
-@mxnet_test
-def test_nothing_is_printed_and_twice_is_once():
+def test_numpy_stays_and_nothing_is_printed_and_twice_is_once():
     assert (
         run("""
         import warnings
@@ -138,6 +126,12 @@ def test_nothing_is_printed_and_twice_is_once():
         assert mxnet_import.install() in finders
         assert sys.meta_path == finders
         assert (builtins.__import__, builtins.str) == real
+        import numpy
+        assert sys.modules['numpy'] is numpy
+        assert numpy is not mxnet_import.numpy_for_mxnet()
+        assert numpy.testing.assert_allclose and numpy.linalg.norm
+        assert (str((numpy.int64(3), 4)) == '(3, 4)') == (
+            int(numpy.__version__[0]) < 2)
         """)
         == ''
     )
@@ -157,6 +151,7 @@ def test_it_recovers_from_an_import_that_failed_before():
         """)
 
 
+@pytest.mark.slow
 @mxnet_test
 def test_two_threads_import_it_at_once():
     assert (
@@ -353,26 +348,25 @@ def test_a_reader_who_imports_mxnet_first(hooked, tmp_path):
 
 
 @mxnet_test
-def test_the_hook_and_import_mxnet_agree(hooked):
-    run(
+@pytest.mark.parametrize(
+    'code',
+    [
         """
         import mxnet
         from backends import mxnet_import
         assert mxnet_import.import_mxnet() is mxnet
         """,
-        python=hooked[0],
-    )
-    run(
-        """
+        pytest.param(
+            """
         from backends import mxnet_import
         mx = mxnet_import.import_mxnet()
         import mxnet
         assert mxnet is mx
         """,
-        python=hooked[0],
-    )
-    run(
-        """
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            """
         import importlib.util, sys
         assert importlib.util.find_spec('mxnet')
         before = list(sys.meta_path)
@@ -380,8 +374,13 @@ def test_the_hook_and_import_mxnet_agree(hooked):
         mxnet_import.import_mxnet()
         assert sys.meta_path == before  # one finder of ours
         """,
-        python=hooked[0],
-    )
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=['hook first', 'import_mxnet first', 'find_spec first'],
+)
+def test_the_hook_and_import_mxnet_agree(hooked, code):
+    run(code, python=hooked[0])
 
 
 def test_enabling_twice_and_disabling_twice(environment):

@@ -138,7 +138,7 @@ def small_net(tab, vocab):
         name: rng.normal(size=shape).astype(np.float32)
         for name, shape in shapes.items()
     }
-    tab.BACKEND.load_parameters(net, arrays)
+    tab.BACKEND.set_parameters(net, arrays)
     return net
 
 

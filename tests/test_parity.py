@@ -29,7 +29,7 @@ def mlp(backend):
     )
     shapes = backend.parameter_shapes(net)
     draw = np.random.default_rng(1)
-    backend.load_parameters(
+    backend.set_parameters(
         net,
         {
             name: draw.standard_normal(shape).astype(np.float32)
@@ -85,9 +85,9 @@ def test_the_other_direction(pair):
 def test_a_difference_is_named(pair):
     source, target, mapping = pair
     backend = backends.of(target)
-    arrays = backend.parameters(target)
+    arrays = backend.get_parameters(target)
     arrays['2.bias'][1] += 0.5
-    backend.load_parameters(target, arrays)
+    backend.set_parameters(target, arrays)
     with pytest.raises(AssertionError) as caught:
         parity.assert_forward(source, target, [X], mapping)
     message = str(caught.value)

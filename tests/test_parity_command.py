@@ -9,10 +9,10 @@ import pytest
 
 from backends import base
 from d2lbert import parity
-from d2lbert.data.files import locked
 from d2lbert.errors import InputError
 from d2lbert.parity.report import Report, compare_backends
 from d2lbert.runs.config import Config
+from d2lbert.runs.folder import locked
 from helpers import RUN_SIZES, TINY, assert_refused
 
 

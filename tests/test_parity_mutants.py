@@ -5,11 +5,12 @@ training survives without a word.
 """
 
 import contextlib
+import importlib
 
 import numpy as np
 import pytest
 
-from backends import base
+from d2lbert import trainer
 from d2lbert.parity.report import NUM_ATTEMPTS, compare_backends
 from d2lbert.trainer import Trainer
 
@@ -24,12 +25,16 @@ SIZES = {
 }
 
 
+def torch_training():
+    return importlib.import_module('backends.torch_training')
+
+
 @pytest.fixture
 def wrap(both_tabs, monkeypatch):
     """Puts a function around a method of the PyTorch backend."""
-    cls = type(both_tabs[1].BACKEND)
+    backend = type(both_tabs[1].BACKEND)
 
-    def wrap(name, around):
+    def wrap(name, around, cls=backend):
         original = getattr(cls, name)
         monkeypatch.setattr(
             cls,
@@ -64,13 +69,13 @@ def test_a_gradient_that_differs_for_some_weights_is_at_a_kink(
     name = 'encoder.blks.0.ffn.dense1.weight'
     calls = iter(range(num_attempts))
 
-    def of_one_unit(gradients, self, net):
-        arrays = gradients(self, net)
+    def of_one_unit(arrays_of, self):
+        arrays = arrays_of(self)
         if next(calls, None) is not None:
             arrays[name][5] *= 1.01
         return arrays
 
-    wrap('gradients', of_one_unit)
+    wrap('arrays', of_one_unit, torch_training().Gradients)
     report = compare_backends(**SIZES)
     is_fault = num_attempts == NUM_ATTEMPTS
     assert report.passed is not is_fault
@@ -103,38 +108,39 @@ def test_mask_off_by_one(wrap):
 
 
 def test_a_transposed_weight(wrap):
-    def transposed(load_parameters, self, net, arrays, devices=None):
+    def transposed(set_parameters, self, net, arrays, devices=None):
         flipped = {
             name: W.T if name.endswith('W_q.weight') else W
             for name, W in arrays.items()
         }
-        load_parameters(self, net, flipped, devices)
+        set_parameters(self, net, flipped, devices)
 
-    wrap('load_parameters', transposed)
+    wrap('set_parameters', transposed)
     found = caught()
     assert ('forward', 'encoder.blks.0.attention.W_q') in found
     assert ('forward', 'encoder.blks.0.attention.W_k') not in found
 
 
 def test_mean_for_sum_over_shards(wrap):
-    def mean(allreduce, self, replicas, devices):
-        allreduce(self, replicas, devices)
-        gradients = self.gradients(replicas[0])
-        self.set_gradients(
-            replicas[0],
-            {name: dW / len(devices) for name, dW in gradients.items()},
-        )
+    def mean(reduce, self, losses):
+        gradients = reduce(self, losses)
+        for parameter in gradients.net.parameters():
+            parameter.grad /= self.num_shards
+        return gradients
 
-    wrap('allreduce_gradients', mean)
+    wrap('reduce', mean, torch_training().DataParallel)
     found = caught(devices='cpu:2')
     assert ('gradients', 'nsp.output.weight') in found
     assert not {'forward', 'losses', 'step'} & kinds(found)
 
 
 def test_dropout_without_its_scale(wrap):
-    wrap('dropout', lambda dropout, self, X, keep, p: dropout(
-        self, X * (1 - p), keep, p
-    ))  # fmt: skip
+    def unscaled(dropout, self, X):
+        return dropout(self, X * (1 - self.p))
+
+    wrap(
+        'forward', unscaled, importlib.import_module('backends.torch').Dropout
+    )
     found = caught()
     assert ('forward', 'encoder.blks.0.attention.attention.dropout') in found
     assert ('forward', 'encoder.blks.0.attention.W_v') not in found
@@ -169,9 +175,9 @@ def test_epsilon_of_layer_norm(wrap):
 
 
 def test_labels_shifted_by_one(wrap):
-    def shifted(loss, self, X, weight, bias, labels, weights):
-        labels = (labels + 1) % len(weight)
-        return loss(self, X, weight, bias, labels, weights)
+    def shifted(loss, self, layer, X, labels, weights):
+        labels = (labels + 1) % layer.out_features
+        return loss(self, layer, X, labels, weights)
 
     wrap('linear_cross_entropy', shifted)
     found = caught()
@@ -181,35 +187,35 @@ def test_labels_shifted_by_one(wrap):
 
 @pytest.mark.parametrize('layer', ['ffn.dense1', 'attention.W_o'])
 def test_a_bias_dropped(wrap, layer):
-    def without(load_parameters, self, net, arrays, devices=None):
+    def without(set_parameters, self, net, arrays, devices=None):
         kept = {
             name: np.zeros_like(W) if name.endswith(f'{layer}.bias') else W
             for name, W in arrays.items()
         }
-        load_parameters(self, net, kept, devices)
+        set_parameters(self, net, kept, devices)
 
-    wrap('load_parameters', without)
+    wrap('set_parameters', without)
     assert ('forward', f'encoder.blks.0.{layer}') in caught()
 
 
 @pytest.mark.parametrize('devices', ['cpu:2', 'cpu:3'])
 def test_uneven_shards_the_wrong_way(both_tabs, monkeypatch, devices):
-    accumulate, right = Trainer.accumulate, base.shard_slices
+    value_and_grad, right = Trainer.value_and_grad, trainer.shard_slices
 
-    def last_is_longest(num_rows, num_shards, even_split=False):
+    def last_is_longest(num_rows, num_shards):
         return [
             slice(num_rows - rows.stop, num_rows - rows.start)
-            for rows in right(num_rows, num_shards, even_split)[::-1]
+            for rows in right(num_rows, num_shards)[::-1]
         ]
 
     def wrong_in_torch(self, batch):
         with contextlib.ExitStack() as undo:
-            if self.backend.name == 'torch':
+            if self.net.backend.name == 'torch':
                 patch = undo.enter_context(monkeypatch.context())
-                patch.setattr(base, 'shard_slices', last_is_longest)
-            return accumulate(self, batch)
+                patch.setattr(trainer, 'shard_slices', last_is_longest)
+            return value_and_grad(self, batch)
 
-    monkeypatch.setattr(Trainer, 'accumulate', wrong_in_torch)
+    monkeypatch.setattr(Trainer, 'value_and_grad', wrong_in_torch)
     found = caught(recipe='mxnet', devices=devices)
     assert {'losses', 'gradients', 'training'} <= kinds(found)
     assert not {'forward', 'step'} & kinds(found)

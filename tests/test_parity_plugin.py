@@ -17,6 +17,11 @@ def test_backend(backend_name, backend, tab):
     assert backend.name == backend_name
     assert tab.BACKEND is backend
 """
+# Without a test that imports a framework
+NAMES = """
+def test_name(backend_name):
+    assert backend_name
+"""
 MISSING = """
 import backends
 backends.installed = lambda: ('torch',)
@@ -27,9 +32,9 @@ backends.installed = lambda: ('torch',)
 def check(tmp_path):
     """Runs pytest on a project that uses the plugin."""
 
-    def check(*args, conftest=CONFTEST, **variables):
+    def check(*args, conftest=CONFTEST, test=NAMES, **variables):
         (tmp_path / 'conftest.py').write_text(conftest)
-        (tmp_path / 'test_mine.py').write_text(TEST)
+        (tmp_path / 'test_mine.py').write_text(test)
         env = {k: v for k, v in os.environ.items() if 'REQUIRE' not in k}
         done = subprocess.run(
             [sys.executable, '-m', 'pytest', '-v', '-rs', '-W', 'error',
@@ -45,7 +50,7 @@ def check(tmp_path):
 
 
 def test_once_for_each_backend(both_tabs, check):
-    status, out = check()
+    status, out = check(test=TEST)
     assert status == 0, out
     for name in backends.names():
         assert f'test_backend[{name}] PASSED' in out
@@ -54,7 +59,7 @@ def test_once_for_each_backend(both_tabs, check):
 def test_a_framework_is_missing(both_tabs, check):
     status, out = check(conftest=CONFTEST + MISSING)
     assert status == 0, out
-    assert 'test_backend[mxnet] SKIPPED' in out
+    assert 'test_name[mxnet] SKIPPED' in out
     assert "mxnet is not installed: pip install '.[mxnet]'" in out
 
 

@@ -350,7 +350,7 @@ def test_a_missing_file_is_named(folder, name):
 
 
 @pytest.mark.parametrize(
-    'content', ['[]', 'null', '5', '{}', '{"format": 1}', '[' * 100_000]
+    'content', ['[]', 'null', '5', '{}', '{"format": 2}', '[' * 100_000]
 )
 def test_a_manifest_that_is_something_else(tmp_path, content):
     (tmp_path / RUN_FILE).write_text(content)
@@ -359,8 +359,8 @@ def test_a_manifest_that_is_something_else(tmp_path, content):
 
 
 def test_a_newer_format_is_named(tmp_path):
-    (tmp_path / RUN_FILE).write_text('{"format": 2}')
-    with pytest.raises(RunError, match='format 2, this d2lbert reads 1'):
+    (tmp_path / RUN_FILE).write_text('{"format": 9}')
+    with pytest.raises(RunError, match='format 9, this d2lbert reads 2'):
         d2lbert.load_run(tmp_path)
 
 

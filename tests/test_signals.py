@@ -104,14 +104,14 @@ def test_a_stopped_training_goes_on(text_file, train, backend_name, tmp_path):
 HANGING = """
 import sys, time
 from d2lbert.trainer import Trainer
-step = Trainer.step
+launch = Trainer.launch
 def hang(self, batch):
-    result = step(self, batch)
+    result = launch(self, batch)
     if self.num_steps == 2:
         print('hanging', file=sys.stderr, flush=True)
         time.sleep(600)
     return result
-Trainer.step = hang
+Trainer.launch = hang
 """
 
 
@@ -207,23 +207,39 @@ def test_a_signal_after_the_last_step_is_too_late(
     assert len(run.steps) == len(d2lbert.load_run(tmp_path).steps) == 2
 
 
+def test_a_signal_while_a_checkpoint_is_written(
+    train, one_backend, tmp_path, monkeypatch
+):
+    save = Checkpoints.save
+
+    def interrupted(self, checkpoint):
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        save(self, checkpoint)
+
+    monkeypatch.setattr(Checkpoints, 'save', interrupted)
+    with pytest.raises(Stopped, match='step 2 of 9'):
+        train(one_backend, out=tmp_path, steps=9, save_every=2)
+    assert Checkpoints(tmp_path).find() == [2]
+
+
 @contextlib.contextmanager
 def stopping_at(step):
     """Ctrl-C while that step is taken."""
     from d2lbert.trainer import Trainer
 
-    whole_step = Trainer.step
+    launch = Trainer.launch
 
     def interrupted(self, batch):
         if self.num_steps + 1 == step:
             signal.raise_signal(signal.SIGINT)
-        return whole_step(self, batch)
+        return launch(self, batch)
 
-    Trainer.step = interrupted
+    Trainer.launch = interrupted
     try:
         yield
     finally:
-        Trainer.step = whole_step
+        Trainer.launch = launch
 
 
 def test_a_second_ctrl_c_spares_a_notebook():

@@ -2,10 +2,12 @@
 
 import signal
 
+import pytest
+
 from helpers import unix
 from soak import soak
 
-pytestmark = unix
+pytestmark = [unix, pytest.mark.slow]
 
 
 def test_a_run_that_is_stopped_again_and_again(backend_name, tmp_path):

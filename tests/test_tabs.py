@@ -23,8 +23,10 @@ from helpers import (
     SIZES,
     TOKENS,
     VALID_LENS,
+    forward,
     make_batch,
     new_net,
+    set_num_cores,
 )
 
 ENCODER_SIZES = (
@@ -249,12 +251,7 @@ def test_mxnet_prefix(both_tabs):
 
 
 def outputs(net):
-    backend = net.backend
-    with backend.evaluation(net):
-        inputs = map(
-            backend.tensor, (TOKENS, SEGMENTS, VALID_LENS, POSITIONS)
-        )
-        return [backend.to_numpy(X) for X in net(*inputs)]
+    return forward(net, TOKENS, SEGMENTS, VALID_LENS, POSITIONS)
 
 
 def assert_same_outputs(net, other):
@@ -272,9 +269,9 @@ def test_copies(tab, clone):
     other = clone(net)
     assert type(other) is tab.BERTModel
     assert_same_outputs(net, other)
-    tab.BACKEND.load_parameters(
+    tab.BACKEND.set_parameters(
         other,
-        {k: 0 * v for k, v in tab.BACKEND.parameters(other).items()},
+        {k: 0 * v for k, v in tab.BACKEND.get_parameters(other).items()},
     )
     assert outputs(net)[2].any()
 
@@ -324,7 +321,7 @@ def test_mxnet_own_means(both_tabs, tmp_path):
     two = [npx.cpu(0), npx.cpu(1)]
     fresh.initialize(init.Xavier(), ctx=two)
     parameters = fresh.collect_params()
-    assert len(list(parameters)) == len(d2l.BACKEND.parameters(fresh))
+    assert len(list(parameters)) == len(d2l.BACKEND.get_parameters(fresh))
     for parameter in parameters.values():
         assert isinstance(parameter, gluon.Parameter)
         assert parameter.list_ctx() == two
@@ -658,7 +655,7 @@ def train(tab, net=None, num_steps=2, loss=None, **options):
         batches_for(tab), net, loss or masked_loss(tab), 50,
         options.pop('devices', tab.try_all_gpus()), num_steps, **options,
     )  # fmt: skip
-    return tab.BACKEND.parameters(net)
+    return tab.BACKEND.get_parameters(net)
 
 
 @pytest.fixture(autouse=True)
@@ -681,8 +678,8 @@ def test_ctx_and_log_interval(tab, capsys):
         # Every second step is drawn, and the last one
         assert re.findall(r'step (\d)', progress) == ['2', '3']
     train(tab, nets[2], 3)
-    old, again, new = map(tab.BACKEND.parameters, nets)
-    start = tab.BACKEND.parameters(new_net(tab, dropout=0))
+    old, again, new = map(tab.BACKEND.get_parameters, nets)
+    start = tab.BACKEND.get_parameters(new_net(tab, dropout=0))
     for name in ('hidden.bias', 'hidden.0.bias'):
         if name in old:
             np.testing.assert_array_equal(old[name], again[name])
@@ -695,7 +692,7 @@ def test_mxnet_training_leaves_the_network_where_it_was(
     both_tabs, monkeypatch
 ):
     tab, _ = both_tabs
-    monkeypatch.setattr(type(tab.BACKEND), 'num_threads', lambda self: 2)
+    set_num_cores(monkeypatch, tab, 2)
     net = new_net(tab, dropout=0)
     train(tab, net)
     for parameter in net.collect_params().values():
@@ -863,8 +860,8 @@ def test_subclasses_train_through_their_forward(tab):
     results = []
     for cls in (tab.BERTModel, Mine):
         net = cls(**SIZES | {'dropout': 0.3})
-        start = tab.BACKEND.parameters(new_net(tab))
-        tab.BACKEND.load_parameters(net, start)
+        start = tab.BACKEND.get_parameters(new_net(tab))
+        tab.BACKEND.set_parameters(net, start)
         random.seed(0)
         results.append(train(tab, net))
     assert calls == [4, 4]
@@ -887,7 +884,7 @@ def test_a_readers_changes_are_trained(tab):
             return encoded_X, mlm_Y_hat, nsp_Y_hat
 
     net = ready(Mine(**SIZES))
-    before = tab.BACKEND.parameters(net)['extra.weight']
+    before = tab.BACKEND.get_parameters(net)['extra.weight']
     after = train(tab, net)['extra.weight']
     assert abs(after - before)[:2].max() > 1e-3
 

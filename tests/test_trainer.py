@@ -5,11 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends import base
+from backends.devices import shard_slices
 from d2lbert.errors import InputError, RunError
 from d2lbert.randomness import DropoutMasks
 from d2lbert.recipes import RECIPES, TAB_RECIPES, get_recipe
-from d2lbert.trainer import Trainer, loss_inputs, micro_batches
+from d2lbert.slots import LossInputs, loss_inputs
+from d2lbert.trainer import Trainer, micro_batches
 from d2lbert.weights import get_weights
 from helpers import (
     SIZES,
@@ -19,6 +20,7 @@ from helpers import (
     make_batch,
     new_net,
     new_trainer,
+    set_num_cores,
     train,
 )
 
@@ -78,7 +80,7 @@ def test_unknown_recipe():
 @pytest.mark.parametrize('name', RECIPES)
 def test_loss_weights_sum_to_the_shards(name):
     recipe, batch = RECIPES[name], make_batch(5)
-    shards = base.shard_slices(5, 4)
+    shards = shard_slices(5, 4)
     num_losses = 4 if recipe.per_shard else 1
     for weights in recipe.loss_weights(batch, shards):
         assert abs(weights.sum() - num_losses) < 1e-5
@@ -150,9 +152,7 @@ def test_key_biases_stay(tab):
 
 @pytest.mark.parametrize('num_threads', [1, 2])
 def test_what_a_reader_froze_stays(tab, num_threads, monkeypatch):
-    monkeypatch.setattr(
-        type(tab.BACKEND), 'num_threads', lambda self: num_threads
-    )
+    set_num_cores(monkeypatch, tab, num_threads)
     net = new_net(tab, dropout=0)
     if tab.BACKEND.name == 'mxnet':
         net.encoder.collect_params().setattr('grad_req', 'null')
@@ -173,12 +173,12 @@ def test_what_a_reader_froze_stays(tab, num_threads, monkeypatch):
 
 def test_a_step_that_failed_was_none(tab):
     trainer = new_trainer(tab)
-    weights = tab.BACKEND.parameters(trainer.net)
+    weights = tab.BACKEND.get_parameters(trainer.net)
     broken = {name: W * np.nan for name, W in weights.items()}
-    tab.BACKEND.load_parameters(trainer.net, broken)
+    tab.BACKEND.set_parameters(trainer.net, broken)
     with pytest.raises(RunError, match='diverged at step 1'):
         trainer.step(make_batch(4))
-    tab.BACKEND.load_parameters(trainer.net, weights)
+    tab.BACKEND.set_parameters(trainer.net, weights)
     step, first = (
         each.step(make_batch(4)) for each in (trainer, new_trainer(tab))
     )
@@ -191,24 +191,44 @@ def test_training_stops_after_its_steps(tab):
     assert len(list(batches)) == 1
 
 
+def test_an_asynchronous_device_reports_a_step_late(tab):
+    """As a GPU does, whose results come while the next step is launched."""
+    batches = [make_batch(9, seed) for seed in range(4)]
+    expected = [step[:3] for step in new_trainer(tab).train(batches, 4)]
+    trainer, taken = new_trainer(tab), []
+    trainer.parallel.asynchronous = True
+    for step in trainer.train(batches, 4):
+        taken.append(trainer.num_steps)
+        assert step[:3] == expected[len(taken) - 1]
+    # A step ahead until the last one, and then where it would be anyway
+    assert taken == [2, 3, 4, 4]
+    weights = tab.BACKEND.get_parameters(trainer.net)
+    tab.BACKEND.set_parameters(
+        trainer.net, {name: W * np.nan for name, W in weights.items()}
+    )
+    with pytest.raises(RunError, match='diverged at step 5'):
+        list(trainer.train(batches, 4))
+
+
 @pytest.mark.mxnet
 def test_mxnet_gradients_are_left_as_gluon_wants_them(both_tabs):
     trainer = new_trainer(both_tabs[0])
     train(trainer)
+    trainer.close()
     for parameter in trainer.net.collect_params().values():
         assert parameter.grad_req == 'write'
 
 
 @pytest.mark.mxnet
 def test_mxnet_parameters_are_left_where_they_were(both_tabs, monkeypatch):
-    from mxnet import gluon
+    from mxnet import autograd, gluon
 
     tab, _ = both_tabs
-    monkeypatch.setattr(type(tab.BACKEND), 'num_threads', lambda self: 3)
+    set_num_cores(monkeypatch, tab, 3)
     trainer = new_trainer(tab)
     _, weights = train(trainer)
     parameters = trainer.net.collect_params()
-    devices = trainer.devices
+    devices = tab.BACKEND.devices('cpu')
     assert all(len(p.list_ctx()) == 3 for p in parameters.values())
     trainer.close()
     assert all(p.list_ctx() == devices for p in parameters.values())
@@ -217,7 +237,7 @@ def test_mxnet_parameters_are_left_where_they_were(both_tabs, monkeypatch):
     # The loop that a reader writes
     own = gluon.Trainer(parameters, 'adam')
     arrays = map(tab.BACKEND.tensor, make_batch(4)[:4])
-    with tab.BACKEND.record(trainer.net):
+    with autograd.record():
         _, mlm_Y_hat, nsp_Y_hat = trainer.net(*arrays)
         loss = mlm_Y_hat.sum() + nsp_Y_hat.sum()
     loss.backward()
@@ -270,33 +290,60 @@ def test_micro_batches_cover_a_shard(num_rows, size, seed):
 
 
 @settings(deadline=None)
-@given(st.integers(1, 9), st.integers(0, 99), st.sampled_from([*RECIPES]))
-def test_slots_are_merged_without_loss(num_rows, seed, name):
+@given(
+    st.integers(1, 9),
+    st.integers(0, 99),
+    st.sampled_from([*RECIPES]),
+    st.booleans(),
+)
+def test_slots_are_merged_without_loss(num_rows, seed, name, static_shapes):
     batch = make_batch(num_rows, seed)
     weights, _ = RECIPES[name].loss_weights(batch, [slice(None)])
-    inputs, queries = loss_inputs(batch, weights, batch.nsp_labels)
-    tokens, _, _, flat_queries, slots, labels, merged, _, _ = inputs
-    num_tokens = tokens.shape[1]
-    assert num_tokens == batch.valid_lens.max()
-    if queries is None:  # every token is one
-        queries = np.tile(np.arange(num_tokens), (num_rows, 1))
-    assert (queries[:, 0] == 0).all()
-    np.testing.assert_array_equal(flat_queries % num_tokens, queries)
-    np.testing.assert_array_equal(
-        flat_queries // num_tokens,
-        np.broadcast_to(np.arange(num_rows)[:, None], queries.shape),
-    )
+    inputs = loss_inputs(batch, weights, batch.nsp_labels, static_shapes)
+    num_tokens, num_queries = inputs.tokens.shape[1], inputs.queries.shape[1]
+    longest = int(batch.valid_lens.max())
+    assert num_tokens == (16 if static_shapes and longest > 8 else longest)
+    assert (inputs.queries[:, 0] == 0).all()
+    every = np.tile(np.arange(num_tokens), (num_rows, 1))
+    assert num_queries < num_tokens or (inputs.queries == every).all()
     asked = {}
     for row, slot in np.argwhere(weights > 0):
         key = (
-            row * num_tokens + batch.pred_positions[row, slot],
+            row,
+            batch.pred_positions[row, slot],
             batch.mlm_labels[row, slot],
         )
         asked[key] = asked.get(key, 0) + weights[row, slot]
-    assert len(slots) == len(asked)
-    for slot, label, weight in zip(slots, labels, merged, strict=True):
-        key = flat_queries.ravel()[slot], label
-        assert abs(asked[key] - weight) < 1e-6
+    found = {}
+    for slot, label, weight in zip(*inputs[4:7], strict=True):
+        row, query = divmod(int(slot), num_queries)
+        if weight:
+            found[row, inputs.queries[row, query], label] = weight
+    assert found.keys() == asked.keys()
+    assert all(abs(found[key] - asked[key]) < 1e-6 for key in asked)
+    if static_shapes:
+        assert len(inputs.slots) % 256 == 0
+
+
+def test_static_shapes_are_few():
+    """What is recorded or compiled for each shape must not be many."""
+    shapes = set()
+    for seed in range(40):
+        batch = make_batch(8, seed)
+        for rows in micro_batches(batch, slice(0, 8), 4):
+            part = batch.rows(rows)
+            inputs = loss_inputs(
+                part, part.mlm_weights, np.ones(4, np.float32), True
+            )
+            shapes.add(tuple(X.shape for X in inputs))
+    assert len(shapes) <= 2
+
+
+def test_inputs_are_the_arguments_of_the_losses(tab):
+    import inspect
+
+    _, *names = inspect.signature(tab.BERTModel.losses).parameters
+    assert tuple(names) == LossInputs._fields
 
 
 # ---- each fast path against the plain one -----------------------------
@@ -305,9 +352,7 @@ def test_slots_are_merged_without_loss(num_rows, seed, name):
 def plain(tab, recipe, batch, monkeypatch):
     """One worker, one micro-batch, `forward` for all, and all logits."""
     with monkeypatch.context() as patch:
-        patch.setattr(
-            'd2lbert.trainer.losses_follow_forward', lambda net: False
-        )
+        patch.setattr(tab.BERTModel, 'is_replicable', False)
         return losses_and_gradients(new_trainer(tab, recipe), batch)
 
 
@@ -318,11 +363,9 @@ def test_fast_is_plain(tab, recipe, num_threads, micro_batch, monkeypatch):
     """Merged slots, queries only, chunked loss, workers, micro-batches."""
     batch = make_batch(11, seed=5)
     expected = plain(tab, recipe, batch, monkeypatch)
-    monkeypatch.setattr(
-        type(tab.BACKEND), 'num_threads', lambda self: num_threads
-    )
+    set_num_cores(monkeypatch, tab, num_threads)
     trainer = new_trainer(tab, recipe, micro_batch=micro_batch)
-    assert len(trainer.workers) == num_threads
+    assert trainer.parallel.num_workers == num_threads
     check_equal(losses_and_gradients(trainer, batch), expected)
 
 
@@ -356,46 +399,25 @@ def test_heads_may_end_in_other_layers(tab):
     if tab.BACKEND.name == 'mxnet':
         net.nsp.output.initialize()
     own = Trainer(
-        net, get_recipe('corrected'), lr=0.01, devices=trainer.devices
+        net,
+        get_recipe('corrected'),
+        lr=0.01,
+        devices=tab.BACKEND.devices('cpu'),
     )
     assert np.isfinite(own.step(make_batch(5)).nsp_loss)
 
 
 @pytest.mark.parametrize('num_threads', [1, 2, 5])
 def test_threads_are_shared_out(tab, num_threads, monkeypatch):
-    monkeypatch.setattr(
-        type(tab.BACKEND), 'num_threads', lambda self: num_threads
-    )
+    set_num_cores(monkeypatch, tab, num_threads)
     trainer = new_trainer(tab, devices='cpu:2')
-    shards = [worker.shard for worker in trainer.workers]
+    shards = [worker.shard for worker in trainer.parallel.workers]
     assert len(shards) == max(2, num_threads // 2 * 2)
     assert shards.count(0) == shards.count(1)
-    batch = make_batch(8)
-    rows = base.shard_slices(8, 2)
-    queues = trainer.share_out(batch, rows)
-    for shard in range(2):
-        taken = [
-            queue
-            for queue, worker in zip(queues, trainer.workers, strict=True)
-            if worker.shard == shard
-        ]
-        taken = np.concatenate([part for queue in taken for part in queue])
-        assert sorted(taken) == list(range(8))[rows[shard]]
-
-
-def test_workers_get_as_many_tokens(tab, monkeypatch):
-    monkeypatch.setattr(type(tab.BACKEND), 'num_threads', lambda self: 2)
-    trainer = new_trainer(tab, micro_batch=1)
-    batch = make_batch(8)
-    queues = trainer.share_out(batch, [slice(0, 8)])
-    first, second = (
-        batch.valid_lens[np.concatenate(queue)] for queue in queues
-    )
-    assert abs(first.sum() - second.sum()) <= min(*first, *second)
 
 
 def test_a_readers_own_forward_is_not_called_side_by_side(tab, monkeypatch):
-    monkeypatch.setattr(type(tab.BACKEND), 'num_threads', lambda self: 2)
+    set_num_cores(monkeypatch, tab, 2)
 
     class OwnEncoder(tab.BERTEncoder):
         def forward(self, *inputs):
@@ -405,15 +427,15 @@ def test_a_readers_own_forward_is_not_called_side_by_side(tab, monkeypatch):
         Encoder = OwnEncoder
 
     net = Net(**SIZES)
-    tab.BACKEND.load_parameters(
-        net, tab.BACKEND.parameters(new_net(tab)),
+    tab.BACKEND.set_parameters(
+        net, tab.BACKEND.get_parameters(new_net(tab)),
         tab.BACKEND.devices('cpu'),
     )  # fmt: skip
     trainer = Trainer(
         net, get_recipe('corrected'), lr=0.01,
         devices=tab.BACKEND.devices('cpu'),
     )  # fmt: skip
-    assert len(trainer.workers) == 1
+    assert trainer.parallel.num_workers == 1
     assert np.isfinite(trainer.step(make_batch(5)).mlm_loss)
 
 
@@ -421,7 +443,10 @@ def test_a_readers_own_forward_is_not_called_side_by_side(tab, monkeypatch):
 
 
 def masks(rows, lens, shapes, step=0, seed=0):
-    draw = DropoutMasks(seed, step, np.array(rows), np.array(lens))
+    num_tokens = shapes[0][-2]
+    draw = DropoutMasks(
+        seed, step, np.array(rows), np.array(lens), num_tokens
+    )
     return [draw(shape, 0.2) for shape in shapes]
 
 
@@ -441,8 +466,8 @@ def test_masks_of_queries_are_those_of_all():
     lens, queries = [5, 3], np.array([[0, 4, 2], [0, 1, 0]])
     rows = np.arange(2)
     shapes = (2, 3, 6, 6), (2, 6, 7), (2, 3, 6, 6), (2, 6, 7)
-    every = DropoutMasks(0, 0, rows, np.array(lens))
-    some = DropoutMasks(0, 0, rows, np.array(lens), queries)
+    every = DropoutMasks(0, 0, rows, np.array(lens), 6)
+    some = DropoutMasks(0, 0, rows, np.array(lens), 6, queries)
     whole = [every(shape, 0.2) for shape in shapes]
     parts = [some(shape, 0.2) for shape in shapes[:2]]
     parts += [some(shape, 0.2) for shape in ((2, 3, 3, 6), (2, 3, 7))]
@@ -470,3 +495,14 @@ def test_masks_differ():
     for other in (b, c, d):
         assert (a != other).any()
     assert (a[0] != a[1]).any()
+
+
+@pytest.mark.parametrize(
+    'shape', [(2, 4, 7), (2, 3, 6, 5), (2, 3, 4, 6), (1, 6, 7), (2, 3, 3, 3)]
+)
+def test_masks_of_another_shape_are_refused(shape):
+    """Which axis is which is checked, and not guessed."""
+    queries = np.array([[0, 1, 2], [0, 1, 2]])
+    draw = DropoutMasks(0, 0, np.arange(2), np.array([6, 3]), 6, queries)
+    with pytest.raises(ValueError, match='a dropout layer has an input'):
+        draw(shape, 0.2)

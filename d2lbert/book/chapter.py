@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from backends.base import Array, Backend, Device
-from d2lbert import bert
+from backends.base import Backend
+from backends.types import Array, Device
+from d2lbert.bert import BERTModel
 from d2lbert.book import editions
 from d2lbert.book.animator import Accumulator, Animator, Timer
 from d2lbert.book.textbook import _read_wiki, get_tokens_and_segments
@@ -23,11 +24,11 @@ from d2lbert.data import examples
 from d2lbert.data.batches import Batches
 from d2lbert.data.checks import to_int32
 from d2lbert.data.examples import Batch
-from d2lbert.data.vocab import Vocab
-from d2lbert.errors import InputError
+from d2lbert.data.vocab import PAD, Vocab
+from d2lbert.errors import InputError, check_positive
 from d2lbert.recipes import Recipe
-from d2lbert.representation import check_vocab_size
-from d2lbert.trainer import Step, Trainer, check_positive
+from d2lbert.representation import check_vocab_size, encoder_inputs
+from d2lbert.trainer import Step, Trainer
 
 LR = 0.01
 #: The English edition of 2020, whose `train_bert` takes `log_interval`.
@@ -167,7 +168,7 @@ def as_batch(backend: Backend, arrays: Sequence[Array]) -> Batch:
 
 def training_steps(
     train_iter: Iterable[Any],
-    net: Any,
+    net: BERTModel,
     recipe: Recipe,
     devices: Sequence[Device],
     num_steps: int,
@@ -184,14 +185,14 @@ def training_steps(
         precision=precision,
     )
     with closing(trainer):
-        yield from trainer.train_ahead(
+        yield from trainer.train(
             numpy_batches(net.backend, train_iter), num_steps
         )
 
 
 def train_bert(
     train_iter: Iterable[Any],
-    net: Any,
+    net: BERTModel,
     recipe: Recipe,
     vocab_size: int,
     devices: Sequence[Device] | None,
@@ -246,12 +247,12 @@ def train_bert(
     )
 
 
-def check_net(net: Any, vocab_size: int) -> None:
+def check_net(net: object, vocab_size: int) -> None:
     """Raise `InputError` for a network that is none of ours, or not for this.
 
     `vocab_size`: of the vocabulary that it is used with.
     """
-    if not isinstance(net, bert.BERTModel):
+    if not isinstance(net, BERTModel):
         raise InputError(
             f'net is a {type(net).__qualname__}: expected a BERTModel or a '
             'subclass; for another network write the loop yourself, with '
@@ -261,7 +262,7 @@ def check_net(net: Any, vocab_size: int) -> None:
 
 
 def get_bert_encoding(
-    net: Any,
+    net: BERTModel,
     tokens_a: list[str],
     tokens_b: list[str] | None,
     vocab: Vocab | None,
@@ -278,10 +279,6 @@ def get_bert_encoding(
     check_net(net, len(vocab))
     tokens, segments = get_tokens_and_segments(tokens_a, tokens_b)
     backend = net.backend
-    device = backend.device_of(net)
-    with backend.evaluation(net):
-        return net.encoder(
-            backend.tensor([vocab[tokens]], device),
-            backend.tensor([segments], device),
-            backend.tensor(np.array([len(tokens)], np.float32), device),
-        )
+    inputs = encoder_inputs([(vocab[tokens], segments)], vocab[PAD])
+    (X,) = backend.evaluate(net.encoder, [inputs])
+    return backend.tensor(X, backend.device_of(net))

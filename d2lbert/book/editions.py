@@ -60,3 +60,37 @@ def without_implied_sizes(
                 'number of hidden units; leave it out or give that'
             )
     return others
+
+
+class Spellings:
+    """Takes the arguments of a network as any edition spells them.
+
+    `num_layers` is `num_blks` under its older name. The sizes that older
+    PyTorch editions pass too (`norm_shape`, `key_size`, …) are accepted
+    where they equal what `num_hiddens` implies; any other is an
+    `InputError`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_hiddens: int,
+        ffn_num_hiddens: int,
+        num_heads: int,
+        num_blks: int | None = None,
+        dropout: float = 0.0,
+        max_len: int = 1000,
+        *,
+        num_layers: int | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(  # type: ignore[call-arg]
+            vocab_size,
+            num_hiddens,
+            ffn_num_hiddens,
+            num_heads,
+            one_of(num_blks=num_blks, num_layers=num_layers),
+            dropout,
+            max_len,
+            **without_implied_sizes(num_hiddens, others),
+        )

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
+from d2lbert.bert import BERTModel
 from d2lbert.classroom.inspection import Example, attention_weights
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import Vocab
@@ -127,7 +128,7 @@ def _draw_kinds(axes: Any, top: float, is_next: bool) -> None:
 # ---- the model -------------------------------------------------------
 
 
-def draw_model(net: Any, batch: Sequence[Any]) -> Picture:
+def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
     """Draw a `BERTModel`, with the shapes of a batch on their way through.
 
     `batch`: the seven arrays, of which only the shapes count. Each layer has
@@ -136,7 +137,7 @@ def draw_model(net: Any, batch: Sequence[Any]) -> Picture:
     arrays = Batch(*batch)
     B, T = arrays.tokens.shape
     P = arrays.pred_positions.shape[1]
-    V, H = net.encoder.token_embedding.weight.shape
+    V, H = net.vocab_size, net.encoder.num_hiddens
     num_blks = len(net.encoder.blks)
     picture = Picture(7, 7.8)
     axes = _blank_axes(picture, 14, 15.6)
@@ -184,7 +185,9 @@ def draw_model(net: Any, batch: Sequence[Any]) -> Picture:
     return picture
 
 
-def _layer(axes: Any, net: Any, middle: float, top: float, name: str) -> None:
+def _layer(
+    axes: Any, net: BERTModel, middle: float, top: float, name: str
+) -> None:
     """Draw a layer, by its structural name, as a box."""
     shapes = net.backend.parameter_shapes(net)
     size = sum(
@@ -285,7 +288,7 @@ def draw_cosines(
     return picture
 
 
-def draw_attention(net: Any, vocab: Vocab, text: Text) -> Picture:
+def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
     """Draw who looks at whom, a panel for each head of each block.
 
     A row for each token of the text that looks, a column for each one that

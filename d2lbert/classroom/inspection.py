@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import backends
+from d2lbert.bert import BERTModel
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import CLS, MASK, SEP, Vocab
 from d2lbert.errors import InputError
@@ -129,7 +130,7 @@ def telling_example(examples: Batch, vocab: Vocab) -> Example:
 
 
 def word_vectors(
-    net: Any, vocab: Vocab, sentences: Sequence[str], word: str
+    net: BERTModel, vocab: Vocab, sentences: Sequence[str], word: str
 ) -> np.ndarray:
     """Return what a network makes of a word in each of some sentences.
 
@@ -153,7 +154,7 @@ def word_vectors(
     return X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
-def attention_weights(net: Any, vocab: Vocab, text: Text) -> np.ndarray:
+def attention_weights(net: BERTModel, vocab: Vocab, text: Text) -> np.ndarray:
     """Return how much each token of a text looks at each other one.
 
     Float32 `(num_blks, num_heads, T, T)`: a row for the token that looks, a
@@ -161,19 +162,13 @@ def attention_weights(net: Any, vocab: Vocab, text: Text) -> np.ndarray:
     """
     encoded = encode_text(vocab, text)
     check_lengths(net, [text], [encoded])
-    backend = net.backend
-    device = backend.device_of(net)
-    tokens, segments = (
-        backend.tensor(np.array([row]), device) for row in encoded
+    outputs = net.backend.trace(
+        net.encoder, [np.array([row]) for row in encoded]
     )
-    with backend.evaluation(net), backend.layer_outputs(net) as outputs:
-        net.encoder(tokens, segments)
-    # Dropout, which drops nothing now, has the weights pass through
+    # Dropout, which drops nothing in evaluation, returns the weights
     return np.stack(
         [
-            backend.to_numpy(
-                outputs[f'encoder.blks.{i}.attention.attention.dropout']
-            )[0]
+            outputs[f'blks.{i}.attention.attention.dropout'][0]
             for i in range(len(net.encoder.blks))
         ]
     )

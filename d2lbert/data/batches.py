@@ -1,4 +1,4 @@
-"""Minibatches of examples, in an order that only a seed decides."""
+"""Minibatches of examples, in an order that depends on a seed alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from d2lbert.randomness import generator
 class Batches:
     """The examples in minibatches, newly shuffled in each epoch.
 
-    Iterating gives one epoch's batches, the next epoch's the next time; the
-    last batch of an epoch has the rows that are left. `epoch` is the number
-    of the next one.
+    Each iteration yields the batches of one epoch; `epoch` is the number of
+    the next one. The last batch of an epoch has the rows that are left.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Batches:
             yield self.examples.rows(order[start : start + self.batch_size])
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """Yield batches without end, from the one that `step` trains on."""
+        """Yield batches without end, beginning with the one of `step`."""
         self.epoch, skipped = divmod(step, len(self))
         while True:
             for i, batch in enumerate(self):

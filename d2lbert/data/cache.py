@@ -1,16 +1,17 @@
-"""Examples that are made once and read back afterwards.
+"""Keep pretraining examples in the cache and read them from there.
 
-The same text, length and seed make the same examples. They are kept in the
-cache's folder `examples`, each set in a safetensors file of its own whose
-name says what they are of. A file is believed only if its checksum is right.
+The same text, length and seed make the same examples. Each set of examples
+is a sealed safetensors file in the cache's folder `examples`. Its name and
+its manifest have the checksum of all that decides the examples.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,14 +20,16 @@ import numpy as np
 from d2lbert import __version__
 from d2lbert.data.corpus import cache_folder
 from d2lbert.data.examples import MIN_FREQ, Batch, load_examples
-from d2lbert.data.files import DAMAGE, load_arrays, write_file
+from d2lbert.data.files import DAMAGE, read_arrays, write_arrays
 from d2lbert.data.vocab import RESERVED_TOKENS, Vocab
+from d2lbert.errors import RunError
 
 #: To be raised when other examples are made of a text, or kept otherwise.
-FORMAT = 1
+FORMAT = 2
 #: How many files are kept, the newest: of WikiText-2 each has 11 MB.
 NUM_KEPT = 8
-WORDS, COUNTS, CHECKSUM = 'words', 'counts', 'sha256'
+#: The names of this module's files, unfinished ones included.
+FILE_NAME = re.compile(r'[0-9a-f]{64}\.safetensors(\.part)?')
 
 
 def load_cached_examples(
@@ -34,26 +37,26 @@ def load_cached_examples(
 ) -> tuple[Batch, Vocab]:
     """Return `load_examples(lines, max_len, random.Random(seed))`.
 
-    It is read from the cache, or made and put there for the next time. A
-    cache that cannot be read or written is done without.
+    The examples are read from the cache, or made and written to it. Errors
+    of reading or writing the cache are ignored.
     """
     key = key_of(lines, max_len, seed)
     path = cache_folder() / 'examples' / f'{key}.safetensors'
-    with suppress(*DAMAGE):
-        return from_arrays(load_arrays(path.read_bytes()), key, max_len)
+    with suppress(*DAMAGE, RunError):  # a `RunError` for another format
+        return read_examples(path, key)
     examples, vocab = load_examples(lines, max_len, random.Random(seed))
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_arrays(path, to_arrays(examples, vocab, key))
+        write_examples(path, key, examples, vocab)
         remove_old(path.parent)
     return examples, vocab
 
 
 def key_of(lines: Sequence[str], max_len: int, seed: int) -> str:
-    """Return the checksum of all that decides the examples.
+    """Return the SHA-256 of all that decides the examples.
 
-    Python is among it because it says what is a space or a lower-case
-    letter.
+    Python's version belongs to it, because it decides which characters are
+    spaces and lower-case letters.
     """
     python = sys.version_info[:2]
     digest = hashlib.sha256(
@@ -64,69 +67,50 @@ def key_of(lines: Sequence[str], max_len: int, seed: int) -> str:
     return digest.hexdigest()
 
 
-def to_arrays(
-    examples: Batch, vocab: Vocab, key: str
-) -> dict[str, np.ndarray]:
-    """Return what is kept: whole numbers, in no more bytes than they need."""
-    words, counts = zip(*vocab.token_freqs, strict=True)
-    text = '\n'.join(words).encode()  # no word has a space in it
-    arrays = {
-        **examples._asdict(),
-        WORDS: np.frombuffer(text, np.uint8),
-        COUNTS: np.array(counts),
-    }
+def write_examples(
+    path: Path, key: str, examples: Batch, vocab: Vocab
+) -> None:
+    """Write examples, each array in the smallest type of integer.
+
+    All numbers are whole and not negative.
+    """
     arrays = {
         name: array.astype(np.min_scalar_type(int(array.max())))
-        for name, array in arrays.items()
+        for name, array in examples._asdict().items()
     }
-    return {**arrays, CHECKSUM: checksum(arrays, key)}
+    write_arrays(path, arrays, {'key': key, 'counts': vocab.token_freqs})
 
 
-def from_arrays(
-    arrays: dict[str, np.ndarray], key: str, max_len: int
-) -> tuple[Batch, Vocab]:
-    """Return what `to_arrays` was given.
+def read_examples(path: Path, key: str) -> tuple[Batch, Vocab]:
+    """Return the examples that `write_examples` was given.
 
-    Raises one of `DAMAGE` for arrays that it has not made.
+    Raises `RunError` or one of `DAMAGE` for any other file.
     """
-    if arrays.pop(CHECKSUM).tobytes() != checksum(arrays, key).tobytes():
-        raise ValueError('not as it was written')
-    words = arrays.pop(WORDS).tobytes().decode().split('\n')
-    counts = arrays.pop(COUNTS).tolist()
-    dtypes = [array.dtype for array in Batch.empty(0, max_len)]
-    return (
-        Batch(
-            *(
-                arrays[name].astype(dtype)
-                for name, dtype in zip(Batch._fields, dtypes, strict=True)
-            )
-        ),
-        Vocab.from_counts(
-            dict(zip(words, counts, strict=True)), MIN_FREQ, RESERVED_TOKENS
-        ),
+    arrays, about = read_arrays(path)
+    if about['key'] != key:
+        raise ValueError(f'{path.name} has the examples of another text')
+    vocab = Vocab.from_counts(
+        dict(about['counts']), MIN_FREQ, RESERVED_TOKENS
     )
-
-
-def checksum(arrays: Mapping[str, np.ndarray], key: str) -> np.ndarray:
-    """Return the SHA-256 of what is kept under a key, `(32,)` uint8."""
-    digest = hashlib.sha256(key.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f'{name} {array.dtype} {array.shape}'.encode())
-        digest.update(array.data)
-    return np.frombuffer(digest.digest(), np.uint8)
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write a safetensors file, whole or not at all."""
-    from safetensors.numpy import save
-
-    write_file(path, save(arrays))
+    dtypes = Batch(*(array.dtype for array in Batch.empty(0, 0)))
+    return Batch(
+        **{
+            name: arrays[name].astype(dtype)
+            for name, dtype in dtypes._asdict().items()
+        }
+    ), vocab
 
 
 def remove_old(folder: Path) -> None:
-    """Remove all files but the newest, what was never finished included."""
+    """Remove all files of this module but the newest; keep other files."""
     oldest_first = sorted(
-        folder.iterdir(), key=lambda path: path.stat().st_mtime
+        filter(is_ours, folder.iterdir()),
+        key=lambda path: path.stat().st_mtime,
     )
     for path in oldest_first[:-NUM_KEPT]:
         path.unlink(missing_ok=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a path has the name of a file of this module."""
+    return FILE_NAME.fullmatch(path.name) is not None

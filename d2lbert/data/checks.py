@@ -1,7 +1,8 @@
-"""Batches, checked before a framework sees them.
+"""Check batches before a framework computes with them.
 
-Of an index out of range PyTorch makes an error, or on a GPU the end of the
-process, and MXNet silently the nearest row. Here it is found for both alike.
+For an index out of range PyTorch raises an error, or on a GPU ends the
+process, and MXNet silently takes the nearest row. These checks are the same
+for both.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def check_batch(batch: Batch, vocab_size: int, max_positions: int) -> None:
 
 
 def check_shapes(batch: Batch) -> None:
-    """Raise `InputError` unless the shapes of a batch go together."""
+    """Raise `InputError` unless the shapes of a batch fit each other."""
     sizes: dict[str, int] = {}
     for name, array, axes in zip(Batch._fields, batch, AXES, strict=True):
         shape = array.shape
@@ -71,7 +72,9 @@ def check_shapes(batch: Batch) -> None:
 def check_range(
     name: str, array: np.ndarray, low: int, high: int, reason: str = ''
 ) -> None:
-    """Raise `InputError` unless all are whole numbers from `low` to `high`.
+    """Raise `InputError` unless an array has integers from `low` to `high`.
+
+    They may be integers of a floating-point type.
 
     `reason`: why `high` is the highest.
     """
@@ -89,7 +92,7 @@ def check_range(
 def to_int32(name: str, array: np.ndarray) -> np.ndarray:
     """Return an array of whole numbers of any type as int32.
 
-    Raises `InputError` where that would change one.
+    Raises `InputError` where that would change a number.
     """
     bounds = np.iinfo(np.int32)
     if array.size:
@@ -98,7 +101,7 @@ def to_int32(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def is_whole(array: np.ndarray) -> np.ndarray | np.bool_:
-    """Say of each number whether it is a whole one."""
+    """Return for each number whether it is a whole one."""
     if array.dtype.kind in 'biu':
         return np.True_
     return array == np.floor(array)
@@ -107,7 +110,7 @@ def is_whole(array: np.ndarray) -> np.ndarray | np.bool_:
 def refuse(
     name: str, array: np.ndarray, wrong: np.ndarray, expected: str
 ) -> None:
-    """Raise `InputError` about the first value that is wrong, if any is."""
+    """Raise `InputError` about the first value that is `wrong`, if any."""
     if wrong.any():
         index = tuple(np.argwhere(wrong)[0].tolist())
         raise InputError(

@@ -1,12 +1,12 @@
 """From paragraphs of text to pretraining examples.
 
 Next sentence prediction pairs every sentence with its successor or with a
-random sentence; masked language modelling then hides some of the tokens.
-Both draw from Python's `random` in the order in which the textbook does, so
-that the same seed gives the textbook's own examples, to the bit.
+random sentence. Masked language modelling then replaces some of the tokens.
+Both draw from Python's `random` in the same order as the textbook, so the
+same seed gives the textbook's own examples, to the bit.
 
-Only what is drawn is drawn one by one, in Python. The rest is done in NumPy,
-to all words at once or to a block of examples.
+Python draws the random numbers one by one. NumPy computes everything else,
+for all words at once or for a block of examples.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ Sentence = TypeVar('Sentence')
 
 #: The share of a sequence's tokens that is predicted.
 PREDICTED = 0.15
-#: A pair comes with `<cls>` and two `<sep>`.
+#: A pair of sentences has a `<cls>` and two `<sep>`.
 NUM_SPECIAL_TOKENS = 3
 #: Words seen less often become `<unk>`.
 MIN_FREQ = 5
-#: How many examples are made at a time, for memory's sake.
+#: How many examples are made at a time, to limit the memory.
 BLOCK = 1024
-#: Stands for a token that stays as it is.
+#: Stands for a token that is not replaced.
 STAYS = -1
-#: What `random.shuffle` draws for its last items: from the end, each changes
-#: places with item 0 to i, drawn as a number of so many bits.
+#: The last draws of `random.shuffle`. From the end of the list on, it swaps
+#: item i with one of items 0 to i; it draws numbers of so many bits until
+#: one is at most i.
 NUM_DRAWS = 1000
 DRAWS = [(i, (i + 1).bit_length()) for i in range(NUM_DRAWS, 0, -1)]
 
@@ -77,14 +78,14 @@ class Batch(NamedTuple):
 class Text(NamedTuple):
     """A text of W words and S sentences, in numbers."""
 
-    words: np.ndarray  # (W + 1,) int32, in a row; never empty for a `<pad>`
+    words: np.ndarray  # (W + 1,) int32, all words, then a `<pad>`
     starts: np.ndarray  # (S,) int32, where in `words` a sentence starts
-    lengths: np.ndarray  # (S,) int32, how many words it has
-    paragraphs: list[range]  # which sentences each one has
+    lengths: np.ndarray  # (S,) int32, how many words a sentence has
+    paragraphs: list[range]  # the numbers of each paragraph's sentences
 
 
 def read_paragraphs(lines: Iterable[str]) -> list[list[str]]:
-    """Return the sentences of each line with `' . '` in it, lower-cased."""
+    """Return the lower-case sentences of each line that has a `' . '`."""
     return [
         line.strip().lower().split(' . ') for line in lines if ' . ' in line
     ]
@@ -96,8 +97,8 @@ def load_examples(
     """Make the pretraining examples of a text, and its vocabulary.
 
     `lines`: a paragraph each, sentences separated by `' . '`; `max_len`:
-    the length to which examples are padded, beyond which they are dropped;
-    `rng`: a `random.Random`, or the module itself.
+    the length to which examples are padded, longer ones are dropped; `rng`:
+    a `random.Random`, or the module `random`.
 
     Raises `InputError` for a `max_len` without room for a prediction and
     `CorpusError` for a text that yields no example.
@@ -106,14 +107,14 @@ def load_examples(
     paragraphs = read_paragraphs(lines)
     rng.shuffle(paragraphs)
     text, vocab = number_words(paragraphs)
-    del lines, paragraphs  # a large text makes room for its examples
+    del lines, paragraphs  # frees memory for the examples
     return make_examples(text, vocab, max_len, rng), vocab
 
 
 def make_examples(
     text: Text, vocab: Vocab, max_len: int, rng: Any = random
 ) -> Batch:
-    """Make the examples of a text. See `load_examples`."""
+    """Return the examples of a text. See `load_examples`."""
     pairs = draw_pairs(text, max_len, rng)
     if not len(pairs):
         raise CorpusError(
@@ -132,7 +133,7 @@ def make_examples(
 def number_words(
     paragraphs: Sequence[Sequence[str]],
 ) -> tuple[Text, Vocab]:
-    """Split sentences into words, and make the vocabulary of these."""
+    """Split sentences into words; return their indices and vocabulary."""
     lengths = []
 
     def split_sentences() -> Iterator[list[str]]:
@@ -141,8 +142,8 @@ def number_words(
             lengths.append(len(words))
             yield words
 
-    # A word's number is how many others came before it. Only when all are
-    # counted is it known which have an index in the vocabulary.
+    # Words are numbered in the order of their first occurrence. Which of
+    # them have an index in the vocabulary depends on the final counts.
     numbers: dict[str, int] = defaultdict(count().__next__)
     words = np.fromiter(
         map(numbers.__getitem__, chain.from_iterable(split_sentences())),
@@ -166,7 +167,8 @@ def number_words(
 def draw_pairs(text: Text, max_len: int, rng: Any) -> np.ndarray:
     """Return the pairs of sentences that fit `max_len`, `(B, 3)` int32.
 
-    A row is both sentences and whether the second follows the first.
+    A row has the numbers of both sentences, and 1 where the second one
+    follows the first, else 0.
     """
     pairs = np.fromiter(
         chain.from_iterable(
@@ -185,7 +187,7 @@ def next_sentences(
     paragraphs: Sequence[Sequence[Sentence]],
     rng: Any,
 ) -> Iterator[tuple[Sentence, Sentence, bool]]:
-    """Yield what `next_sentence` makes of each sentence but the last."""
+    """Yield `next_sentence` of each sentence but the last."""
     for sentence, successor in pairwise(paragraph):
         yield next_sentence(sentence, successor, paragraphs, rng)
 
@@ -196,7 +198,10 @@ def next_sentence(
     paragraphs: Sequence[Sequence[Sentence]],
     rng: Any,
 ) -> tuple[Sentence, Sentence, bool]:
-    """Return a sentence, its successor or any other, and which it is."""
+    """Return a sentence, a second one, and whether that is its successor.
+
+    In half of the cases the second one is any sentence of any paragraph.
+    """
     if rng.random() < 0.5:
         return sentence, successor, True
     return sentence, rng.choice(rng.choice(paragraphs)), False
@@ -208,7 +213,7 @@ def join_pair(
     cls: Token,
     sep: Token,
 ) -> tuple[list[Token], list[int]]:
-    """Return BERT's input for one sentence or two, and its segments."""
+    """Return the tokens and segments of one sentence or of two."""
     tokens = [cls, *tokens_a, sep]
     segments = [0] * len(tokens)
     if tokens_b is not None:
@@ -230,7 +235,7 @@ def write_pairs(
         text.starts[b][:, None] - first_sep,
         text.starts[a][:, None],
     )
-    # What is no word is read from anywhere, then replaced
+    # Places that have no word get any word here; the next lines replace it
     tokens = text.words.take(start + (steps - 1), mode='clip')
     tokens[:, 0] = vocab[CLS]
     tokens[(steps == first_sep) | (steps == last_sep)] = vocab[SEP]
@@ -245,7 +250,7 @@ def write_pairs(
 
 
 def hide_tokens(batch: Batch, vocab: Vocab, rng: Any) -> None:
-    """Hide tokens of a batch and write what is predicted into it."""
+    """Replace tokens of a batch; write the predictions' arrays into it."""
     max_len, slots = batch.tokens.shape[1], batch.mlm_weights.shape[1]
     is_candidate = np.arange(max_len) < batch.valid_lens[:, None]
     for special in CLS, SEP:
@@ -271,10 +276,11 @@ def draw_predictions(
     vocab: Vocab,
     rng: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw what to predict in each example and what to show there.
+    """Draw the predictions of each example.
 
-    Returns, for all examples in a row, which of its candidates are chosen
-    and what they become, an index or `STAYS`; and for each example how many.
+    Returns three arrays: the chosen candidates of all examples, one example
+    after the other; the index that replaces each of them, or `STAYS`; and
+    the number of candidates chosen in each example.
     """
     mask, indices = vocab[MASK], range(len(vocab))
     chosen, replaced, nums = [], [], []
@@ -291,9 +297,9 @@ def draw_predictions(
 
 
 def shuffle(items: MutableSequence[Any], rng: Any) -> None:
-    """Do what `rng.shuffle` does, with the same draws, in half the time.
+    """Shuffle a list with the same draws as `rng.shuffle`, twice as fast.
 
-    That calls two functions for each item.
+    `rng.shuffle` calls two functions for each item.
     """
     if len(items) > NUM_DRAWS:
         return rng.shuffle(items)
@@ -308,9 +314,10 @@ def shuffle(items: MutableSequence[Any], rng: Any) -> None:
 def replacement(
     token: Token, mask: Token, vocabulary: Sequence[Token], rng: Any
 ) -> Token:
-    """Return what a hidden token becomes.
+    """Return the replacement of a token that is to be predicted.
 
-    In 80 % of cases `mask`, in 10 % the token itself, in 10 % any token.
+    It is `mask` in 80 % of cases, the token itself in 10 %, and any token of
+    the vocabulary in 10 %.
     """
     if rng.random() < 0.8:
         return mask
@@ -334,7 +341,7 @@ def padded(
 ) -> np.ndarray:
     """Return rows of the given lengths, padded, `(B, width)` int32.
 
-    `values`: what is in the rows, one after the other.
+    `values`: the values of all rows, one row after the other.
     """
     rows = np.full((len(lengths), width), padding, np.int32)
     rows[np.arange(width) < np.reshape(lengths, (-1, 1))] = values

@@ -1,8 +1,6 @@
-"""Files that are whole or not there, and that tell when they were changed.
+"""Files that are whole or not there, and that show when they are damaged.
 
-A manifest is JSON that ends with its own checksum and has the sizes and
-checksums of the files that belong to it. It is written after them: what has
-no manifest does not count.
+A sealed file holds its own checksum: the SHA-256 of all its other bytes.
 """
 
 from __future__ import annotations
@@ -13,9 +11,8 @@ import json
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,24 +21,24 @@ from d2lbert.errors import InputError, RunError
 if TYPE_CHECKING:
     import numpy as np
 
-FORMAT = 1
-LOCK = '.lock'
-#: No manifest is larger: a run of a million steps has 50 MB.
-MAX_MANIFEST = 1 << 28
+#: The format of sealed files. A reader refuses every other one.
+FORMAT = 2
+#: Stands for a file's checksum until that is known.
+NO_CHECKSUM = '0' * 64
 #: How a system says that there is no room for more.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: What reading something damaged can raise.
-DAMAGE = (OSError, ValueError, KeyError, TypeError)
+#: What reading a damaged file can raise.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
 
 
 # ---- files -----------------------------------------------------------
 
 
 def check_regular(path: str | Path, most: int | None = None) -> None:
-    """Raise `OSError` for what is no file that can be read to its end.
+    """Raise `OSError` unless a path is a regular file.
 
-    Opening anything else, a pipe say, could wait or go on for ever. `most`:
-    of how many bytes it may be.
+    Reading anything else, such as a pipe, may never end. `most`: the
+    largest size that is accepted, in bytes.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
@@ -55,7 +52,7 @@ def check_regular(path: str | Path, most: int | None = None) -> None:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return what is wrong, without the path that the message has anyway."""
+    """Return the reason of an error, without a path."""
     return (
         getattr(error, 'strerror', None)
         or str(error)
@@ -63,16 +60,17 @@ def describe_error(error: BaseException) -> str:
     )
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, whatever happens meanwhile.
+def write_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that consists of some parts, whole or not at all.
 
-    It is written beside its place under the name `….part`, brought to the
-    disk and then renamed.
+    The file gets the name `….part`, is brought to the disk, and is then
+    renamed: a killed process or a full disk leaves the old file as it was.
     """
     part = path.with_name(f'{path.name}.part')
     try:
         with open(part, 'wb') as file:
-            file.write(data)
+            for data in parts:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -82,9 +80,9 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring to the disk which files a folder has.
+    """Bring the list of a folder's files to the disk.
 
-    Windows has no way to ask for that.
+    Windows has no call for that.
     """
     if os.name == 'nt':
         return
@@ -95,33 +93,88 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def describe_file(data: bytes) -> dict[str, Any]:
-    """Return what a manifest says about a file."""
-    return {'bytes': len(data), 'sha256': sha256(data)}
+@contextmanager
+def output_errors(path: str | Path, option: str) -> Iterator[None]:
+    """Turn an `OSError` into an `InputError` about the path of an option.
 
-
-def read_file(path: Path, description: Mapping[str, Any]) -> bytes:
-    """Read a file that a manifest describes.
-
-    Raises `ValueError`, before reading where the size is wrong, for
-    anything else than was written.
+    A full disk becomes a `RunError`.
     """
-    size = path.stat().st_size
-    if size != description['bytes']:
-        raise ValueError(
-            f'{path.name} has {size} bytes instead of {description["bytes"]}'
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in NO_ROOM
+        raise (RunError if full else InputError)(
+            f'{path} cannot be written ({describe_error(error)}): '
+            + ('make room, or ' * full)
+            + f'give another {option}'
+        ) from error
+
+
+# ---- checksums -------------------------------------------------------
+
+
+def sha256(*parts: bytes | memoryview) -> str:
+    """Return the SHA-256 of all parts together, in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def seal(data: bytes) -> tuple[memoryview, bytes, memoryview]:
+    """Return a file's parts, with its checksum instead of `NO_CHECKSUM`."""
+    before, after = without(data, NO_CHECKSUM)
+    return before, sha256(before, after).encode(), after
+
+
+def check_seal(data: bytes, checksum: object) -> None:
+    """Raise `ValueError` where a sealed file is not as it was written.
+
+    `data`: the whole file; `checksum`: the one that it holds.
+    """
+    if sha256(*without(data, checksum)) != checksum:
+        raise ValueError('it is not as it was written')
+
+
+def without(data: bytes, checksum: object) -> tuple[memoryview, memoryview]:
+    """Return the bytes before and after the first quoted `checksum`.
+
+    Where there is none, other bytes are left out, and the checksum of the
+    rest does not match.
+    """
+    start = data.find(f'"{checksum}"'.encode()) + 1
+    view = memoryview(data)
+    return view[:start], view[start + len(NO_CHECKSUM) :]
+
+
+def parse_manifest(path: Path, text: str | bytes) -> dict[str, Any]:
+    """Return the content of a file's manifest, which is JSON.
+
+    Raises `ValueError` for other text, `RunError` for another format.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError('its manifest is no JSON') from error
+    if not isinstance(content, dict) or 'format' not in content:
+        raise ValueError('it has no manifest')
+    found = content.pop('format')
+    if found != FORMAT:
+        raise RunError(
+            f'{path} has format {found!r}, this d2lbert reads {FORMAT}: use '
+            'the d2lbert that wrote it'
         )
-    data = path.read_bytes()
-    if sha256(data) != description['sha256']:
-        raise ValueError(f'{path.name} is not as it was written')
-    return data
+    return content
+
+
+# ---- arrays ----------------------------------------------------------
 
 
 def load_arrays(data: bytes) -> dict[str, np.ndarray]:
     """Return the arrays of a safetensors file.
 
     Raises `ValueError` for anything else, `InputError` for types that NumPy
-    has not, and allocates no more than `data` has.
+    does not have, and allocates no more bytes than `data` has.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -137,108 +190,39 @@ def load_arrays(data: bytes) -> dict[str, np.ndarray]:
         ) from error
 
 
-def sha256(data: bytes) -> str:
-    """Return the checksum of some bytes, in hexadecimal."""
-    return hashlib.sha256(data).hexdigest()
+def write_arrays(
+    path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
+) -> None:
+    """Write arrays and a JSON object as one sealed safetensors file.
 
-
-# ---- manifests -------------------------------------------------------
-
-
-def to_manifest(content: Mapping[str, Any]) -> bytes:
-    """Return the contents of a manifest."""
-    content = {'format': FORMAT, **content}
-    content['sha256'] = sha256(json.dumps(content).encode())
-    return f'{json.dumps(content, indent=2)}\n'.encode()
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return what `to_manifest` was given.
-
-    Raises `RunError` for a newer format and one of `DAMAGE` for anything
-    that is not, byte for byte, as it was written.
+    The header's metadata hold the object as `manifest` and the checksum as
+    `sha256`.
     """
-    if path.stat().st_size > MAX_MANIFEST:
-        raise ValueError(f'{path.name} is too large for a manifest')
+    from safetensors.numpy import save
+
+    metadata = {
+        'manifest': json.dumps({'format': FORMAT, **about}),
+        'sha256': NO_CHECKSUM,
+    }
+    write_file(path, *seal(save(dict(arrays), metadata)))
+
+
+def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return what `write_arrays` was given.
+
+    Raises `RunError` for another format and one of `DAMAGE` for a file that
+    is not, byte for byte, as it was written. The header is checked before
+    the arrays are read, so that a false size allocates nothing.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    check_regular(path)
+    try:
+        with safe_open(path, 'numpy') as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    about = parse_manifest(path, metadata.get('manifest', 'null'))
     data = path.read_bytes()
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path.name} is no JSON') from error
-    if not isinstance(content, dict) or 'format' not in content:
-        raise ValueError(f'{path.name} is no manifest')
-    if content['format'] != FORMAT:
-        raise RunError(
-            f'{path} has format {content["format"]!r}, this d2lbert reads '
-            f'{FORMAT}: use the d2lbert that wrote it'
-        )
-    del content['format']
-    content.pop('sha256', None)
-    if to_manifest(content) != data:
-        raise ValueError(f'{path.name} is not as it was written')
-    return content
-
-
-# ---- folders ---------------------------------------------------------
-
-
-def make_folder(folder: str | Path) -> Path:
-    """Make a folder if need be and see that it can be written.
-
-    Raises `InputError` where it cannot, `RunError` where the disk is full.
-    """
-    folder = Path(folder)
-    with output_errors(f'the folder {folder}', '--out'):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-
-
-@contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Keep a folder for this process; its end, in any way, unlocks it.
-
-    It is made if need be, and goes again where an error leaves it empty.
-    Raises what `make_folder` does, and `InputError` where another process
-    has it.
-    """
-    from filelock import FileLock, Timeout
-
-    is_new = not os.path.exists(folder)
-    path = make_folder(folder) / LOCK
-    lock = FileLock(path)
-    with output_errors(f'the folder {folder}', '--out'):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f'another process is using {folder}: wait for it, stop it, '
-                'or give another --out'
-            ) from error
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):  # the folder may be gone
-            if is_new and os.listdir(folder) == [LOCK]:
-                path.unlink()
-                path.parent.rmdir()
-        raise
-    finally:
-        lock.release()
-
-
-@contextmanager
-def output_errors(path: str | Path, option: str) -> Iterator[None]:
-    """Turn an `OSError` into what it means for the path of an option.
-
-    That is an `InputError`; for a full disk it is a `RunError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in NO_ROOM
-        raise (RunError if full else InputError)(
-            f'{path} cannot be written ({describe_error(error)}): '
-            + ('make room, or ' * full)
-            + f'give another {option}'
-        ) from error
+    check_seal(data, metadata['sha256'])
+    return load_arrays(data), about

@@ -1,23 +1,22 @@
-"""The embedded corpus: a small English world, told from templates.
+"""The embedded corpus: English text that is generated from templates.
 
-The text was written for this project. It knows two sorts of crane, the
-bird that flies and the machine that lifts, and a town and a countryside
-around them. ``sample_text/*.txt`` holds the words, topic by topic; this
-module only tells them: the same text on every machine and Python version.
+The text was written for this project. It is about two kinds of crane, the
+bird that flies and the machine that lifts, and about the town and the
+countryside around them. The templates are in `sample_text/*.txt`. The text
+is the same on every machine and in every version of Python.
 
-A topic is a heading, ``== name : number of paragraphs``, then the cast
-of its paragraphs, ``place = the marsh | the lake``, then its beats,
-separated by blank lines. A beat is a list of sentences of which one is
-told; an indented line continues the one above it. In a sentence
+A topic is a heading, `== name : number of paragraphs`, then the cast of its
+paragraphs, such as `place = the marsh | the lake`, then its beats, separated
+by blank lines. A beat is a list of sentences; a paragraph has one of them.
+An indented line continues the line above it. In a sentence
 
-- ``{place}`` is a member of the cast, the same all through a paragraph;
-  ``who, she = Anna, she | Peter, he`` casts two words that go together;
-- ``[old|young]`` is one of its options, chosen anew each time.
+- `{place}` is one of the cast's options, the same in a whole paragraph;
+  `who, she = Anna, she | Peter, he` chooses two words together;
+- `[old|young]` is one of its options, chosen each time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ _ARTICLE = re.compile(r'\b([Aa]) (?=[aeiou])')
 
 
 class Topic(NamedTuple):
-    """What paragraphs of one kind are made of."""
+    """The templates of one kind of paragraph."""
 
     name: str
     paragraphs: int
@@ -44,10 +43,10 @@ class Topic(NamedTuple):
 
 
 class Dealer:
-    """Draws from options so that each comes once before any comes twice.
+    """Draws from options; each comes once before any comes twice.
 
-    It uses only ``random.Random(int).random()``, the one stream that
-    Python promises to keep from version to version.
+    It uses only `random.Random(int).random()`, the one stream of numbers
+    that Python promises to keep in all versions.
     """
 
     def __init__(self, seed: int) -> None:
@@ -55,11 +54,11 @@ class Dealer:
         self._decks: dict[tuple[str, ...], list[str]] = {}
 
     def below(self, n: int) -> int:
-        """A whole number from 0 to n - 1."""
+        """Return an integer from 0 to n - 1."""
         return int(self._random() * n)
 
     def draw(self, options: tuple[str, ...]) -> str:
-        """The next card of the deck that belongs to these options."""
+        """Return one of the options that have not been drawn yet."""
         deck = self._decks.setdefault(options, [])
         if not deck:
             deck.extend(options)
@@ -67,17 +66,17 @@ class Dealer:
 
 
 def lines() -> list[str]:
-    """The corpus, one paragraph a line, in the style of WikiText.
+    """Return the corpus, one paragraph a line, in the style of WikiText.
 
-    Words and punctuation stand apart by single spaces; sentences are
-    separated by ``' . '`` and the last one ends in ``' .'``. Every line
-    has at least two sentences.
+    Words and punctuation are separated by single spaces, and sentences by
+    `' . '`; the last one ends in `' .'`. Every line has at least two
+    sentences.
     """
     return [f'{" . ".join(sentences)} .' for _, sentences in paragraphs()]
 
 
 def paragraphs() -> list[tuple[str, list[str]]]:
-    """Every paragraph as the name of its topic and its sentences."""
+    """Return the name of the topic and the sentences of each paragraph."""
     topics = {topic.name: topic for topic in read_topics()}
     programme = tuple(
         name
@@ -89,14 +88,8 @@ def paragraphs() -> list[tuple[str, list[str]]]:
     return [(name, tell(topics[name], dealer)) for name in names]
 
 
-def sha256() -> str:
-    """The hash of the corpus as UTF-8 text, a line feed after each line."""
-    text = ''.join(f'{line}\n' for line in lines())
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def read_topics(files: Sequence[str] = FILES) -> list[Topic]:
-    """The topics of these files, in their order."""
+    """Return the topics of these files, in their order."""
     folder = resources.files(__package__) / 'sample_text'
     texts = [(folder / f'{name}.txt').read_text('utf-8') for name in files]
     return [topic for text in texts for topic in _parse(text)]
@@ -121,7 +114,7 @@ def _casting(line: str) -> tuple[list[str], tuple[str, ...]]:
 
 
 def tell(topic: Topic, dealer: Dealer) -> list[str]:
-    """The sentences of one paragraph: its first beat and most others."""
+    """Return the sentences of a paragraph: its first beat, most others."""
     actors: dict[str, str] = {}
     for slots, options in topic.cast:
         chosen = dealer.draw(options).split(', ')
@@ -133,7 +126,7 @@ def tell(topic: Topic, dealer: Dealer) -> list[str]:
 
 
 def _speak(frame: str, actors: dict[str, str], dealer: Dealer) -> str:
-    """One sentence: slots filled, choices made, ``a`` before a vowel."""
+    """Return a sentence of a template; `a` before a vowel becomes `an`."""
     text = _SLOT.sub(lambda slot: actors[slot[1]], frame)
     while _CHOICE.search(text):
         text = _CHOICE.sub(

@@ -14,8 +14,8 @@ PAD, MASK, CLS, SEP = RESERVED_TOKENS = ('<pad>', '<mask>', '<cls>', '<sep>')
 class Vocab:
     """A sorted list of tokens, with `<unk>` for all others.
 
-    `tokens`: a list of tokens or a list of lists of them; those seen at
-    least `min_freq` times get an index of their own.
+    `tokens`: a list of tokens or a list of lists of them. A token that
+    occurs at least `min_freq` times gets an index of its own.
     """
 
     def __init__(
@@ -35,9 +35,10 @@ class Vocab:
         min_freq: int,
         reserved_tokens: Iterable[str],
     ) -> Vocab:
-        """Return the vocabulary of tokens that are counted already.
+        """Return the vocabulary of tokens that have been counted.
 
-        `counts`: how often each was seen, in the order of first sight.
+        `counts`: tokens in the order of their first occurrence, and how
+        often each occurs.
         """
         vocab = cls()
         vocab._set_counts(counts, min_freq, reserved_tokens)
@@ -45,7 +46,7 @@ class Vocab:
 
     @classmethod
     def from_tokens(cls, idx_to_token: Iterable[str]) -> Vocab:
-        """Return the vocabulary whose tokens, in this order, are given."""
+        """Return the vocabulary that has these tokens in this order."""
         vocab = cls()
         vocab._set_tokens(list(idx_to_token))
         return vocab

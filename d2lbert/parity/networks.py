@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 import backends
-from backends import base
+from backends.base import Gradients
+from backends.types import Array, Losses, Masks, Part
+from d2lbert.weights import neutral_layer, neutral_name
 
 #: What the project promises of float32 and float64.
 TOLERANCES = {
@@ -24,8 +27,6 @@ TOLERANCES = {
         ('forward', 'losses', 'gradients', 'step', 'training'), 1e-8
     ),
 }
-
-Losses = Callable[..., Sequence[base.Array]]
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,13 @@ def copy_weights(
     without a counterpart or of another shape.
     """
     arrays = _renamed(
-        backends.of(source).parameters(source), source, target, mapping
+        backends.of(source).get_parameters(source),
+        backends.of(target).parameter_shapes(target),
+        source,
+        target,
+        mapping,
     )
-    backends.of(target).load_parameters(target, arrays)
+    backends.of(target).set_parameters(target, arrays)
 
 
 def compare_forward(
@@ -156,7 +161,7 @@ def compare_forward(
     mapping: Mapping[str, str] | None = None,
     rtol: float = 1e-6,
     atol: float = 0.0,
-    draw: Callable[[], base.DropoutMask] | None = None,
+    draw: Callable[[], Masks] | None = None,
 ) -> list[Difference]:
     """Compare the outputs of every layer, and of the whole.
 
@@ -166,9 +171,11 @@ def compare_forward(
     Layers that only one network has are left out, activations being layers
     in one framework and not in the other.
     """
-    ours = _layer_outputs(source, inputs, draw)
-    theirs = _layer_outputs(target, inputs, draw)
-    ours = _renamed(ours, source, target, mapping, layers=True)
+    ours, theirs = (
+        backends.of(net).trace(net, inputs, draw() if draw else None)
+        for net in (source, target)
+    )
+    ours = _renamed(ours, theirs, source, target, mapping, neutral_layer)
     shared = {name: ours[name] for name in ours if name in theirs}
     return compare_named(
         'forward', shared, {name: theirs[name] for name in shared}, rtol, atol
@@ -190,7 +197,7 @@ def compare_gradients(
     """
     our_losses, ours = _gradients(source, losses)
     their_losses, theirs = _gradients(target, losses)
-    ours = _renamed(ours, source, target, mapping)
+    ours = _renamed(ours, theirs, source, target, mapping)
     return [
         *compare_named('losses', our_losses, their_losses, rtol, atol),
         *compare_named('gradients', ours, theirs, rtol, atol),
@@ -222,9 +229,11 @@ def compare_training(
         for net in (source, target)
     )
     our_weights, their_weights = (
-        backends.of(net).parameters(net) for net in (source, target)
+        backends.of(net).get_parameters(net) for net in (source, target)
     )
-    our_weights = _renamed(our_weights, source, target, mapping)
+    our_weights = _renamed(
+        our_weights, their_weights, source, target, mapping
+    )
     return [
         *compare_histories(ours, theirs, rtol, atol),
         *compare_named('weights', our_weights, their_weights, rtol, atol),
@@ -275,85 +284,45 @@ def assert_all(differences: Sequence[Difference]) -> None:
 
 
 def _renamed(
-    arrays: Mapping[str, Any],
+    ours: Mapping[str, Any],
+    theirs: Iterable[str],
     source: Any,
     target: Any,
     mapping: Mapping[str, str] | None,
-    layers: bool = False,
+    neutral: Callable[[Any, str], str] = neutral_name,
 ) -> dict[str, Any]:
-    """Return arrays of `source` by the names that `target` has for them."""
-    if mapping is None:
-        mapping = _own_mapping(source, target, layers)
-    return {mapping.get(name, name): array for name, array in arrays.items()}
+    """Return arrays of `source` by the names that `target` has for them.
+
+    `theirs`: the names in `target`; `neutral`: gives the names of this
+    package's own networks a form that both share.
+    """
+    own = all(hasattr(net, 'NEUTRAL_NAMES') for net in (source, target))
+    if mapping is None and own:
+        names = {neutral(target, name): name for name in theirs}
+        mapping = {
+            name: names.get(neutral(source, name), name) for name in ours
+        }
+    mapping = mapping or {}
+    return {mapping.get(name, name): array for name, array in ours.items()}
 
 
-def _own_mapping(source: Any, target: Any, layers: bool) -> dict[str, str]:
-    """Return which names correspond in two networks of this package."""
-    from d2lbert.weights import neutral_layer, neutral_name
-
-    if not all(hasattr(net, 'NEUTRAL_NAMES') for net in (source, target)):
-        return {}
-    if layers:
-        ours, theirs = (
-            {neutral_layer(net, name): name for name in _layer_names(net)}
-            for net in (source, target)
-        )
-    else:
-        ours, theirs = (
-            {
-                neutral_name(net, name): name
-                for name in net.backend.parameter_shapes(net)
-            }
-            for net in (source, target)
-        )
-    return {
-        name: theirs[neutral]
-        for neutral, name in ours.items()
-        if neutral in theirs
-    }
-
-
-def _layer_names(net: Any) -> list[str]:
-    return backends.of(net).layer_names(net)
-
-
-def _layer_outputs(
-    net: Any,
-    inputs: Sequence[np.ndarray | None],
-    draw: Callable[[], base.DropoutMask] | None,
-) -> dict[str, np.ndarray]:
-    """Return what every layer gives, and the outputs of the network."""
+@contextmanager
+def _value_and_grad(net: Any, losses: Losses) -> Iterator[Gradients]:
+    """Give the losses and gradients of a network where it is."""
     backend = backends.of(net)
-    device = backend.device_of(net)
-    arguments = [
-        None if X is None else backend.tensor(X, device) for X in inputs
-    ]
-    with backend.layer_outputs(net) as outputs:
-        if draw is None:
-            with backend.evaluation(net):
-                result = net(*arguments)
-        else:
-            with backend.record(net), base.dropout_masks(draw()):
-                result = net(*arguments)
-    results = result if isinstance(result, (tuple, list)) else [result]
-    named = dict(outputs) | {
-        f'output {i}': Y for i, Y in enumerate(results) if Y is not None
-    }
-    return {name: backend.to_numpy(Y) for name, Y in named.items()}
+    parallel = backend.data_parallel(net, losses, [backend.device_of(net)])
+    with closing(parallel):
+        yield parallel.value_and_grad([[Part(())]])
 
 
 def _gradients(
     net: Any, losses: Losses
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    backend = backends.of(net)
-    with backend.accumulate_gradients(net):
-        backend.zero_gradients(net)
-        with backend.record(net):
-            values = losses(net)
-        backend.backward(values)
+    with _value_and_grad(net, losses) as gradients:
+        values = gradients.losses()
         return (
-            {f'loss {i}': backend.to_numpy(x) for i, x in enumerate(values)},
-            backend.gradients(net),
+            {f'loss {i}': value for i, value in enumerate(values)},
+            gradients.arrays(),
         )
 
 
@@ -364,13 +333,12 @@ def _train(
     lr: float,
     epsilon_inside: bool,
 ) -> Iterator[list[float]]:
-    backend = backends.of(net)
-    optimizer = backend.Adam(net, lr, epsilon_inside)
-    with backend.accumulate_gradients(net):
-        for batch in batches:
-            backend.zero_gradients(net)
-            with backend.record(net):
-                values = losses(net, batch)
-            backend.backward(values)
-            optimizer.step()
-            yield [backend.to_numpy(value).item() for value in values]
+    optimizer = backends.of(net).Adam(net, lr, epsilon_inside)
+    for batch in batches:
+
+        def of_batch(net: Any, batch: Any = batch) -> Sequence[Array]:
+            return losses(net, batch)
+
+        with _value_and_grad(net, of_batch) as gradients:
+            optimizer.step(gradients)
+            yield gradients.losses().tolist()

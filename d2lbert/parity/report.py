@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import Batch
-from d2lbert.data.files import locked, make_folder, output_errors, write_file
+from d2lbert.data.files import output_errors, write_file
 from d2lbert.errors import InputError
 from d2lbert.parity.networks import (
     TOLERANCES,
@@ -33,6 +34,7 @@ from d2lbert.parity.networks import (
 from d2lbert.randomness import DropoutMasks, generator
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
+from d2lbert.runs.folder import locked, make_folder
 from d2lbert.runs.run import check_last_batch, devices_of, load_tab
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (
@@ -283,29 +285,27 @@ class Side:
         A gradient that is zero by its nature is zero here, as it is for the
         optimizer: what a framework computes instead is noise.
         """
-        losses = trainer.read(trainer.accumulate(batch))
+        found = trainer.value_and_grad(batch)
         gradients = {
             neutral_name(self.net, name): array
-            for name, array in trainer.backend.gradients(self.net).items()
+            for name, array in found.arrays().items()
         }
         for name, array in gradients.items():
             if name.endswith(bert.ZERO_GRADIENT):
                 array[:] = 0
-        return dict(zip(('mlm', 'nsp'), losses, strict=True)), gradients
+        losses = dict(zip(('mlm', 'nsp'), found.losses(), strict=True))
+        return losses, gradients
 
     def step_from(
         self, trainer: Trainer, gradients: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """Return the weights after one update by given gradients."""
-        backend = trainer.backend
-        backend.set_gradients(
-            self.net,
+        trainer.optimizer.step(
             {
                 name: gradients[neutral_name(self.net, name)]
-                for name in backend.parameter_shapes(self.net)
-            },
+                for name in self.net.backend.parameter_shapes(self.net)
+            }
         )
-        trainer.optimizer.step()
         return get_weights(self.net)
 
     def nudge(self) -> None:
@@ -323,10 +323,13 @@ class Side:
         if nudged:
             self.nudge()
         history = []
-        with display.Progress(
-            self.name, self.config.steps, visible=progress
-        ) as bar:
-            for step in self.trainer().train(
+        with (
+            closing(self.trainer()) as trainer,
+            display.Progress(
+                self.name, self.config.steps, visible=progress
+            ) as bar,
+        ):
+            for step in trainer.train(
                 batches.from_step(0), self.config.steps
             ):
                 history.append([step.mlm_loss, step.nsp_loss])
@@ -399,8 +402,13 @@ def compare_one_step(
     rows = batch.rows(slice(FORWARD_ROWS))
 
     def draw() -> DropoutMasks:
+        num_rows, num_tokens = rows.tokens.shape
         return DropoutMasks(
-            ours.config.seed, 0, np.arange(len(rows.tokens)), rows.valid_lens
+            ours.config.seed,
+            0,
+            np.arange(num_rows),
+            rows.valid_lens,
+            num_tokens,
         )
 
     found = compare_forward(
@@ -411,21 +419,17 @@ def compare_one_step(
         atol=tolerances['forward'],
         draw=draw,
     )
-    trainers = [side.trainer() for side in (ours, theirs)]
-    backends = [trainer.backend for trainer in trainers]
     with (
-        backends[0].accumulate_gradients(ours.net),
-        backends[1].accumulate_gradients(theirs.net),
+        closing(ours.trainer()) as our_trainer,
+        closing(theirs.trainer()) as their_trainer,
     ):
-        (our_losses, our_gradients), (their_losses, their_gradients) = (
-            side.gradients_of(trainer, batch)
-            for side, trainer in zip((ours, theirs), trainers, strict=True)
+        our_losses, our_gradients = ours.gradients_of(our_trainer, batch)
+        their_losses, their_gradients = theirs.gradients_of(
+            their_trainer, batch
         )
         # The same gradients for both, so that this is Adam's difference only
-        our_weights, their_weights = (
-            side.step_from(trainer, our_gradients)
-            for side, trainer in zip((ours, theirs), trainers, strict=True)
-        )
+        our_weights = ours.step_from(our_trainer, our_gradients)
+        their_weights = theirs.step_from(their_trainer, our_gradients)
     for kind, a, b in (
         ('losses', our_losses, their_losses),
         ('gradients', our_gradients, their_gradients),

@@ -1,1 +1,1 @@
-"""A run on disk: begun, stopped, resumed."""
+"""Pretraining runs: options, folders, checkpoints, stopping and resuming."""

@@ -1,16 +1,14 @@
 """Checkpoints: all that a training needs to go on where it stopped.
 
-A run's folder keeps them in `checkpoints/`, two files each:
+A run's folder keeps each in a sealed safetensors file,
+`checkpoints/step-000040.safetensors`. Its arrays have names of no
+framework: the parameters `weights.NAME`, Adam's moments `m.NAME` and
+`v.NAME`, and `steps`, what each step from the first has reported. Its
+manifest has the options of the run, and what it was trained on and with.
 
-* `step-000040.safetensors`: arrays by names of no framework, the
-  parameters `weights.NAME`, Adam's moments `m.NAME` and `v.NAME`, and
-  `steps`, what each step from the first has reported;
-* `step-000040.json`: their manifest, with the options of the run and what
-  it was trained on and with.
-
-A checkpoint is whole or does not count, at any moment at which its writer
-may be killed, and one that was changed afterwards is passed over for the
-one before it. Nothing here knows of a framework.
+A checkpoint is whole or not there, whenever its writer is killed. One that
+was changed afterwards is passed over for the one before it. This module
+knows of no framework.
 """
 
 from __future__ import annotations
@@ -25,24 +23,22 @@ from typing import Any
 
 import numpy as np
 
-from d2lbert.runs.config import MIN_KEEP
-from d2lbert.errors import InputError, RunError, RunWarning
 from d2lbert.data.files import (
     DAMAGE,
     describe_error,
-    describe_file,
-    load_arrays,
-    read_file,
-    read_manifest,
+    read_arrays,
     sync_folder,
-    to_manifest,
-    write_file,
+    write_arrays,
 )
+from d2lbert.errors import InputError, RunError, RunWarning
+from d2lbert.runs.config import MIN_KEEP
 
 FOLDER = 'checkpoints'
 STEPS = 'steps'
-#: Every file that is ever written there, finished or not.
-FILE_NAME = re.compile(r'step-(\d{6,})\.(json|safetensors)(\.part)?')
+#: A file that `save` writes, finished or not.
+FILE_NAME = re.compile(
+    r'step-([0-9]{6}|[1-9][0-9]{6,})\.safetensors(\.part)?'
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Checkpoint:
     """The state of a training after some steps.
 
     `config`: the options; `data`: checksums of what is trained on;
-    `environment`: what is trained with; `arrays`: see above.
+    `environment`: what is trained with; `arrays`: see this module.
     """
 
     config: dict[str, Any]
@@ -67,70 +63,55 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints in a run's folder.
 
-    `keep`: how many of them; the older ones are removed.
+    `keep`: how many stay; `save` removes the older ones.
     """
 
     def __init__(self, folder: str | Path, keep: int = MIN_KEEP) -> None:
-        self.folder = Path(folder) / FOLDER
+        self.run_folder = Path(folder)
+        self.folder = self.run_folder / FOLDER
         self.keep = keep
-        #: The steps of those that were written or read, oldest first.
+        #: The steps that were saved, or found by `load`, oldest first.
         self.known: list[int] = []
 
-    def paths(self, step: int) -> tuple[Path, Path]:
-        """Return the paths of a checkpoint's manifest and arrays."""
-        return (
-            self.folder / f'step-{step:06}.json',
-            self.folder / f'step-{step:06}.safetensors',
-        )
+    def path(self, step: int) -> Path:
+        """Return the path of a checkpoint."""
+        return self.folder / f'step-{step:06}.safetensors'
 
     def find(self) -> list[int]:
-        """Return the steps of which there are manifests, newest first.
+        """Return the steps of all checkpoints, newest first.
 
         Raises `InputError` where the folder cannot be read.
         """
         if not os.path.isdir(self.folder):
             return []
         try:
-            names = {path.name for path in self._files()}
+            found = self._files()
         except OSError as error:
             raise InputError(
                 f'{self.folder} cannot be read ({describe_error(error)}): '
                 'give another folder'
             ) from error
-        found = map(FILE_NAME.fullmatch, names)
-        steps = {int(match[1]) for match in found if match}
         return sorted(
-            (step for step in steps if self.paths(step)[0].name in names),
-            reverse=True,
+            (int(match[1]) for match in found if not match[2]), reverse=True
         )
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint, then remove what it makes superfluous.
+        """Write a checkpoint, then remove older ones and unfinished files.
 
-        Raises `RunError` where that fails; older ones are then untouched.
+        A step that is known is not written again. Raises `RunError` where
+        writing fails; older checkpoints are then untouched.
         """
-        from safetensors.numpy import save
-
         step = checkpoint.num_steps
         if step in self.known:
             return
-        manifest_path, arrays_path = self.paths(step)
-        data = save(checkpoint.arrays)
-        about = {
-            name: value
-            for name, value in vars(checkpoint).items()
-            if name != 'arrays'
-        }
-        manifest = to_manifest(
-            {**about, 'files': {arrays_path.name: describe_file(data)}}
-        )
+        about = vars(checkpoint).copy()
+        arrays = about.pop('arrays')
         try:
             if not os.path.isdir(self.folder):
                 self.folder.mkdir()
                 sync_folder(self.folder.parent)
-            write_file(arrays_path, data)
-            write_file(manifest_path, manifest)
-            self.known.append(step)
+            write_arrays(self.path(step), arrays, about)
+            self.known = [*self.known, step][-self.keep :]
             self._clean()
         except OSError as error:
             raise RunError(
@@ -143,7 +124,7 @@ class Checkpoints:
         """Read the newest checkpoint that is not damaged.
 
         Warns of damaged ones. Raises `RunError` where all are damaged or
-        one has a newer format.
+        one has another format.
         """
         found = self.find()
         faults = []
@@ -151,8 +132,9 @@ class Checkpoints:
             try:
                 checkpoint = self.read(step)
             except DAMAGE as error:
-                reason = error if str(error) else type(error).__name__
-                faults.append(f'step {step} ({reason})')
+                faults.append(
+                    f'{self.path(step).name} ({describe_error(error)})'
+                )
                 continue
             if faults:
                 warnings.warn(
@@ -171,40 +153,31 @@ class Checkpoints:
 
     def read(self, step: int) -> Checkpoint:
         """Read one checkpoint. Raises one of `DAMAGE` for a damaged one."""
-        manifest_path, arrays_path = self.paths(step)
-        about = read_manifest(manifest_path)
-        files = about.pop('files')
-        checkpoint = Checkpoint(
-            arrays=load_arrays(
-                read_file(arrays_path, files[arrays_path.name])
-            ),
-            **about,
-        )
+        arrays, about = read_arrays(self.path(step))
+        checkpoint = Checkpoint(arrays=arrays, **about)
         if checkpoint.num_steps != step:
-            raise ValueError(
-                f'{arrays_path.name} has {checkpoint.num_steps} steps'
-            )
+            raise ValueError(f'it has {checkpoint.num_steps} steps')
         return checkpoint
 
     def _clean(self) -> None:
-        """Remove all but the newest, and what killed saves have left."""
-        self.known = self.known[-self.keep :]
-        kept = [path for step in self.known for path in self.paths(step)]
-        # Manifests first: without one the arrays do not count
-        for path in sorted(self._files(), key=lambda p: p.suffix != '.json'):
-            if FILE_NAME.fullmatch(path.name) and path not in kept:
-                path.unlink(missing_ok=True)
+        """Remove every checkpoint that is not known, finished or not."""
+        kept = {self.path(step).name for step in self.known}
+        for match in self._files():
+            if match[0] not in kept:
+                (self.folder / match[0]).unlink(missing_ok=True)
 
-    def _files(self) -> list[Path]:
-        return list(self.folder.iterdir())
+    def _files(self) -> list[re.Match[str]]:
+        """Return the names that match `FILE_NAME`."""
+        names = map(FILE_NAME.fullmatch, os.listdir(self.folder))
+        return [match for match in names if match]
 
 
 def check_arrays(
     arrays: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> None:
-    """Raise `RunError` with all that is wrong with a checkpoint's arrays.
+    """Raise `RunError` with every fault of a checkpoint's arrays.
 
-    `expected`: arrays of the names, shapes and types that there should be.
+    `expected`: arrays with the right names, shapes and types.
     """
     faults = [f'{name} is missing' for name in expected if name not in arrays]
     for name, array in arrays.items():

@@ -1,24 +1,24 @@
-"""What a training run is asked to do, checked before anything starts."""
+"""The options of a training run, checked before anything starts."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import backends
-from backends.base import PRECISIONS, parse_devices
-from d2lbert.data.examples import check_max_len
 from d2lbert.errors import InputError, input_errors
-from d2lbert.recipes import TAB_RECIPES, Recipe, check_lr, get_recipe
+from d2lbert.frameworks import FRAMEWORKS, check_backend
+
+if TYPE_CHECKING:
+    from d2lbert.recipes import Recipe
 
 #: The longest sequence that the network has positions for.
 MAX_POSITIONS = 1000
-#: With fewer checkpoints a damaged one would be the end.
+#: With one checkpoint alone, a damaged file would lose the whole run.
 MIN_KEEP = 2
-#: What a run may be resumed with otherwise than it was begun. The corpus may
-#: have moved: what it contains is compared by itself.
+#: What a resumed run may have other values of. The corpus may be at another
+#: path: its contents are compared.
 MAY_CHANGE = (
     'backend',
     'corpus',
@@ -28,48 +28,108 @@ MAY_CHANGE = (
     'save_every',
     'keep',
 )
+SIZES = (
+    'num_hiddens',
+    'ffn_num_hiddens',
+    'num_heads',
+    'num_blks',
+)
+
+
+def option(
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    show_default: str | bool = True,
+) -> Any:
+    """Return a field of `Config`, which is also an option of the command.
+
+    `help`: its help text; `metavar`: the values it takes; `show_default`:
+    how the help text names the default where that is not the value itself.
+    """
+    about = {'help': help, 'metavar': metavar, 'show_default': show_default}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The options of a run, by the names of the command line.
 
-    `recipe` and `lr` may be `None`: the recipe of the backend's own tab,
-    and the recipe's learning rate. `precision`: `'tf32'` and `'bf16'` are
-    inexact, and for CUDA cards. `save_every`: steps between checkpoints,
-    `None` for none; `keep`: how many of them stay. Raises `InputError` for
-    a value that cannot be used.
+    `d2lbert pretrain --help` explains each one. `recipe` may be `None`, for
+    the recipe of the backend's own tab, and `lr`, for the recipe's learning
+    rate. Raises `InputError` for a value that cannot be used.
     """
 
-    backend: str = 'torch'
-    recipe: str | None = None
-    corpus: str = 'sample'
-    steps: int = 50
-    batch_size: int = 512
-    max_len: int = 64
-    num_hiddens: int = 128
-    ffn_num_hiddens: int = 256
-    num_heads: int = 2
-    num_blks: int = 2
-    dropout: float = 0.2
-    lr: float | None = None
-    devices: str = 'all'
-    micro_batch: int | None = None
-    seed: int = 0
-    precision: str = 'float32'
-    save_every: int | None = None
-    keep: int = MIN_KEEP
+    backend: str = option(
+        'torch', 'The framework that computes.', '|'.join(FRAMEWORKS)
+    )
+    recipe: str | None = option(
+        None,
+        'How to draw the initial weights and to average the loss.',
+        'mxnet|pytorch|corrected',
+        "that of the backend's own tab",
+    )
+    corpus: str = option(
+        'sample',
+        'The embedded text, WikiText-2, or an archive, folder or UTF-8 text '
+        'file with one paragraph per line.',
+        'sample|wikitext-2|PATH',
+    )
+    steps: int = option(50, 'Training steps.')
+    batch_size: int = option(512, 'Sentence pairs per step.')
+    max_len: int = option(
+        64, 'Tokens per example; longer pairs are left out.'
+    )
+    num_hiddens: int = option(128, 'Hidden units.')
+    ffn_num_hiddens: int = option(
+        256, 'Hidden units of the feed-forward networks.'
+    )
+    num_heads: int = option(2, 'Attention heads.')
+    num_blks: int = option(2, 'Encoder blocks.')
+    dropout: float = option(0.2, 'Dropout probability, from 0 to below 1.')
+    lr: float | None = option(
+        None, "Adam's learning rate.", show_default="the recipe's, 0.01"
+    )
+    devices: str = option(
+        'all',
+        'Where to compute: all GPUs or else the processor; the processor; '
+        'N shards on the processor; or the GPUs with these numbers. Each '
+        'device takes a shard of the batch.',
+        'all|cpu|cpu:N|gpu:I,J',
+    )
+    micro_batch: int | None = option(
+        None,
+        'Rows that go through the network at a time.',
+        show_default='4,096 tokens, 32,768 on a GPU',
+    )
+    seed: int = option(
+        0, 'The seed of the weights, the examples, their order and dropout.'
+    )
+    precision: str = option(
+        'float32',
+        'tf32 and bf16 are for CUDA cards: faster, and less exact.',
+        'float32|tf32|bf16',
+    )
+    save_every: int | None = option(
+        None, 'Steps from one checkpoint to the next.', 'N'
+    )
+    keep: int = option(MIN_KEEP, 'How many checkpoints to keep, 2 or more.')
 
     def __post_init__(self) -> None:
+        # Imported here, because they import NumPy: `--help` would wait
+        from backends.base import PRECISIONS
+        from backends.devices import parse_devices
+        from d2lbert.data.examples import check_max_len
+        from d2lbert.recipes import check_lr
+
         check_backend(self.backend)
         if self.recipe is None:
-            # Frozen for everybody else
-            object.__setattr__(self, 'recipe', TAB_RECIPES[self.backend])
+            self._set('recipe', FRAMEWORKS[self.backend].recipe)
         self.get_recipe()
         if not isinstance(self.corpus, (str, os.PathLike)):
             raise InputError(f'corpus = {self.corpus!r}: expected a path')
-        object.__setattr__(self, 'corpus', os.fspath(self.corpus))
-        object.__setattr__(self, 'devices', str(self.devices))
+        self._set('corpus', os.fspath(self.corpus))
+        self._set('devices', str(self.devices))
         with input_errors():
             parse_devices(self.devices)
         if self.precision not in PRECISIONS:
@@ -77,15 +137,7 @@ class Config:
                 f'unknown precision {self.precision!r}: expected one of '
                 + ', '.join(map(repr, PRECISIONS))
             )
-        for name in (
-            'steps',
-            'batch_size',
-            'max_len',
-            'num_hiddens',
-            'ffn_num_hiddens',
-            'num_heads',
-            'num_blks',
-        ):
+        for name in ('steps', 'batch_size', 'max_len', *SIZES):
             self._check_count(name, least=1)
         for name in ('micro_batch', 'save_every'):
             if getattr(self, name) is not None:
@@ -114,6 +166,10 @@ class Config:
             )
         check_lr(self.learning_rate)
 
+    def _set(self, name: str, value: object) -> None:
+        """Set a field although the class is frozen."""
+        object.__setattr__(self, name, value)
+
     def _check_count(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, int) or value < least:
@@ -123,33 +179,26 @@ class Config:
 
     @property
     def learning_rate(self) -> float:
-        """Return the learning rate, the recipe's unless one was given."""
+        """Return `lr`, or the recipe's learning rate where it is `None`."""
         return self.get_recipe().lr if self.lr is None else self.lr
 
     def get_recipe(self) -> Recipe:
         """Return the recipe itself."""
+        from d2lbert.recipes import get_recipe
+
         assert self.recipe is not None
         return get_recipe(self.recipe)
 
     def net_arguments(self, vocab_size: int) -> dict[str, Any]:
         """Return the arguments of `BERTModel` for a vocabulary."""
-        return (
-            {'vocab_size': vocab_size}
-            | {
-                name: getattr(self, name)
-                for name in (
-                    'num_hiddens',
-                    'ffn_num_hiddens',
-                    'num_heads',
-                    'num_blks',
-                    'dropout',
-                )
-            }
-            | {'max_len': MAX_POSITIONS}
-        )
+        return {
+            'vocab_size': vocab_size,
+            **{name: getattr(self, name) for name in (*SIZES, 'dropout')},
+            'max_len': MAX_POSITIONS,
+        }
 
     def differences(self, other: Config) -> list[str]:
-        """Return what keeps one run from being the other one continued."""
+        """Return why `other` cannot continue this run, a text for each."""
         ours, others = (
             config.as_dict() | {'lr': config.learning_rate}
             for config in (self, other)
@@ -161,7 +210,7 @@ class Config:
         ]
 
     def title(self) -> str:
-        """Return in one line what the run is."""
+        """Return one line about the run, for pictures."""
         return (
             f'BERT with {self.num_blks} blocks of {self.num_hiddens} hidden '
             f'units · {Path(self.corpus).name} · batches of '
@@ -174,15 +223,6 @@ class Config:
         return asdict(self)
 
 
-def check_backend(name: str) -> None:
-    """Raise `InputError` for anything but the name of a backend."""
-    if name not in backends.names():
-        raise InputError(
-            f'unknown backend {name!r}: expected '
-            + ' or '.join(map(repr, backends.names()))
-        )
-
-
 def _is_number(value: object) -> bool:
-    # Others, such as NumPy's float32, have no JSON
+    # JSON does not know other types, such as NumPy's float32
     return isinstance(value, (int, float))

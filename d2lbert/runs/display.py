@@ -1,4 +1,4 @@
-"""What a reader sees of a training: progress and pictures."""
+"""The progress of a training, and pictures of its losses."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from typing import Any
 
 from d2lbert.book.animator import DPI
 from d2lbert.data.files import write_file
+from d2lbert.frameworks import FRAMEWORKS, label_of
 
-#: One colour for each framework, wherever its curve is drawn.
-COLORS = {'mxnet': '#1f77b4', 'torch': '#d9480f'}
-LABELS = {'mxnet': 'MXNet', 'torch': 'PyTorch'}
+COLORS = {name: known.color for name, known in FRAMEWORKS.items()}
+LABELS = {name: known.label for name, known in FRAMEWORKS.items()}
 DASHES = ('-', '--', ':', '-.')
 SUFFIXES = ('.png', '.svg')
-#: Below this no difference of losses is drawn.
+TASKS = ('Masked language modelling', 'Next sentence prediction')
+#: Smaller differences of losses than this are not drawn.
 LEAST_GAP = 1e-17
 
 
 class Unfailing:
-    """A text stream that may be full or gone, which must stop nothing."""
+    """A text stream whose errors are ignored.
+
+    A full disk or a closed terminal must not stop a training.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -33,18 +37,21 @@ class Unfailing:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> None:
-        """Write, if that can be done."""
+        """Write, or ignore the error."""
         with suppress(OSError, ValueError):
             self.stream.write(text)
 
     def flush(self) -> None:
-        """Flush, if that can be done."""
+        """Flush, or ignore the error."""
         with suppress(OSError, ValueError):
             self.stream.flush()
 
 
 class Progress:
-    """A line on stderr with steps, losses, speed and time left."""
+    """A line on stderr with the steps, losses, speed and time left.
+
+    `label`: the name of a framework, or another text for the line's start.
+    """
 
     def __init__(
         self,
@@ -58,7 +65,7 @@ class Progress:
         self.bar = tqdm(
             total=num_steps,
             initial=num_done,
-            desc=LABELS.get(label, label),
+            desc=label_of(label),
             unit='step',
             file=Unfailing(sys.stderr),
             disable=not visible or sys.stderr is None,
@@ -93,37 +100,30 @@ def draw_losses(
 ) -> list[Path]:
     """Draw the loss curves of one run or several as PNG and SVG.
 
-    `histories`: `[[mlm, nsp], …]` by label, whose first word is a backend;
-    `path`: where, without suffix; `vocab_size`: for the chance level of
-    masked language modelling; `title`: what was run. Returns the paths
-    written.
+    `histories`: the losses of each step, `[[mlm, nsp], …]`, by a label that
+    begins with the name of a framework and a comma; `path`: the file to
+    write, without suffix; `vocab_size`: gives the chance level of masked
+    language modelling; `title`: the heading. Returns the paths written.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.4))
-    # Room above for the title and below for the legend, which is outside
-    # of the axes to cover no curve
+    # The legend is below the axes, where it covers no curve
     figure.subplots_adjust(
         left=0.065, right=0.985, top=0.86, bottom=0.24, wspace=0.18
     )
     figure.suptitle(title, y=0.97, fontsize='medium', parse_math=False)
-    tasks = (
-        ('Masked language modelling', vocab_size),
-        ('Next sentence prediction', 2),
-    )
-    for task, (axes, (name, num_classes)) in enumerate(
-        zip(figure.subplots(1, 2), tasks, strict=True)
-    ):
-        for i, (label, history) in enumerate(histories.items()):
-            _draw_curve(axes, label, [losses[task] for losses in history], i)
+    num_classes = (vocab_size, 2)
+    for task, axes in enumerate(figure.subplots(1, 2)):
+        _draw_curves(axes, histories, task)
         axes.axhline(
-            math.log(num_classes),
+            math.log(num_classes[task]),
             label=f'chance: ln {vocab_size:,} and ln 2',
             color='0.5',
             linewidth=1,
             linestyle=(0, (1, 2)),
         )
-        axes.set(title=name, xlabel='step', ylabel='loss')
+        axes.set(title=TASKS[task], xlabel='step', ylabel='loss')
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.25)
     figure.legend(
@@ -135,10 +135,53 @@ def draw_losses(
     return save_figure(figure, Path(path))
 
 
+def draw_parity(
+    histories: Mapping[str, Sequence[Sequence[float]]],
+    path: str | Path,
+    title: str = '',
+) -> Path:
+    """Draw loss curves over each other, and their differences below.
+
+    `histories`, `path`, `title`: see `draw_losses`. The differences of the
+    first history from each other one have a logarithmic scale. Equal losses
+    leave a gap there, and the word 'none' where all are equal. A single
+    history is compared with itself. Returns the path of the PNG.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.6), layout='constrained')
+    figure.suptitle(title, fontsize='medium', parse_math=False)
+    axes = figure.subplots(2, 2, sharex=True, height_ratios=(2, 1.3))
+    (first, ours), *others = histories.items()
+    for task, (curves, gaps) in enumerate(axes.T):
+        _draw_curves(curves, histories, task)
+        for i, (label, history) in enumerate(others or [(first, ours)]):
+            apart = [
+                abs(a[task] - b[task])
+                for a, b in zip(ours, history, strict=True)
+            ]
+            both = f'{_title_of(first)} and {_title_of(label)}'
+            _draw_gaps(gaps, both, apart, i)
+        gaps.set_yscale('log')
+        if all(np.isnan(line.get_ydata()).all() for line in gaps.lines):
+            gaps.text(0.5, 0.5, 'none', transform=gaps.transAxes, ha='center')
+            gaps.set_yticks([])
+        gaps.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        # Smaller differences than rounding would fill most of the picture
+        gaps.set_ylim(max(gaps.get_ylim()[0], LEAST_GAP), None)
+        curves.set(title=TASKS[task], ylabel='loss')
+        gaps.set(xlabel='step', ylabel='difference')
+        for panel in (curves, gaps):
+            panel.legend(frameon=False, fontsize='small')
+            panel.grid(alpha=0.25)
+    return save_figure(figure, Path(path))[0]
+
+
 def save_figure(figure: Any, path: Path) -> list[Path]:
     """Write a figure as PNG and SVG, each whole or not at all.
 
-    `path`: where, without suffix. Returns the paths written.
+    `path`: the file to write, without suffix. Returns the paths written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     paths = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
@@ -149,67 +192,21 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
     return paths
 
 
-def _draw_curve(
-    axes: Any, label: str, losses: Sequence[float], number: int
+def _draw_curves(
+    axes: Any, histories: Mapping[str, Sequence[Sequence[float]]], task: int
 ) -> None:
-    backend, _, _ = label.partition(',')
-    axes.plot(
-        range(1, len(losses) + 1),
-        losses,
-        label=_name(label),
-        color=COLORS.get(backend),
-        linestyle=DASHES[number % len(DASHES)],
-        # A single step would have no line
-        marker='o' if len(losses) == 1 else None,
-    )
-
-
-def draw_parity(
-    histories: Mapping[str, Sequence[Sequence[float]]],
-    path: str | Path,
-    title: str = '',
-) -> Path:
-    """Draw loss curves over each other, and how far they are apart.
-
-    `histories`, `path`, `title`: see `draw_losses`. The differences, of the
-    first one from each of the others, stand on a logarithmic scale; equal
-    losses leave a gap there, or are said to be none. A single one is
-    compared with itself. Returns the path of the PNG.
-    """
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.6), layout='constrained')
-    figure.suptitle(title, fontsize='medium', parse_math=False)
-    axes = figure.subplots(2, 2, sharex=True, height_ratios=(2, 1.3))
-    (first, ours), *others = histories.items()
-    for task, name in enumerate(
-        ('Masked language modelling', 'Next sentence prediction')
-    ):
-        curves, gaps = axes[:, task]
-        for i, (label, history) in enumerate(histories.items()):
-            _draw_curve(
-                curves, label, [losses[task] for losses in history], i
-            )
-        for i, (label, history) in enumerate(others or [(first, ours)]):
-            apart = [
-                abs(a[task] - b[task])
-                for a, b in zip(ours, history, strict=True)
-            ]
-            _draw_gaps(gaps, f'{_name(first)} and {_name(label)}', apart, i)
-        gaps.set_yscale('log')
-        if all(np.isnan(line.get_ydata()).all() for line in gaps.lines):
-            gaps.text(0.5, 0.5, 'none', transform=gaps.transAxes, ha='center')
-            gaps.set_yticks([])
-        gaps.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-        # Nobody needs to see how far below rounding a difference can be
-        gaps.set_ylim(max(gaps.get_ylim()[0], LEAST_GAP), None)
-        curves.set(title=name, ylabel='loss')
-        gaps.set(xlabel='step', ylabel='difference')
-        for panel in (curves, gaps):
-            panel.legend(frameon=False, fontsize='small')
-            panel.grid(alpha=0.25)
-    return save_figure(figure, Path(path))[0]
+    """Draw one task's losses of all histories."""
+    for number, (label, history) in enumerate(histories.items()):
+        losses = [both[task] for both in history]
+        axes.plot(
+            range(1, len(losses) + 1),
+            losses,
+            label=_title_of(label),
+            color=COLORS.get(label.partition(',')[0]),
+            linestyle=DASHES[number % len(DASHES)],
+            # A line through a single step would be invisible
+            marker='o' if len(losses) == 1 else None,
+        )
 
 
 def _draw_gaps(
@@ -227,7 +224,7 @@ def _draw_gaps(
     )
 
 
-def _name(label: str) -> str:
-    """Return what a label of `draw_losses` is called in a picture."""
-    backend, comma, rest = label.partition(',')
-    return LABELS.get(backend, backend) + comma + rest
+def _title_of(label: str) -> str:
+    """Return a label of `draw_losses` with the framework's own label."""
+    name, comma, rest = label.partition(',')
+    return label_of(name) + comma + rest

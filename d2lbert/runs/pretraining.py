@@ -1,35 +1,41 @@
 """Pretraining: begin, stop, and go on as if it had never stopped.
 
 Batches, dropout and weights come from addressed streams of random numbers
-(`d2lbert.randomness`), so that the parameters, Adam's moments and the number
-of steps are all that a checkpoint needs to continue bit by bit.
+(`d2lbert.randomness`). A checkpoint therefore needs only the parameters,
+Adam's moments and the number of steps to go on bit by bit.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shlex
 import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from d2lbert.runs import display
-from d2lbert.runs.checkpoint import STEPS, Checkpoint, Checkpoints, check_arrays
-from d2lbert.runs.config import Config
 from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
+from d2lbert.data.files import DAMAGE, sha256
 from d2lbert.errors import InputError, RunError, RunWarning, Stopped
-from d2lbert.data.files import DAMAGE, locked, sha256
+from d2lbert.runs import display
+from d2lbert.runs.checkpoint import (
+    STEPS,
+    Checkpoint,
+    Checkpoints,
+    check_arrays,
+)
+from d2lbert.runs.config import Config
+from d2lbert.runs.folder import locked
 from d2lbert.runs.run import (
     RUN_FILE,
     Run,
@@ -44,7 +50,12 @@ from d2lbert.runs.run import (
 )
 from d2lbert.runs.signals import StopSignals
 from d2lbert.trainer import Step, Trainer
-from d2lbert.weights import get_weights, neutral_name, set_weights
+from d2lbert.weights import (
+    get_weights,
+    neutral_name,
+    neutral_shapes,
+    set_weights,
+)
 
 WEIGHTS = 'weights.'
 
@@ -62,17 +73,18 @@ def pretrain(
     `recipe`, `corpus`, `steps`, `batch_size`, `max_len`, `num_hiddens`,
     `ffn_num_hiddens`, `num_heads`, `num_blks`, `dropout`, `lr`, `devices`,
     `micro_batch`, `seed`, `save_every`, `keep`, `precision`. `out`: the
-    folder in which to keep the run, which must not hold one; `progress`:
-    show a progress bar on stderr. `resume`: go on with the run in `out` from
-    its newest checkpoint, with its options where none are given; see
-    `MAY_CHANGE` for those that may be others.
+    folder for the run, which must not hold one; `progress`: show a progress
+    bar on stderr. `resume`: go on with the run in `out` from its newest
+    checkpoint, with its own options where none are given; `MAY_CHANGE`
+    lists those that may differ.
 
-    Ctrl-C and SIGTERM let the step be finished and a checkpoint be written
-    to `out`, and raise `Stopped`; a second one leaves at once.
+    After Ctrl-C or SIGTERM the training finishes its step, writes a
+    checkpoint to `out` and raises `Stopped`; a second signal ends the
+    process at once.
 
     Raises `InputError` for an option that cannot be used, `CorpusError` for
-    a corpus that cannot be had, `RunError` for a training that diverges or
-    cannot be kept, or a damaged run, and `ModuleNotFoundError` for a
+    a corpus that cannot be read, `RunError` for a training that diverges or
+    cannot be written, or a damaged run, and `ModuleNotFoundError` for a
     framework that is not installed. Warns with `RunWarning` where a resumed
     run will not equal an uncut one bit by bit.
     """
@@ -88,9 +100,9 @@ def pretrain(
     check_no_run(out)
     training = Pretraining(config)
     with locked(out):
-        # Again, because another training may have been faster
+        # Again, because another training may have begun meanwhile
         check_no_run(out)
-        return training.train(progress, Path(out))
+        return training.train(progress, Checkpoints(out, config.keep))
 
 
 def continue_training(
@@ -126,26 +138,28 @@ def continue_training(
                 'train without --resume into another folder'
             )
         training.restore(checkpoint)
-        return training.train(progress, out, checkpoints)
+        checkpoints.keep = config.keep
+        return training.train(progress, checkpoints)
 
 
 def check_resumable(out: Path, checkpoints: Checkpoints) -> None:
-    """Raise `InputError` where a folder has weights and nothing else."""
-    if os.path.exists(out / RUN_FILE) and not checkpoints.find():
+    """Raise `InputError` where a folder has no checkpoint."""
+    if checkpoints.find():
+        return
+    if os.path.exists(out / RUN_FILE):
         raise InputError(
             f'the run in {out} has weights but no state of the optimizer, '
             'which a training with --save-every keeps: it can be used, but '
             'not resumed. Train with --save-every'
         )
-    if not checkpoints.find():
-        raise InputError(
-            f'{out} holds no checkpoint to resume from, which --save-every '
-            'or stopping a training writes: train without --resume'
-        )
+    raise InputError(
+        f'{out} holds no checkpoint to resume from, which --save-every or '
+        'stopping a training writes: train without --resume'
+    )
 
 
 class Pretraining:
-    """A run in the making, and what trains it."""
+    """A run that is being trained: its examples and its trainer."""
 
     def __init__(self, config: Config) -> None:
         tab = load_tab(config.backend)
@@ -167,7 +181,7 @@ class Pretraining:
         self.trainer = self.new_trainer()
 
     def new_trainer(self) -> Trainer:
-        """Return a trainer that begins with the parameters there are."""
+        """Return a trainer that begins with the current parameters."""
         config = self.run.config
         return Trainer(
             self.run.net,
@@ -180,17 +194,14 @@ class Pretraining:
         )
 
     def train(
-        self,
-        progress: bool,
-        out: Path | None = None,
-        checkpoints: Checkpoints | None = None,
+        self, progress: bool, checkpoints: Checkpoints | None = None
     ) -> Run:
-        """Take the steps that are left, keeping the run in `out`."""
+        """Take the steps that are left; keep the run beside its checkpoints.
+
+        Without `checkpoints` nothing is written.
+        """
         run, config = self.run, self.run.config
-        if out is not None:
-            checkpoints = checkpoints or Checkpoints(out)
-            checkpoints.keep = config.keep
-        num_steps = config.steps - len(run.steps)
+        num_steps = self.num_left()
         batches = Batches(self.examples, config.batch_size, config.seed)
         with (
             display.Progress(
@@ -199,33 +210,43 @@ class Pretraining:
             StopSignals() as signals,
             closing(self.trainer),
         ):
-            for step in self.trainer.train(
-                batches.from_step(len(run.steps)), num_steps
-            ):
-                run.steps.append(step)
-                bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
-                if signals.received:
-                    break
-                if (
-                    checkpoints
-                    and config.save_every
-                    and len(run.steps) % config.save_every == 0
+            until_stopped = takewhile(
+                lambda _: not signals.received,
+                batches.from_step(len(run.steps)),
+            )
+            while self.num_left():
+                # A segment ends at a checkpoint: while it lasts, the network
+                # may be ahead of the steps that were reported
+                for step in self.trainer.train(
+                    until_stopped, self.num_until_checkpoint()
+                ):
+                    run.steps.append(step)
+                    bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
+                stopped_by = signals.received
+                if checkpoints and (
+                    stopped_by or config.save_every or checkpoints.known
                 ):
                     checkpoints.save(self.checkpoint())
-            # What comes later finds a run that is about to be finished
-            stopped_by = signals.received
-            if checkpoints and (
-                stopped_by or config.save_every or checkpoints.known
-            ):
-                checkpoints.save(self.checkpoint())
-            if stopped_by:
-                raise Stopped(stopped_by, self.farewell(stopped_by, out))
-            if out is not None:
-                self.finish(out, num_steps)
+                if stopped_by:
+                    raise Stopped(
+                        stopped_by, self.farewell(stopped_by, checkpoints)
+                    )
+            # A later signal does not stop the writing of a complete run
+            if checkpoints:
+                self.finish(checkpoints.run_folder, num_steps)
         return run
 
+    def num_left(self) -> int:
+        """Return how many steps the training has still to take."""
+        return self.run.config.steps - len(self.run.steps)
+
+    def num_until_checkpoint(self) -> int:
+        """Return how many steps there are to the next checkpoint."""
+        every = self.run.config.save_every or self.run.config.steps
+        return min(self.num_left(), every - len(self.run.steps) % every)
+
     def finish(self, out: Path, num_steps: int) -> None:
-        """Write the run, unless no step was taken and it is there."""
+        """Write the run, unless it is complete and no step was taken."""
         if num_steps == 0 and steps_of_run(out) == len(self.run.steps):
             warnings.warn(
                 f'the run in {out} has taken all of its '
@@ -237,17 +258,17 @@ class Pretraining:
         else:
             self.run.write(out)
 
-    def farewell(self, number: int, out: Path | None) -> str:
-        """Return what to say after a signal."""
+    def farewell(self, number: int, checkpoints: Checkpoints | None) -> str:
+        """Return the message after a signal."""
         stopped = (
             f'stopped by {signal.Signals(number).name} after step '
             f'{len(self.run.steps)} of {self.run.config.steps}'
         )
-        if out is None:
+        if not checkpoints:
             return f'{stopped}; nothing is kept, for lack of a folder'
         return (
             f'{stopped}. Continue with: d2lbert pretrain --resume --out '
-            + shlex.quote(str(out))
+            + shlex.quote(str(checkpoints.run_folder))
         )
 
     # ---- checkpoints -------------------------------------------------
@@ -262,16 +283,15 @@ class Pretraining:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take over the state of a training, all of it or none.
+        """Set the state of the training to that of a checkpoint.
 
-        Raises `RunError` where it does not fit; warns where going on will
-        differ by rounding from not having stopped.
+        Raises `RunError`, with nothing changed, where it does not fit.
+        Warns where the rest of the run will differ by rounding from an
+        uncut one.
         """
-        num_steps = checkpoint.num_steps
-        check_arrays(
-            checkpoint.arrays,
-            self.arrays() | {STEPS: np.empty((num_steps, len(Step._fields)))},
-        )
+        arrays, num_steps = checkpoint.arrays, checkpoint.num_steps
+        steps = np.empty((num_steps, len(Step._fields)))
+        check_arrays(arrays, self.arrays() | {STEPS: steps})
         changes = different(checkpoint.environment, self.environment())
         if changes:
             warnings.warn(
@@ -283,41 +303,35 @@ class Pretraining:
         net = self.run.net
         set_weights(
             net,
-            {
-                name: checkpoint.arrays[WEIGHTS + name]
-                for name in get_weights(net)
-            },
+            {name: arrays[WEIGHTS + name] for name in neutral_shapes(net)},
         )
-        # A new one, because a trainer may hold copies of the parameters
+        # The old trainer may hold copies of the parameters
+        self.trainer.close()
         self.trainer = self.new_trainer()
         self.trainer.num_steps = num_steps
         optimizer = self.trainer.optimizer
         optimizer.load_state(
             {
-                name: checkpoint.arrays[self.moment_name(name)]
+                name: arrays[self.moment_name(name)]
                 for name in optimizer.state()
             },
             num_steps,
         )
         self.run.steps = [
             Step(mlm_loss, nsp_loss, int(num_pairs), seconds)
-            for mlm_loss, nsp_loss, num_pairs, seconds in checkpoint.arrays[
+            for mlm_loss, nsp_loss, num_pairs, seconds in arrays[
                 STEPS
             ].tolist()
         ]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays of a checkpoint. See `d2lbert.runs.checkpoint`."""
+        """Return the arrays that `d2lbert.runs.checkpoint` describes."""
+        weights = get_weights(self.run.net)
+        moments = self.trainer.optimizer.state()
         steps = np.array(self.run.steps, np.float64)
         return {
-            **{
-                WEIGHTS + name: array
-                for name, array in get_weights(self.run.net).items()
-            },
-            **{
-                self.moment_name(name): array
-                for name, array in self.trainer.optimizer.state().items()
-            },
+            **{WEIGHTS + name: W for name, W in weights.items()},
+            **{self.moment_name(name): M for name, M in moments.items()},
             STEPS: steps.reshape(-1, len(Step._fields)),
         }
 
@@ -328,14 +342,16 @@ class Pretraining:
 
     @cached_property
     def data(self) -> dict[str, str]:
-        """Checksums of what is trained on, wherever it was read."""
+        """Checksums of what is trained on, without its path."""
         return {
             'vocabulary': sha256(vocab_bytes(self.run.vocab)),
-            'examples': checksum(self.examples),
+            'examples': sha256(
+                *(np.ascontiguousarray(A).data for A in self.examples)
+            ),
         }
 
     def environment(self) -> dict[str, Any]:
-        """Return all that rounding depends on."""
+        """Return everything that rounding depends on."""
         config = self.run.config
         found = versions(config.backend)
         return {
@@ -343,13 +359,13 @@ class Pretraining:
             **found,
             'devices': list(map(str, self.run.devices)),
             'micro_batch': config.micro_batch,
-            'threads': self.trainer.backend.num_threads(),
+            'workers': self.trainer.parallel.num_workers,
             'machine': platform.machine(),
         }
 
 
 def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in words where two mappings differ."""
+    """Return the differences between two mappings, in words."""
     return [
         f'{name} is {now.get(name)!r}, was {before.get(name)!r}'
         for name in {**before, **now}
@@ -357,16 +373,8 @@ def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def checksum(arrays: Sequence[np.ndarray]) -> str:
-    """Return the checksum of some arrays."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
 def steps_of_run(folder: Path) -> int | None:
-    """Return how many steps a whole run has, `None` of any other."""
+    """Return how many steps a run has, `None` where it is not complete."""
     try:
         _, _, steps, _ = read_run(folder)
     except (RunError, *DAMAGE):

@@ -3,12 +3,12 @@
 A run's folder holds
 
 * `run.json`: the manifest, with the options, the results, and the versions
-  of what made them;
+  of the software;
 * `metrics.jsonl`: a line for each step;
 * `weights.safetensors`: the parameters, by neutral names;
 * `vocab.txt`: a token a line, in the order of their indices;
-* `losses.png` and `losses.svg`: both loss curves, not needed to read it,
-  and not there for weights that were trained elsewhere;
+* `losses.png` and `losses.svg`: both loss curves. Reading a run does not
+  need them, and weights that were trained elsewhere have none;
 * `checkpoints/`: see `d2lbert.runs.checkpoint`; `.lock`: see `locked`.
 """
 
@@ -20,7 +20,7 @@ import math
 import os
 import platform
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,18 @@ import numpy as np
 import backends
 from backends import base
 from d2lbert import __version__
-from d2lbert.runs import display
-from d2lbert.runs.checkpoint import Checkpoints
-from d2lbert.runs.config import Config, check_backend
-from d2lbert.data.vocab import Vocab
-from d2lbert.errors import InputError, RunError, RunWarning, input_errors
 from d2lbert.data.files import (
     DAMAGE,
     describe_error,
-    describe_file,
     load_arrays,
-    locked,
-    read_file,
-    read_manifest,
-    to_manifest,
     write_file,
 )
+from d2lbert.data.vocab import Vocab
+from d2lbert.errors import InputError, RunError, RunWarning, input_errors
+from d2lbert.runs import display
+from d2lbert.runs.checkpoint import Checkpoints
+from d2lbert.runs.config import Config, check_backend
+from d2lbert.runs.folder import locked, read_manifest, to_manifest
 from d2lbert.trainer import Step
 from d2lbert.weights import (
     get_weights,
@@ -124,7 +120,7 @@ class Run:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write the run's folder. See this module's description.
+        """Write the run into a folder. See this module's description.
 
         Raises `InputError` for a folder that holds a run already or cannot
         be written, and `RunError` where writing fails half-way.
@@ -134,16 +130,21 @@ class Run:
             self.write(folder)
 
     def write(self, folder: str | Path) -> None:
-        """Write into a folder that is there, over any run in it."""
+        """Write into a folder that exists, over any run in it."""
         folder = Path(folder)
         files = self.files()
         try:
-            # Until this is there again the folder holds no run
+            # Without this file the folder holds no run
             (folder / RUN_FILE).unlink(missing_ok=True)
             for name, data in files.items():
                 write_file(folder / name, data)
             self.draw(folder)
-            write_file(folder / RUN_FILE, self.manifest(files))
+            about = {
+                'config': self.config.as_dict(),
+                'results': self.results(),
+                'versions': versions(self.config.backend),
+            }
+            write_file(folder / RUN_FILE, to_manifest(about, files))
         except OSError as error:
             raise RunError(
                 f'the run could not be written to {folder}: '
@@ -153,7 +154,7 @@ class Run:
             ) from error
 
     def draw(self, folder: Path) -> None:
-        """Draw the losses, or warn that Matplotlib cannot."""
+        """Draw the losses, or warn where Matplotlib cannot."""
         if not self.steps:
             return
         try:
@@ -165,7 +166,7 @@ class Run:
             )
         except OSError:
             raise
-        except Exception as error:  # whatever Matplotlib is set to
+        except Exception as error:  # Matplotlib's settings can be anything
             warnings.warn(
                 f'the losses could not be drawn: {describe_error(error)}. '
                 'The run is whole without the picture',
@@ -187,25 +188,12 @@ class Run:
             METRICS_FILE: _to_bytes(metrics),
         }
 
-    def manifest(self, files: Mapping[str, bytes]) -> bytes:
-        """Return the contents of `run.json`."""
-        return to_manifest(
-            {
-                'config': self.config.as_dict(),
-                'results': self.results(),
-                'versions': versions(self.config.backend),
-                'files': {
-                    name: describe_file(data) for name, data in files.items()
-                },
-            }
-        )
-
 
 def devices_of(tab: Any, config: Config) -> list[base.Device]:
     """Return the devices of a run.
 
-    Raises `InputError` where they are not there, or a batch is too small
-    for them.
+    Raises `InputError` where they do not exist, or a batch has fewer rows
+    than there are devices.
     """
     with input_errors():
         devices = tab.BACKEND.devices(config.devices)
@@ -220,7 +208,7 @@ def devices_of(tab: Any, config: Config) -> list[base.Device]:
 def check_last_batch(
     config: Config, num_examples: int, num_devices: int
 ) -> None:
-    """Raise `InputError` where a batch will have too few rows."""
+    """Raise `InputError` where an epoch's last batch has too few rows."""
     num_whole, num_rows = divmod(num_examples, config.batch_size)
     if 0 < num_rows < num_devices and config.steps > num_whole:
         raise InputError(
@@ -248,7 +236,7 @@ def new_net(
 
 
 def load_run(folder: str | Path, backend: str | None = None) -> Run:
-    """Read a run back, in its own framework or in the other one.
+    """Read a run, into its own framework or into the other one.
 
     Raises `InputError` where there is no run and `RunError` for a damaged
     one.
@@ -292,21 +280,18 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
 def read_run(
     folder: Path,
 ) -> tuple[Config, Vocab, list[Step], dict[str, np.ndarray]]:
-    """Return what a run's files hold, for which no framework is needed.
+    """Return what a run's files hold. This needs no framework.
 
-    Raises one of `DAMAGE` where they do not.
+    Raises `RunError` for another format and one of `DAMAGE` for a damaged
+    run.
     """
-    saved = read_manifest(folder / RUN_FILE)
-    files = {
-        name: read_file(folder / name, saved['files'][name])
-        for name in (WEIGHTS_FILE, VOCAB_FILE, METRICS_FILE)
-    }
+    about, files = read_manifest(folder / RUN_FILE)
     steps = [
         Step(*(json.loads(line)[name] for name in Step._fields))
         for line in files[METRICS_FILE].splitlines()
     ]
     return (
-        Config(**saved['config']),
+        Config(**about['config']),
         Vocab.from_tokens(files[VOCAB_FILE].decode().splitlines()),
         steps,
         load_arrays(files[WEIGHTS_FILE]),
@@ -314,7 +299,7 @@ def read_run(
 
 
 def load_tab(backend: str) -> Any:
-    """Return the tab module of a backend: `d2lbert.mxnet` or `.torch`."""
+    """Return the tab of a backend: `d2lbert.mxnet` or `d2lbert.torch`."""
     check_backend(backend)
     backends.load(backend)
     return importlib.import_module(f'd2lbert.{backend}')
@@ -336,7 +321,7 @@ def check_no_run(folder: str | Path) -> None:
 
 
 def versions(backend: str) -> dict[str, str]:
-    """Return the versions of what a run is trained with."""
+    """Return the versions of the software that trains a run."""
     return {
         'd2lbert': __version__,
         'python': platform.python_version(),

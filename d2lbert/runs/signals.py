@@ -13,12 +13,12 @@ Handler = Callable[[int, Any], Any]
 
 
 class StopSignals:
-    """Inside its `with` block a first signal only sets `received`.
+    """Receives a first signal inside its `with` block, in `received`.
 
-    The second one ends the process at once, as if nobody handled it; so
-    does not a second Ctrl-C where Python's own handler was in place: a
-    notebook is to survive it. Ignored signals stay ignored. In other
-    threads than the main one nothing is changed.
+    A second signal ends the process at once, as if it had no handler. Where
+    Python's own handler was in place, a second Ctrl-C raises
+    `KeyboardInterrupt` instead, which a notebook survives. Ignored signals
+    stay ignored. Outside of the main thread nothing is changed.
     """
 
     def __init__(self) -> None:
@@ -42,12 +42,12 @@ class StopSignals:
     def _receive(self, number: int, frame: object) -> None:
         self.received = number
         for other, handler in self.before.items():
-            ours = handler is not signal.default_int_handler
-            signal.signal(other, signal.SIG_DFL if ours else handler)
+            is_python = handler is signal.default_int_handler
+            signal.signal(other, handler if is_python else signal.SIG_DFL)
 
 
 def replace_handlers(handler: Handler) -> dict[int, Any]:
-    """Handle the signals that are not ignored; return who did before."""
+    """Handle the signals that are not ignored; return the old handlers."""
     return {
         number: signal.signal(number, handler)
         for number in STOP_SIGNALS

@@ -1,15 +1,14 @@
-"""Weights on their way between this package, the textbook's, and others.
+"""Convert weights between this package, the textbook and other programs.
 
     d2lbert convert runs/torch --to mxnet-params --out net.params
     d2lbert convert net.params --to run --like runs/torch --out runs/mine
 
-What is read: the folder of a run; a safetensors file; what Gluon's
-`save_parameters` writes. What is written: those, and PyTorch's state dict.
-Names are those of either tab of the textbook, and are renamed on the way.
+It reads the folder of a run, a safetensors file, or a file of Gluon's
+`save_parameters`, with the names of any tab of the textbook. It writes
+these and PyTorch's state dict.
 
-Nothing is ever unpickled, because a pickle can do anything when it is
-opened. MXNet's files are read and written here, byte by byte: that needs no
-MXNet, and MXNet itself takes a damaged file for a good one.
+Nothing is ever unpickled, because a pickle can run any code. MXNet's files
+are read and written here without MXNet, which does not notice damage.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import backends
-from backends.base import check_parameters
+from backends.parameters import check_parameters
 from d2lbert.data.files import (
     check_regular,
     describe_error,
@@ -37,7 +36,8 @@ from d2lbert.data.files import (
     write_file,
 )
 from d2lbert.errors import InputError, RunError, input_errors
-from d2lbert.runs.run import Run, check_no_run, load_run, load_tab
+from d2lbert.frameworks import FRAMEWORKS, load_tab
+from d2lbert.runs.run import Run, check_no_run, load_run
 from d2lbert.weights import (
     MXNET_NAMES,
     get_weights,
@@ -52,25 +52,23 @@ Weights = dict[str, np.ndarray]
 #: What `nn.DataParallel` puts in front of each name.
 PARALLEL = 'module.'
 NO_PICKLE = (
-    'is a pickle, which can do anything when it is opened and is therefore '
+    'is a pickle, which may run any code when it is opened, so it is '
     'never opened here. If you trust it, load it where it was made and write '
     "safetensors.torch.save_file(net.state_dict(), 'net.safetensors')"
 )
 
 #: No file of weights is larger, in bytes: BERT-Large has 1.4 GB.
 MAX_WEIGHTS = 8 << 30
-#: How many times as many numbers as there are may be missing, beside so many.
+#: A file is refused where the network would have more numbers than this many
+#: times those in the file, and this many on top.
 MISSING_SHARE, MANY_NUMBERS = 4, 10_000_000
 
 # MXNet's binary list: `NDArray::Save` and `MXNDArraySave` of MXNet 1.9.1
 LIST_MAGIC = 0x112
-#: Legacy shapes and NumPy's, which differ where a size is 0 or unknown.
+#: For legacy shapes and NumPy's; they differ where a size is 0 or unknown.
 ARRAY_MAGICS = (0xF993FAC9, 0xF993FACA)
 DENSE, CPU = 0, (1, 0)
 MXNET_TYPES = ('<f4', '<f8')
-
-
-# ---- what the command does -------------------------------------------
 
 
 def convert(
@@ -81,19 +79,17 @@ def convert(
 ) -> Weights:
     """Write the weights in `source` to `out`, and return them.
 
-    `source`: a run's folder or a file of weights; `to`: one of `FORMATS`;
-    `out`: what to write, which must not exist; `like`: for `'run'`, the
-    folder of a run with the same configuration and vocabulary.
+    `source`: a run's folder or a file of weights; `to`: a key of `WRITERS`
+    or `'run'`; `out`: the path to write, which must not exist; `like`: for
+    `'run'`, the folder of a run with the same configuration and vocabulary.
 
-    Raises `InputError` for what cannot be used, with every name and shape
-    that is wrong, and `RunError` for a damaged file. Then nothing is
-    written.
+    Raises `InputError` for an argument that cannot be used, with every name
+    and shape that is wrong, and `RunError` for a damaged file. Nothing is
+    written then.
     """
-    if to not in FORMATS:
-        raise InputError(
-            f'unknown format {to!r}: expected one of '
-            + ', '.join(map(repr, FORMATS))
-        )
+    if to not in (*WRITERS, 'run'):
+        expected = ', '.join(map(repr, (*WRITERS, 'run')))
+        raise InputError(f'unknown format {to!r}: expected one of {expected}')
     if (to == 'run') != (like is not None):
         raise InputError(
             "--like RUN and --to run belong together: a run's vocabulary "
@@ -113,7 +109,7 @@ def convert(
 def read_weights(source: str | Path) -> Weights:
     """Return the parameters of a BERT by neutral names.
 
-    `source`: as for `convert`, which also says what is raised.
+    `source`, and the errors: see `convert`.
     """
     if os.path.isdir(source):
         return get_weights(load_run(source, any_backend()).net)
@@ -128,6 +124,8 @@ def read_weights(source: str | Path) -> Weights:
     read = reader_of(source, data)
     try:
         weights = neutral(read(data))
+        with input_errors():
+            check_weights(weights)
     except InputError as error:
         raise InputError(f'the weights in {source}: {error}') from error
     except (ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
@@ -135,17 +133,13 @@ def read_weights(source: str | Path) -> Weights:
             f'the weights in {source} cannot be read ({error}): copy the '
             'file again from where it came'
         ) from error
-    try:
-        check_weights(weights)
-    except ValueError as error:
-        raise InputError(f'the weights in {source}: {error}') from error
     return weights
 
 
 def like_run(folder: str | Path, weights: Weights, source: str) -> Run:
     """Return a run with the options of another one and given weights."""
     like = load_run(folder)
-    with np.errstate(over='ignore'):  # found below
+    with np.errstate(over='ignore'):  # `check_numbers` finds infinities
         single = {name: W.astype(np.float32) for name, W in weights.items()}
     with input_errors():
         check_numbers(single)
@@ -157,7 +151,10 @@ def like_run(folder: str | Path, weights: Weights, source: str) -> Run:
 
 @dataclass
 class ImportedRun(Run):
-    """A run whose weights were trained elsewhere: it has taken no step."""
+    """A run without steps, because its weights were trained elsewhere.
+
+    `source`: the name of the file or folder that they were in.
+    """
 
     source: str = ''
 
@@ -167,7 +164,7 @@ class ImportedRun(Run):
 
 
 def check_free(path: Path) -> None:
-    """Raise `InputError` where there is something already."""
+    """Raise `InputError` where a path exists."""
     if os.path.lexists(path):
         raise InputError(
             f'{path} exists already: give another --out, or remove it'
@@ -178,7 +175,7 @@ def check_free(path: Path) -> None:
 
 
 def neutral(arrays: Mapping[str, np.ndarray]) -> Weights:
-    """Return arrays under the neutral names, PyTorch's, for either tab's."""
+    """Return arrays by neutral names, from the names of any tab."""
     if arrays and all(name.startswith(PARALLEL) for name in arrays):
         arrays = {name[len(PARALLEL) :]: W for name, W in arrays.items()}
     if not any(name.endswith('.gamma') for name in arrays):
@@ -189,7 +186,7 @@ def neutral(arrays: Mapping[str, np.ndarray]) -> Weights:
 def check_weights(weights: Weights) -> None:
     """Raise `ValueError` unless these are all the weights of a BERT."""
     sizes = sizes_of(weights)
-    check_size(weights, **sizes)
+    check_size(weights, sizes)
     net = load_tab(any_backend()).BERTModel(**sizes)
     check_parameters(neutral_shapes(net), weights)
     check_numbers(weights)
@@ -197,31 +194,23 @@ def check_weights(weights: Weights) -> None:
 
 def check_numbers(weights: Weights) -> None:
     """Raise `ValueError` unless all numbers are real and finite."""
-    faults = [
-        f'{name} has type {W.dtype} instead of float32 or float64'
-        for name, W in weights.items()
-        if W.dtype not in (np.float32, np.float64)
-    ] or [
-        f'{name} holds numbers that are not finite'
-        for name, W in weights.items()
-        if not np.isfinite(W).all()
-    ]
+    faults = []
+    for name, W in weights.items():
+        if W.dtype not in (np.float32, np.float64):
+            faults.append(
+                f'{name} has type {W.dtype} instead of float32 or float64'
+            )
+        elif not np.isfinite(W).all():
+            faults.append(f'{name} holds numbers that are not finite')
     if faults:
         raise ValueError('; '.join(faults))
 
 
-def check_size(
-    weights: Weights,
-    vocab_size: int,
-    num_hiddens: int,
-    ffn_num_hiddens: int,
-    num_blks: int,
-    **others: int,
-) -> None:
-    """Raise `ValueError` where a few names ask for a giant of a network.
+def check_size(weights: Weights, sizes: Mapping[str, int]) -> None:
+    """Raise `ValueError` where small arrays describe a huge network.
 
-    One is made to compare the shapes with, so a file must hold a fair part
-    of its numbers; which ones are missing the comparison tells.
+    `check_weights` makes a network of these sizes, so a file must hold a
+    fair part of its numbers.
     """
     empty = [name for name, W in weights.items() if not W.size]
     if empty:
@@ -229,20 +218,21 @@ def check_size(
             f'{empty[0]} has shape {weights[empty[0]].shape}, which holds '
             'no numbers'
         )
-    products = num_blks * (2 * num_hiddens + ffn_num_hiddens) + vocab_size
-    expected = 2 * num_hiddens * products
+    width = 2 * sizes['num_hiddens']
+    blocks = sizes['num_blks'] * (width + sizes['ffn_num_hiddens'])
+    expected = width * (blocks + sizes['vocab_size'])
     given = sum(W.size for W in weights.values())
     if expected > MISSING_SHARE * given + MANY_NUMBERS:
         raise ValueError(
-            f'the arrays hold {given:,} numbers, where a BERT of the sizes '
-            f'that they tell has more than {expected:,}: arrays are missing'
+            f'the arrays hold {given:,} numbers, but a BERT of these sizes '
+            f'has more than {expected:,}: arrays are missing'
         )
 
 
 def sizes_of(weights: Weights) -> dict[str, int]:
-    """Return the arguments of `BERTModel` that its weights tell.
+    """Return the arguments of `BERTModel` that follow from its weights.
 
-    How many heads there are they do not tell.
+    The number of heads does not follow from them; it is 1 here.
     """
     tokens = 'encoder.token_embedding.weight'
     positions = 'encoder.pos_embedding'
@@ -271,8 +261,8 @@ def sizes_of(weights: Weights) -> dict[str, int]:
 
 
 def any_backend() -> str:
-    """Return a backend that is installed, if any is."""
-    return [*backends.names(), *backends.installed()][-1]
+    """Return the name of a backend, an installed one if there is any."""
+    return [*FRAMEWORKS, *backends.installed()][-1]
 
 
 # ---- reading ---------------------------------------------------------
@@ -281,7 +271,7 @@ def any_backend() -> str:
 def reader_of(
     source: str | Path, data: bytes
 ) -> Callable[[bytes], Mapping[str, np.ndarray]]:
-    """Return what reads a file's contents, by how they begin.
+    """Return the function that reads a file, by its first bytes.
 
     Raises `InputError` for a pickle and for anything unknown.
     """
@@ -322,75 +312,62 @@ def read_mxnet(data: bytes) -> Weights:
 
     Raises `ValueError` for anything that is not as MXNet writes it.
     """
-    parts = Parts(data)
-    parts.expect('<QQ', LIST_MAGIC, 0)
-    arrays = [_read_array(parts) for _ in range(parts.count())]
-    names = [parts.take(parts.count()).decode() for _ in range(parts.count())]
-    if parts.left:
-        raise ValueError(f'{parts.left} bytes too many at its end')
+    file = io.BytesIO(data)
+    _expect(file, '<QQ', LIST_MAGIC, 0)
+    (num_arrays,) = _unpack(file, '<Q')
+    arrays = [_read_array(file) for _ in range(num_arrays)]
+    (num_names,) = _unpack(file, '<Q')
+    names = [
+        _take(file, *_unpack(file, '<Q')).decode() for _ in range(num_names)
+    ]
+    if rest := file.read():
+        raise ValueError(f'{len(rest)} bytes too many at its end')
     if len(names) != len(arrays) or len(set(names)) != len(names):
         raise ValueError(f'{len(names)} names for {len(arrays)} arrays')
     return dict(zip(names, arrays, strict=True))
 
 
-def _read_array(parts: Parts) -> np.ndarray:
-    (magic,) = parts.unpack('<I')
+def _read_array(file: io.BytesIO) -> np.ndarray:
+    (magic,) = _unpack(file, '<I')
     if magic not in ARRAY_MAGICS:
         raise ValueError(f'an array begins with {magic:#x}')
-    parts.expect('<i', DENSE)
-    (num_axes,) = parts.unpack('<i')
+    _expect(file, '<i', DENSE)
+    (num_axes,) = _unpack(file, '<i')
     if not 0 <= num_axes <= 32:
         raise ValueError(f'an array has {num_axes} axes')
-    shape = parts.unpack(f'<{num_axes}q')
-    _device, _number, kind = parts.unpack('<iii')
+    shape = _unpack(file, f'<{num_axes}q')
+    _device, _number, kind = _unpack(file, '<iii')
     if min(shape, default=0) < 0 or not 0 <= kind < len(MXNET_TYPES):
         raise ValueError(f'an array has shape {shape} and type {kind}')
     dtype = np.dtype(MXNET_TYPES[kind])
-    values = parts.take(math.prod(shape) * dtype.itemsize)
+    values = _take(file, math.prod(shape) * dtype.itemsize)
     return np.frombuffer(values, dtype).reshape(shape).copy()
 
 
-class Parts:
-    """Takes a file's contents apart and sees where they end."""
+def _take(file: io.BytesIO, size: int) -> bytes:
+    """Return the next `size` bytes; `file` holds at most `MAX_WEIGHTS`."""
+    data = file.read(min(size, MAX_WEIGHTS))
+    if len(data) < size:
+        raise ValueError(f'it ends {size - len(data)} bytes too early')
+    return data
 
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.start = 0
 
-    @property
-    def left(self) -> int:
-        """How many bytes have not been taken."""
-        return len(self.data) - self.start
+def _unpack(file: io.BytesIO, form: str) -> tuple[Any, ...]:
+    """Return the next numbers, by a format of `struct`."""
+    return struct.unpack(form, _take(file, struct.calcsize(form)))
 
-    def take(self, size: int) -> bytes:
-        """Return the next bytes."""
-        if size > self.left:
-            raise ValueError(f'it ends {size - self.left} bytes too early')
-        self.start += size
-        return self.data[self.start - size : self.start]
 
-    def unpack(self, form: str) -> tuple[Any, ...]:
-        """Return the next numbers."""
-        return struct.unpack(form, self.take(struct.calcsize(form)))
-
-    def count(self) -> int:
-        """Return how many of something follow, each of a byte at least."""
-        (count,) = self.unpack('<Q')
-        if count > self.left:
-            raise ValueError(f'it ends before its {count} parts')
-        return count
-
-    def expect(self, form: str, *expected: int) -> None:
-        """Take numbers that must be there."""
-        if (found := self.unpack(form)) != expected:
-            raise ValueError(f'{found} where {expected} belongs')
+def _expect(file: io.BytesIO, form: str, *expected: int) -> None:
+    """Take the next numbers, which must be `expected`."""
+    if (found := _unpack(file, form)) != expected:
+        raise ValueError(f'{found} instead of {expected}')
 
 
 # ---- writing ---------------------------------------------------------
 
 
 def to_torch(weights: Weights) -> bytes:
-    """Return what `torch.load` reads as the state dict of PyTorch's tab."""
+    """Return the bytes of a file for `torch.load`, a state dict."""
     load_tab('torch')
     import torch
 
@@ -400,7 +377,7 @@ def to_torch(weights: Weights) -> bytes:
 
 
 def to_mxnet(weights: Weights) -> bytes:
-    """Return what `load_parameters` reads into the network of MXNet's tab."""
+    """Return the bytes of a file for Gluon's `load_parameters`."""
     parts = [struct.pack('<QQQ', LIST_MAGIC, 0, len(weights))]
     for W in weights.values():
         kind = MXNET_TYPES.index(W.dtype.newbyteorder('<').str)
@@ -417,7 +394,7 @@ def to_mxnet(weights: Weights) -> bytes:
 
 
 def to_safetensors(weights: Weights) -> bytes:
-    """Return a safetensors file with the names of PyTorch's tab."""
+    """Return the bytes of a safetensors file, with neutral names."""
     from safetensors.numpy import save
 
     return save(weights)
@@ -428,4 +405,3 @@ WRITERS: dict[str, Callable[[Weights], bytes]] = {
     'mxnet-params': to_mxnet,
     'safetensors': to_safetensors,
 }
-FORMATS = (*WRITERS, 'run')

@@ -1,8 +1,8 @@
-"""What is installed here, what is broken and why, and what mends it.
+"""What is installed, what is broken, and how to repair it.
 
 `d2lbert doctor` prints `examine().text()` and exits with its `exit_status`.
-Everything that imports a framework runs in a process of its own, so that one
-that crashes or hangs is reported like any other fault.
+Each import of a framework runs in a process of its own, so that the doctor
+can report one that crashes or hangs.
 """
 
 from __future__ import annotations
@@ -19,26 +19,40 @@ import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
 
 from backends import mxnet_import
+from d2lbert.frameworks import FRAMEWORKS, Framework
 
+#: Seconds that an import may take; from a cold disk it takes around 20.
 PATIENCE = 120.0
-"""Seconds that an import may take; a cold disk takes around 20."""
-
-Status = Literal['ok', 'note', 'problem']
+MARKS = {'ok': ' ', 'note': '*', 'problem': '!'}
+ENABLE = 'd2lbert doctor --enable-mxnet'
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `mend` is a command or a sentence."""
+    """One entry of the report; `mend`: what to do, or the command."""
 
     subject: str
-    status: Status
+    status: Literal['ok', 'note', 'problem']
     text: str
     mend: str = ''
+
+    def lines(self, width: int) -> list[str]:
+        """Return the lines to print, with subjects of `width` characters."""
+        text = self.text + (f'\nmend: {self.mend}' if self.mend else '')
+        head = f'{MARKS[self.status]} {self.subject:<{width}}  '
+        wrapper = textwrap.TextWrapper(
+            78 - len(head), break_long_words=False, break_on_hyphens=False
+        )
+        first, *rest = (
+            part for line in text.splitlines() for part in wrapper.wrap(line)
+        )
+        return [head + first, *(' ' * len(head) + part for part in rest)]
 
 
 @dataclass(frozen=True)
@@ -49,12 +63,8 @@ class Report:
 
     @property
     def problems(self) -> tuple[Finding, ...]:
-        """What is broken."""
-        return tuple(
-            finding
-            for finding in self.findings
-            if finding.status == 'problem'
-        )
+        """The findings about something that is broken."""
+        return tuple(one for one in self.findings if one.status == 'problem')
 
     @property
     def exit_status(self) -> int:
@@ -62,272 +72,177 @@ class Report:
         return 1 if self.problems else 0
 
     def text(self) -> str:
-        """The report as it is printed."""
-        width = max(len(finding.subject) for finding in self.findings)
-        lines = [
-            line
-            for finding in self.findings
-            for line in _lines_of(finding, width)
-        ]
-        return '\n'.join([*lines, '', self._verdict()])
-
-    def _verdict(self) -> str:
-        if not self.problems:
-            return 'No problems found.'
-        subjects = ', '.join(one.subject for one in self.problems)
-        return f'Problems found: {subjects}.'
-
-
-def _lines_of(finding: Finding, width: int) -> Iterator[str]:
-    mark = {'ok': ' ', 'note': '*', 'problem': '!'}[finding.status]
-    indent = ' ' * (width + 4)
-    text = finding.text
-    if finding.mend:
-        text += f'\nmend: {finding.mend}'
-    lines = [
-        part
-        for line in text.splitlines()
-        for part in textwrap.wrap(
-            line,
-            78 - len(indent),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    ]
-    yield f'{mark} {finding.subject:<{width}}  {lines[0]}'
-    yield from (indent + line for line in lines[1:])
+        """Return the report as it is printed."""
+        width = max(len(one.subject) for one in self.findings)
+        lines = [line for one in self.findings for line in one.lines(width)]
+        verdict = 'No problems found.'
+        if self.problems:
+            subjects = ', '.join(one.subject for one in self.problems)
+            verdict = f'Problems found: {subjects}.'
+        return '\n'.join([*lines, '', verdict])
 
 
 def examine(patience: float = PATIENCE) -> Report:
-    """Look at this environment; takes as long as importing the frameworks.
+    """Examine this environment, which imports all frameworks.
 
-    `patience` is how many seconds each import may take. Raises nothing on
-    account of what it finds.
+    `patience`: how many seconds each import may take. Whatever is broken
+    becomes a finding and raises nothing.
     """
+    known = FRAMEWORKS.values()
+    run = partial(probe, patience=patience)
     with ThreadPoolExecutor() as pool:
-        torch = pool.submit(probe, 'torch', patience)
-        mxnet = pool.submit(probe, 'mxnet', patience)
-        plain = pool.submit(probe, 'mxnet-plain', patience)
-        probes = torch.result(), mxnet.result(), plain.result()
+        probes = pool.map(run, FRAMEWORKS, [one.probe for one in known])
+        plains = pool.map(run, FRAMEWORKS, [one.plain for one in known])
+    found, plain = (
+        dict(zip(FRAMEWORKS, results, strict=True))
+        for results in (probes, plains)
+    )
     return Report(
         (
             *_about_python(),
-            *_about_torch(probes[0]),
-            *_about_mxnet(probes[1], probes[2]),
-            *_about_backends(),
-            *_about_hook(probes[2]),
-            *_about_gpus(probes[0], probes[1]),
+            *(_about(one, found[one.name], plain[one.name]) for one in known),
+            *_about_backends(found),
+            _about_hook(plain['mxnet']),
+            _about_gpus(found),
             *_about_extras(),
             *_about_corpus(),
         )
     )
 
 
-# --- imports, each in a process of its own ---------------------------------
+# ---- imports, each in a process of its own ---------------------------
 
-# What each process runs. `mxnet-plain` is what a reader who writes
-# `import mxnet` before anything of ours gets, with the hook where it is on.
-_IMPORTS = {
-    'torch': 'import torch as framework; '
-    'gpus = framework.cuda.device_count()',
-    'mxnet': 'from backends import mxnet_import; '
-    'framework = mxnet_import.import_mxnet(); '
-    'gpus = framework.context.num_gpus()',
-    'mxnet-plain': 'import mxnet as framework; gpus = 0',
-}
-_FIND_BACKENDS = 'import sys; sys.path.insert(0, sys.argv[1]); '
-_REPORT = (
+_FIND_BACKENDS = 'import sys; sys.path.insert(0, sys.argv[1]); gpus = 0; '
+_PRINT = (
     '; import json; print(); print(json.dumps([framework.__version__, gpus]))'
 )
 
 
 @dataclass(frozen=True)
 class Probe:
-    """How the import of a framework went."""
+    """The result of an import.
+
+    `error`: the framework's own, or how its process ended; `absent`: nothing
+    was there to import.
+    """
 
     version: str = ''
     gpus: int = 0
     error: str = ''
-    """The framework's own error, or how its process ended."""
     absent: bool = False
-    """Not installed at all."""
 
 
-def probe(name: str, patience: float = PATIENCE) -> Probe:
-    """Import 'torch', 'mxnet' or 'mxnet-plain' in a new process."""
-    if not _installed(name.partition('-')[0]):
+def probe(name: str, code: str, patience: float = PATIENCE) -> Probe:
+    """Import a framework by `code` in a new process, where there is any."""
+    if util.find_spec(name) is None or not code:
         return Probe(absent=True)
+    code = _FIND_BACKENDS + code + _PRINT
+    folder = Path(mxnet_import.__file__).parents[1]
     try:
         done = subprocess.run(
-            [
-                sys.executable,
-                '-c',
-                _FIND_BACKENDS + _IMPORTS[name] + _REPORT,
-                str(Path(mxnet_import.__file__).parents[1]),
-            ],
+            [sys.executable, '-c', code, str(folder)],
             capture_output=True,
             text=True,
             timeout=patience,
         )
     except subprocess.TimeoutExpired:
         return Probe(error=f'not imported within {patience:g} seconds')
+    if done.returncode < 0:
+        crash = signal.Signals(-done.returncode).name
+        return Probe(error=f'the import crashed ({crash})')
     if done.returncode:
-        return Probe(error=_how_it_ended(done))
+        ended = f'ended with status {done.returncode}'
+        return Probe(error=error_of(done.stderr) or ended)
     version, gpus = json.loads(done.stdout.splitlines()[-1])
     return Probe(version=version, gpus=gpus)
 
 
-def _installed(module: str) -> bool:
-    return util.find_spec(module) is not None
-
-
-def _how_it_ended(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        return f'the import crashed ({name})'
-    return error_of(done.stderr) or f'ended with status {done.returncode}'
-
-
 def error_of(traceback: str) -> str:
-    """The error of a printed traceback, without its frames."""
-    starts = [
-        match.start()
-        for match in re.finditer(
-            r'^[A-Za-z_][\w.]*(?:Error|Exception|Exit)\b', traceback, re.M
-        )
-    ]
-    return traceback[starts[-1] :].strip() if starts else traceback.strip()
+    """Return the last error of a printed traceback, without its frames."""
+    pattern = r'^[A-Za-z_][\w.]*(?:Error|Exception|Exit)\b'
+    starts = [one.start() for one in re.finditer(pattern, traceback, re.M)]
+    return traceback[starts[-1] if starts else 0 :].strip()
 
 
-# --- what is said about each -----------------------------------------------
+def mend_of(error: str, reinstall: str) -> str:
+    """Return what to do about an error of an import.
+
+    It names a library as Debian and Ubuntu name its package, or else the
+    missing module, or else the command that installs the framework again.
+    """
+    if library := re.search(r'(lib\w+)\.so\.(\d+): cannot open', error):
+        return f'apt install {library[1]}{library[2]} (or similar)'
+    if module := re.search(r"No module named '([\w.]+)'", error):
+        return f'pip install {module[1]}'
+    return reinstall
+
+
+# ---- the findings ----------------------------------------------------
 
 
 def _about_python() -> Iterator[Finding]:
-    version = platform.python_version()
-    fine = sys.version_info >= (3, 10)
     yield Finding(
-        'Python',
-        'ok' if fine else 'problem',
-        f'{version} at {sys.executable}',
-        '' if fine else 'use Python 3.10 or later',
+        'Python', 'ok', f'{platform.python_version()} at {sys.executable}'
     )
     yield Finding('platform', 'ok', platform.platform())
-    numpy = _version_of('numpy')
-    yield Finding(
-        'NumPy',
-        'ok' if numpy else 'problem',
-        numpy or 'not installed',
-        '' if numpy else 'pip install numpy',
-    )
-
-
-def _about_torch(torch: Probe) -> Iterator[Finding]:
-    if torch.absent:
-        yield Finding(
-            'torch', 'note', 'not installed', "pip install '.[torch]'"
-        )
-    elif torch.error:
-        yield Finding(
-            'torch',
-            'problem',
-            f'installed, and cannot be imported:\n{torch.error}',
-            'pip install --force-reinstall torch',
-        )
+    if numpy := _version_of('numpy'):
+        yield Finding('NumPy', 'ok', numpy)
     else:
-        yield Finding('torch', 'ok', f'{torch.version}, imports')
-
-
-def _about_mxnet(mxnet: Probe, plain: Probe) -> Iterator[Finding]:
-    if mxnet.absent:
         yield Finding(
-            'mxnet', 'note', 'not installed', "pip install '.[mxnet]'"
-        )
-    elif mxnet.error:
-        yield Finding(
-            'mxnet',
-            'problem',
-            'installed, and cannot be '
-            f'imported, by d2lbert either:\n{mxnet.error}',
-            mend_of(mxnet.error),
-        )
-    elif plain.error:
-        yield Finding(
-            'mxnet',
-            'note',
-            f'{mxnet.version}, imports through '
-            'd2lbert; `import mxnet` before d2lbert fails:\n'
-            f'{plain.error}',
-            'd2lbert doctor --enable-mxnet',
-        )
-    else:
-        yield Finding('mxnet', 'ok', f'{mxnet.version}, imports')
-
-
-def mend_of(error: str) -> str:
-    """What to do about an error of `import mxnet` that d2lbert cannot mend.
-
-    The libraries are those that the wheels of MXNet 1.9.1 and 2.0.0b1 need
-    and do not bring; the packages are named as Debian and Ubuntu name them.
-    """
-    library = re.search(r'(lib\w+)\.so\.(\d+): cannot open', error)
-    if library:
-        return f'apt install {library[1]}{library[2]} (or its like)'
-    module = re.search(r"No module named '([\w.]+)'", error)
-    if module:
-        return f'pip install {module[1]}'
-    return 'pip install --force-reinstall --no-deps mxnet==1.9.1'
-
-
-def _about_backends() -> Iterator[Finding]:
-    if not _installed('torch') and not _installed('mxnet'):
-        yield Finding(
-            'backends',
-            'problem',
-            'neither torch nor mxnet is installed, so nothing can be trained',
-            "pip install '.[torch]'",
+            'NumPy', 'problem', 'not installed', 'pip install numpy'
         )
 
 
-def _about_hook(plain: Probe) -> Iterator[Finding]:
-    where = sysconfig.get_path('purelib')
-    state = mxnet_import.hook_state()
-    if state == 'off':
-        yield Finding('mxnet hook', 'ok', f'off in {where}')
-    elif state == 'stale':
-        yield Finding(
-            'mxnet hook',
-            'problem',
-            f'on in {where}, but the d2lbert that wrote it is gone',
-            'd2lbert doctor --enable-mxnet',
+def _about(known: Framework, found: Probe, plain: Probe) -> Finding:
+    name = known.name
+    if found.absent:
+        return Finding(name, 'note', 'not installed', known.install)
+    if found.error:
+        text = f'installed, but cannot be imported:\n{found.error}'
+        mend = mend_of(found.error, known.reinstall)
+        return Finding(name, 'problem', text, mend)
+    text = f'{found.version}, imports'
+    if plain.error:
+        text += (
+            f' through d2lbert; `import {name}` before d2lbert fails:\n'
+            f'{plain.error}'
         )
-    elif plain.error:
-        yield Finding(
-            'mxnet hook',
-            'problem',
-            f'on in {where}, and `import mxnet` still fails',
-            'd2lbert doctor --enable-mxnet',
-        )
-    else:
-        yield Finding('mxnet hook', 'ok', f'on in {where}')
+        return Finding(name, 'note', text, ENABLE)
+    return Finding(name, 'ok', text)
 
 
-def _about_gpus(torch: Probe, mxnet: Probe) -> Iterator[Finding]:
+def _about_backends(found: dict[str, Probe]) -> Iterator[Finding]:
+    if all(one.absent for one in found.values()):
+        text = 'no framework is installed, so nothing can be trained'
+        yield Finding('backends', 'problem', text, "pip install '.[torch]'")
+
+
+def _about_hook(plain: Probe) -> Finding:
+    state, fault = mxnet_import.hook_state(), ''
+    if state == 'stale':
+        fault = ', but the d2lbert that wrote it is gone'
+    elif state == 'on' and plain.error:
+        fault = ', and `import mxnet` still fails'
+    on = 'off' if state == 'off' else 'on'
+    text = f'{on} in {sysconfig.get_path("purelib")}{fault}'
+    if fault:
+        return Finding('mxnet hook', 'problem', text, ENABLE)
+    return Finding('mxnet hook', 'ok', text)
+
+
+def _about_gpus(found: dict[str, Probe]) -> Finding:
     cards = _nvidia_cards()
-    seen = [
+    counts = [
         f'{name} sees {one.gpus}'
-        for name, one in (('torch', torch), ('mxnet', mxnet))
+        for name, one in found.items()
         if one.version
     ]
-    text = f'{len(cards)} on this machine' + ''.join(
-        f'; {part}' for part in seen
-    )
-    unused = cards and not (torch.gpus or mxnet.gpus)
-    yield Finding(
-        'GPUs',
-        'note' if unused else 'ok',
-        '\n'.join([text, *cards]),
-        'install a build of the framework for CUDA' if unused else '',
-    )
+    text = '; '.join([f'{len(cards)} on this machine', *counts])
+    text = '\n'.join([text, *cards])
+    if cards and not any(one.gpus for one in found.values()):
+        mend = 'install a build of the framework for CUDA'
+        return Finding('GPUs', 'note', text, mend)
+    return Finding('GPUs', 'ok', text)
 
 
 def _nvidia_cards() -> list[str]:
@@ -337,47 +252,31 @@ def _nvidia_cards() -> list[str]:
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [
-        line.partition(' (UUID')[0]
-        for line in done.stdout.splitlines()
-        if line.startswith('GPU ')
-    ]
+    return re.findall(r'^(GPU .*?)(?: \(UUID.*)?$', done.stdout, re.M)
 
 
 def _about_extras() -> Iterator[Finding]:
-    """Which of d2lbert's extras have all that they require."""
-    try:
-        extras = metadata.metadata('d2lbert').get_all('Provides-Extra') or []
-    except metadata.PackageNotFoundError:
-        yield Finding(
-            'd2lbert',
-            'note',
-            'run from a folder, not installed',
-            'pip install -e .',
-        )
+    """Find which of d2lbert's extras have all their requirements."""
+    version = _version_of('d2lbert')
+    if not version:
+        text = 'run from a folder, not installed'
+        yield Finding('d2lbert', 'note', text, 'pip install -e .')
         return
-    yield Finding('d2lbert', 'ok', metadata.version('d2lbert'))
-    for extra in extras:
-        missing = [
-            name for name in _required_by(extra) if not _version_of(name)
-        ]
-        text = f'lacks {", ".join(missing)}' if missing else 'complete'
-        yield Finding(
-            f'extra [{extra}]',
-            'ok',
-            text,
-            f"pip install '.[{extra}]'" if missing else '',
-        )
+    yield Finding('d2lbert', 'ok', version)
+    for extra in metadata.metadata('d2lbert').get_all('Provides-Extra') or ():
+        lacks = [one for one in _required_by(extra) if not _version_of(one)]
+        text = f'lacks {", ".join(lacks)}' if lacks else 'complete'
+        mend = f"pip install '.[{extra}]'" if lacks else ''
+        yield Finding(f'extra [{extra}]', 'ok', text, mend)
 
 
 def _required_by(extra: str) -> list[str]:
-    """The packages that an extra names, those of the extra alone."""
+    """Return the packages that one extra alone requires."""
     from packaging.requirements import Requirement
 
-    requirements = map(Requirement, metadata.requires('d2lbert') or [])
     return [
         one.name
-        for one in requirements
+        for one in map(Requirement, metadata.requires('d2lbert') or ())
         if one.marker
         and one.marker.evaluate({'extra': extra})
         and not one.marker.evaluate({'extra': ''})
@@ -391,49 +290,38 @@ def _version_of(distribution: str) -> str:
         return ''
 
 
-def can_be_written(folder: Path) -> bool:
-    """Say whether there is such a folder to write in, or one can be made."""
-    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
-    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
-
-
 def _about_corpus() -> Iterator[Finding]:
     from d2lbert.data import corpus
 
     try:
         cache = corpus.cache_folder()
     except ImportError as error:
-        yield Finding(
-            'cache',
-            'problem',
-            f'd2lbert needs {error.name}, which is not installed',
-            f'pip install {error.name}',
-        )
+        text = f'd2lbert needs {error.name}, which is not installed'
+        yield Finding('cache', 'problem', text, f'pip install {error.name}')
         return
     if can_be_written(cache):
         yield Finding('cache', 'ok', str(cache))
     else:
-        yield Finding(
-            'cache',
-            'note',
+        text = (
             f'{cache} cannot be written: nothing is kept there, and '
-            'WikiText-2 cannot be fetched',
-            'name another folder in D2LBERT_CACHE',
+            'WikiText-2 cannot be fetched'
         )
+        mend = 'name another folder in D2LBERT_CACHE'
+        yield Finding('cache', 'note', text, mend)
     given = os.environ.get('D2LBERT_WIKITEXT2')
     path = os.path.expanduser(given or cache / corpus.ARCHIVE)
     if os.path.exists(path):
         yield Finding('WikiText-2', 'ok', f'at {path}')
     elif given:
-        yield Finding(
-            'WikiText-2',
-            'problem',
-            f'D2LBERT_WIKITEXT2 names {given}, which is not there',
-            'name the archive, or unset the variable',
-        )
+        text = f'D2LBERT_WIKITEXT2 names {given}, which is not there'
+        mend = 'name the archive, or unset the variable'
+        yield Finding('WikiText-2', 'problem', text, mend)
     else:
-        yield Finding(
-            'WikiText-2',
-            'ok',
-            'not fetched yet; the first training fetches it',
-        )
+        text = 'not fetched yet; the first training fetches it'
+        yield Finding('WikiText-2', 'ok', text)
+
+
+def can_be_written(folder: Path) -> bool:
+    """Say whether a folder, or the place to make it, can be written to."""
+    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)

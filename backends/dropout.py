@@ -1,0 +1,31 @@
+"""Where the dropout layers of a thread take their masks from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import local
+
+from backends.types import Masks
+
+_dropout = local()
+
+
+@contextmanager
+def dropout_masks(masks: Masks | None) -> Iterator[None]:
+    """Let each `Dropout` layer called in this thread take its mask here.
+
+    With `None`, and outside of this context, a `Dropout` layer uses random
+    numbers of its framework.
+    """
+    previous = current_masks()
+    _dropout.masks = masks
+    try:
+        yield
+    finally:
+        _dropout.masks = previous
+
+
+def current_masks() -> Masks | None:
+    """Return the dropout masks of this thread, if it has any."""
+    return getattr(_dropout, 'masks', None)

@@ -1,0 +1,320 @@
+"""How MXNet trains: gradients on several devices and cores, and Adam.
+
+Contexts of the processor (`cpu(0)`, `cpu(1)`, …) compute side by side, each
+with its own copy of the parameters: they are the replicas of a network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy
+from threadpoolctl import threadpool_limits
+
+from backends import base
+from backends.dropout import dropout_masks
+from backends.mxnet_import import import_mxnet
+from backends.parameters import check_parameters
+from backends.threads import (
+    CPU_TOKENS,
+    ThreadedDataParallel,
+    Threads,
+    Worker,
+    num_cores,
+)
+from backends.types import Arrays, Device, Losses
+
+
+def import_mxnet_alone() -> Any:
+    """Import MXNet and keep the thread count of other libraries.
+
+    It sets that of OpenMP to one in the thread that imports it, and PyTorch
+    would follow.
+    """
+    num_threads = num_cores()
+    if 'torch' in sys.modules:
+        num_threads = sys.modules['torch'].get_num_threads()
+    mxnet = import_mxnet()
+    threadpool_limits(num_threads, user_api='openmp')
+    return mxnet
+
+
+mx: Any = import_mxnet_alone()
+autograd: Any = mx.autograd
+nd: Any = mx.nd
+np: Any = mx.np
+npx: Any = mx.npx
+npx.set_np()
+
+
+class DataParallel(ThreadedDataParallel):
+    """One block, whose parameters live in a context for each worker."""
+
+    tokens_at_a_time = CPU_TOKENS
+
+    def __init__(
+        self,
+        backend: base.Backend,
+        net: Any,
+        losses: Losses,
+        devices: Sequence[Device],
+        precision: str,
+    ) -> None:
+        if precision != 'float32':
+            raise ValueError(
+                f'MXNet computes in float32, not in {precision}: use '
+                "precision='float32', or PyTorch"
+            )
+        if len(set(devices)) < len(devices):
+            raise ValueError(
+                f'devices = {list(devices)}: one is there twice, and MXNet '
+                'keeps parameters once for each; give others, such as '
+                'cpu(0) and cpu(1)'
+            )
+        num_threads = num_cores()
+        contexts = list(devices)
+        if getattr(net, 'is_replicable', False) and not any(
+            device.device_type == 'gpu' for device in devices
+        ):
+            contexts += free_contexts(devices, num_threads)
+        super().__init__(
+            [
+                Worker(i % len(devices), context, net)
+                for i, context in enumerate(contexts)
+            ],
+            THREADS,
+            num_threads,
+        )
+        self.backend = backend
+        self.net = net
+        self.compute_losses = losses
+        self.devices = list(devices)
+        self.learned = {
+            parameter: parameter.grad_req
+            for parameter in parameters_of(net).values()
+            if parameter.grad_req != 'null'
+        }
+        move(net, contexts)
+        # Gradients overwrite each other unless a parameter asks otherwise.
+        # To ask makes new gradients, hence once.
+        for parameter in self.learned:
+            parameter.grad_req = 'add'
+
+    def start(self):
+        for parameter in parameters_of(self.net).values():
+            first, *others = parameter.list_data()
+            for other in others:
+                first.copyto(other)
+        for parameter in self.learned:
+            for grad in parameter.list_grad():
+                grad[:] = 0
+
+    def accumulate(self, worker, part):
+        inputs = [self.backend.tensor(X, worker.device) for X in part.inputs]
+        with dropout_masks(part.masks), autograd.record():
+            losses = self.compute_losses(self.net, *inputs)
+        autograd.backward(list(losses))
+        return losses
+
+    def reduce(self, losses):
+        for parameter in self.learned:
+            first, *others = (
+                grad.as_nd_ndarray() for grad in parameter.list_grad()
+            )
+            if others:
+                others = [other.as_in_context(first.ctx) for other in others]
+                nd.add_n(first, *others, out=first)
+        return Gradients(self.net, losses)
+
+    def close(self):
+        for parameter, grad_req in self.learned.items():
+            parameter.grad_req = grad_req
+        move(self.net, self.devices)
+
+
+class Gradients(base.Gradients):
+    """The gradients that `net` holds, and the losses they are of."""
+
+    def __init__(self, net: Any, losses: Sequence[Sequence[Any]]) -> None:
+        """`losses`: those of each micro-batch."""
+        self.net = net
+        self.parts = losses
+
+    def losses(self):
+        return numpy.sum(
+            [[loss.asnumpy().item() for loss in each] for each in self.parts],
+            axis=0,
+        )
+
+    def norm(self):
+        # NumPy, because MXNet's sums take ten times as long
+        squares = values = 0.0
+        with numpy.errstate(over='ignore', invalid='ignore'):
+            for parameter in parameters_of(self.net).values():
+                values += parameter.list_data()[0].asnumpy().sum()
+                if parameter.grad_req != 'null':
+                    grad = parameter.list_grad()[0].asnumpy().reshape(-1)
+                    squares += float(grad @ grad)
+            # A parameter that is not finite makes the norm NaN
+            return float(numpy.sqrt(squares) + 0 * values)
+
+    def arrays(self):
+        return {
+            name: parameter.list_grad()[0].asnumpy()
+            for name, parameter in parameters_of(self.net).items()
+            if parameter.grad_req != 'null'
+        }
+
+
+def free_contexts(
+    devices: Sequence[Device], num_threads: int
+) -> list[Device]:
+    """Return more contexts of the processor, as many for each device."""
+    taken = {device.device_id for device in devices}
+    free = (npx.cpu(i) for i in itertools.count() if i not in taken)
+    num_more = len(devices) * (max(1, num_threads // len(devices)) - 1)
+    return list(itertools.islice(free, num_more))
+
+
+def move(net: Any, contexts: Sequence[Device]) -> None:
+    """Let the parameters of `net` live in these contexts only."""
+    for parameter in parameters_of(net).values():
+        if parameter.list_ctx() != list(contexts):
+            # Of several copies `reset_ctx` would take the mean, which is
+            # rounded
+            value = parameter.list_data()[0]
+            parameter.reset_ctx(list(contexts))
+            parameter.set_data(value)
+
+
+def parameters_of(net: Any) -> dict[str, Any]:
+    """Return the parameters of a block by their structural names."""
+    if hasattr(net, '_collect_params_with_prefix'):  # MXNet 1
+        return net._collect_params_with_prefix()
+    return dict(net.collect_params())
+
+
+# ---- the optimizer step ----------------------------------------------
+
+
+def update_in_float64(
+    data: Any, grad: Any, m: Any, v: Any, lr: float, epsilon: float
+) -> None:
+    """Do what `adam_update` does, whose own constants are float32."""
+    beta1, beta2 = base.ADAM_BETAS
+    g = grad.asnumpy()
+    m[:] = new_m = beta1 * m.asnumpy() + (1 - beta1) * g
+    v[:] = new_v = beta2 * v.asnumpy() + (1 - beta2) * g**2
+    data[:] = data.asnumpy() - lr * new_m / (numpy.sqrt(new_v) + epsilon)
+
+
+class Adam(base.Optimizer):
+    """MXNet's Adam update, with epsilon where the recipe wants it.
+
+    The update operator adds epsilon to √v before the bias of v is
+    corrected. Its state is kept by structural name, where Gluon's trainer
+    keeps it by the index of an automatic name.
+    """
+
+    def __init__(
+        self, net: Any, lr: float, epsilon_inside: bool, frozen: Sequence[str]
+    ) -> None:
+        self.net = net
+        # One that has several names, because layers share it, is one
+        once = {
+            parameter: name for name, parameter in parameters_of(net).items()
+        }
+        self.parameters = {
+            name: parameter
+            for parameter, name in once.items()
+            if parameter.grad_req != 'null'
+            and not name.endswith(tuple(frozen))
+        }
+        self.lr = lr
+        self.epsilon_inside = epsilon_inside
+        self.num_steps = 0
+        self.moments = {
+            name: (nd.zeros_like(data), nd.zeros_like(data))
+            for name, data in self._data()
+        }
+
+    def set_gradients(self, arrays: Arrays) -> None:
+        """Set the gradient of each parameter that is not frozen."""
+        learned = {
+            name: parameter
+            for name, parameter in parameters_of(self.net).items()
+            if parameter.grad_req != 'null'
+        }
+        check_parameters(
+            {name: parameter.shape for name, parameter in learned.items()},
+            arrays,
+        )
+        for name, parameter in learned.items():
+            for grad in parameter.list_grad():
+                grad[:] = np.array(
+                    arrays[name], dtype=grad.dtype, ctx=grad.ctx
+                )
+
+    def _data(self) -> Iterator[tuple[str, Any]]:
+        for name, parameter in self.parameters.items():
+            yield name, parameter.list_data()[0].as_nd_ndarray()
+
+    def step(self, gradients):
+        if isinstance(gradients, Mapping):
+            self.set_gradients(gradients)
+        self.num_steps += 1
+        beta1, beta2 = base.ADAM_BETAS
+        root = (1 - beta2**self.num_steps) ** 0.5
+        lr = self.lr * root / (1 - beta1**self.num_steps)
+        epsilon = base.ADAM_EPSILON * (1 if self.epsilon_inside else root)
+        for name, data in self._data():
+            grad = self.parameters[name].list_grad()[0].as_nd_ndarray()
+            if data.dtype == numpy.float64:
+                update_in_float64(
+                    data, grad, *self.moments[name], lr, epsilon
+                )
+                continue
+            # The operator's v is smaller by its rounding of 1 − β₂, which is
+            # how Gluon's Adam is; PyTorch's, which the other recipes follow,
+            # is exact.
+            scale = 1.0 if self.epsilon_inside else base.GLUON_ROUNDING
+            nd.adam_update(
+                data,
+                grad,
+                *self.moments[name],
+                lr=lr * scale,
+                beta1=beta1,
+                beta2=beta2,
+                epsilon=epsilon * scale,
+                wd=0,
+                lazy_update=False,
+                out=data,
+            )
+
+    def state(self):
+        return {
+            f'{name}.{short}': moment.asnumpy()
+            for name, moments in self.moments.items()
+            for short, moment in zip('mv', moments, strict=True)
+        }
+
+    def load_state(self, arrays, num_steps):
+        check_parameters(
+            {
+                f'{name}.{short}': moment.shape
+                for name, moments in self.moments.items()
+                for short, moment in zip('mv', moments, strict=True)
+            },
+            arrays,
+        )
+        self.num_steps = num_steps
+        for name, moments in self.moments.items():
+            for short, moment in zip('mv', moments, strict=True):
+                moment[:] = arrays[f'{name}.{short}']
+
+
+# `set_np` is a setting that MXNet keeps by thread
+THREADS = Threads(npx.set_np, lambda: threadpool_limits(1))

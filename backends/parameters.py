@@ -1,0 +1,28 @@
+"""Parameters by name: do they fit a network?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from backends.types import Arrays
+
+
+def check_parameters(
+    expected: Mapping[str, tuple[int, ...]], arrays: Arrays
+) -> None:
+    """Raise `ValueError` unless names and shapes of `arrays` are right."""
+    faults = [f'{name} is missing' for name in expected if name not in arrays]
+    faults += [
+        f'{name} is not a parameter of this network'
+        for name in arrays
+        if name not in expected
+    ]
+    faults += [
+        f'{name} has shape {arrays[name].shape} instead of {shape}'
+        for name, shape in expected.items()
+        if name in arrays and tuple(arrays[name].shape) != shape
+    ]
+    if faults:
+        raise ValueError(
+            'the arrays do not fit this network: ' + '; '.join(faults)
+        )

@@ -1,0 +1,201 @@
+"""What the backends share that compute on the threads of a processor.
+
+Two workers of one thread each get more done than one worker whose
+operations use two threads. So each core has a worker with a replica of the
+network, and takes micro-batches of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import platform
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from threading import local
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from backends import base
+from backends.types import Device, Layer, Part
+
+#: So many tokens keep a core and its caches busy; more only take memory.
+CPU_TOKENS = 4096
+#: malloc.h of glibc: arrays of up to so many bytes, at most 32 MiB, are
+#: taken from memory that was freed, of which so much is kept.
+M_MMAP_THRESHOLD, KEPT_ARRAY = -3, 32 << 20
+M_TRIM_THRESHOLD, KEPT_MEMORY = -1, 512 << 20
+
+_scratch = local()
+
+
+def num_cores() -> int:
+    """Return how many cores this process may use, as OpenMP counts them."""
+    # For threads within threads there can be more numbers after a comma
+    wanted = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0].strip()
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def scratch(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """Return an array in memory that this thread uses again at the next call.
+
+    Its values are arbitrary. To touch new memory for the first time takes
+    as long as several passes over it.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    memory = getattr(_scratch, 'memory', None)
+    if memory is None or len(memory) < size:
+        memory = _scratch.memory = np.empty(size, np.uint8)
+    return memory[:size].view(dtype).reshape(shape)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc, where it is the C library, keep freed memory for reuse.
+
+    By default it returns large arrays to the system and asks for them again
+    in each step, and new memory takes long to touch.
+    """
+    if platform.libc_ver()[0] == 'glibc':
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, KEPT_ARRAY)
+        mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
+
+
+class Threads:
+    """The threads in which a framework computes on a processor.
+
+    `start`: is called first in each thread; `one_core`: within this context
+    the framework's operations use no threads of their own. The threads stay,
+    because MXNet keeps ten megabytes for each thread it has ever seen.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], None],
+        one_core: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self.start = start
+        self.one_core = one_core
+        self.executors: dict[int, ThreadPoolExecutor] = {}
+        if hasattr(os, 'register_at_fork'):
+            # A forked child has none of its parent's threads
+            os.register_at_fork(after_in_child=self.executors.clear)
+
+    def map(
+        self, num_threads: int, function: Callable[..., Any], *arguments: Any
+    ) -> list[Any]:
+        """Return what `function` gives for each of its arguments, in order.
+
+        With one thread it runs in the caller's. After an error or Ctrl-C it
+        waits until no thread computes any more.
+        """
+        if num_threads <= 1:
+            return list(map(function, *arguments))
+        executor = self.executor(num_threads)
+        with self.one_core():
+            futures = [
+                executor.submit(function, *each)
+                for each in zip(*arguments, strict=True)
+            ]
+            try:
+                return [future.result() for future in futures]
+            finally:
+                for future in futures:
+                    future.cancel()
+                wait(futures)
+
+    def executor(self, num_threads: int) -> ThreadPoolExecutor:
+        """Return the executor with so many threads."""
+        if num_threads not in self.executors:
+            keep_freed_memory()
+            self.executors[num_threads] = ThreadPoolExecutor(
+                num_threads, initializer=self.start
+            )
+        return self.executors[num_threads]
+
+
+class Worker(NamedTuple):
+    """Computes micro-batches of one shard, with a replica of the network."""
+
+    shard: int
+    device: Device
+    net: Layer
+
+
+class ThreadedDataParallel(base.DataParallel):
+    """Workers in threads, each with gradients of its own.
+
+    A subclass says how the replicas get the parameters, how a worker adds
+    the gradients of a micro-batch to those of its replica, and how these are
+    summed.
+    """
+
+    def __init__(
+        self, workers: Sequence[Worker], threads: Threads, num_threads: int
+    ) -> None:
+        self.workers = workers
+        self.threads = threads
+        self.num_workers = len(workers)
+        self.num_shards = 1 + max(worker.shard for worker in workers)
+        self.own_shards = range(self.num_shards)
+        # More threads than cores, so that no core waits for the others
+        self.num_threads = min(self.num_workers, 2 * num_threads)
+
+    @abstractmethod
+    def start(self) -> None:
+        """Copy the parameters to all replicas; set gradients to zero."""
+
+    @abstractmethod
+    def accumulate(self, worker: Worker, part: Part) -> Sequence[Any]:
+        """Add the gradients of a micro-batch; return its losses."""
+
+    @abstractmethod
+    def reduce(self, losses: Sequence[Sequence[Any]]) -> base.Gradients:
+        """Sum the gradients of all replicas in those of the first one.
+
+        `losses`: those of each micro-batch.
+        """
+
+    def value_and_grad(
+        self, parts: Sequence[Sequence[Part]]
+    ) -> base.Gradients:
+        self.start()
+        shares = share_out(parts, [worker.shard for worker in self.workers])
+        done = self.threads.map(
+            self.num_threads, self.accumulate_all, self.workers, shares
+        )
+        return self.reduce([losses for share in done for losses in share])
+
+    def accumulate_all(
+        self, worker: Worker, share: Sequence[Part]
+    ) -> list[Sequence[Any]]:
+        """Add the gradients of all micro-batches of a worker."""
+        return [self.accumulate(worker, part) for part in share]
+
+
+def share_out(
+    parts: Sequence[Sequence[Part]], shards: Sequence[int]
+) -> list[list[Part]]:
+    """Return the micro-batches of each worker.
+
+    `parts`: those of each shard; `shards`: the shard of each worker. The
+    next micro-batch goes to the worker with the least work, so that all
+    workers of a shard need about as long.
+    """
+    shares: list[list[Part]] = [[] for _ in shards]
+    costs = [0.0] * len(shards)
+    for shard, shard_parts in enumerate(parts):
+        own = [i for i, other in enumerate(shards) if other == shard]
+        for part in shard_parts:
+            i = min(own, key=costs.__getitem__)
+            shares[i].append(part)
+            costs[i] += part.cost
+    return shares

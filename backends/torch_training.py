@@ -1,0 +1,430 @@
+"""How PyTorch trains: gradients on several devices and cores, and Adam."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+)
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from backends import base
+from backends.dropout import dropout_masks
+from backends.parameters import check_parameters
+from backends.threads import (
+    CPU_TOKENS,
+    ThreadedDataParallel,
+    Threads,
+    Worker,
+)
+from backends.types import Arrays, Losses
+
+# A GPU wants more work at a time than a core
+GPU_TOKENS = 32768
+
+
+class DataParallel(ThreadedDataParallel):
+    """Replicas on the cores of a processor, or one on each GPU."""
+
+    def __init__(
+        self,
+        backend: base.Backend,
+        net: nn.Module,
+        losses: Losses,
+        devices: Sequence[torch.device],
+        precision: str,
+        shared_masks: bool,
+    ) -> None:
+        check_precision(precision)
+        on_gpu = any(device.type == 'cuda' for device in devices)
+        num_threads = num_cores()
+        is_replicable = getattr(net, 'is_replicable', False)
+        num_each = 1
+        if is_replicable and not on_gpu:
+            num_each = max(1, num_threads // len(devices))
+        replicas = replicas_of(net, [*devices] * num_each)
+        shards = [*range(len(devices))] * num_each
+        super().__init__(
+            [
+                Worker(shard, devices[shard], replica)
+                for shard, replica in zip(shards, replicas, strict=True)
+            ],
+            THREADS,
+            num_threads,
+        )
+        self.backend = backend
+        self.compute_losses = losses
+        self.precision = precision
+        self.draws_masks = on_gpu and not shared_masks
+        self.asynchronous = on_gpu
+        # CUDA records one graph at a time in a process, for one card
+        self.static_shapes = (
+            self.draws_masks and is_replicable and len(devices) == 1
+        )
+        self.tokens_at_a_time = GPU_TOKENS if on_gpu else CPU_TOKENS
+        self.graphs: dict[tuple[torch.Size, ...], Graph] = {}
+
+    def value_and_grad(self, parts):
+        if self.precision == 'float32':
+            return super().value_and_grad(parts)
+        # One switch for the whole process: worker threads must not turn it
+        matmul = torch.backends.cuda.matmul
+        before, matmul.allow_tf32 = matmul.allow_tf32, True
+        try:
+            return super().value_and_grad(parts)
+        finally:
+            matmul.allow_tf32 = before
+
+    @torch.no_grad()
+    def start(self):
+        first, *others = (worker.net for worker in self.workers)
+        for other in others:
+            for source, target in zip(
+                first.parameters(), other.parameters(), strict=True
+            ):
+                if target.data_ptr() != source.data_ptr():
+                    target.copy_(source)
+        for worker in self.workers:
+            zero_gradients(worker.net)
+
+    def accumulate(self, worker, part):
+        inputs = [self.backend.tensor(X, worker.device) for X in part.inputs]
+        if part.masks is not None and self.draws_masks:
+            with torch.cuda.device(worker.device):
+                torch.cuda.manual_seed(part.masks.device_seed)
+            if self.static_shapes:
+                return self.replay(worker, inputs)
+            return self.differentiate(worker, inputs)
+        with dropout_masks(part.masks):
+            return self.differentiate(worker, inputs)
+
+    def differentiate(
+        self, worker: Worker, inputs: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Add the gradients of some inputs; return their losses."""
+        products: AbstractContextManager[Any] = nullcontext()
+        if self.precision == 'bf16':
+            products = torch.autocast('cuda', torch.bfloat16)
+        with torch.enable_grad(), mode(worker.net, training=True), products:
+            losses = self.compute_losses(worker.net, *inputs)
+        torch.autograd.backward(list(losses))
+        return [loss.detach() for loss in losses]
+
+    def replay(
+        self, worker: Worker, inputs: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Do as `differentiate`, by a graph for inputs of these shapes."""
+        shapes = tuple(X.shape for X in inputs)
+        if shapes not in self.graphs:
+            self.graphs[shapes] = Graph(self, worker, inputs)
+        return self.graphs[shapes].replay(inputs)
+
+    @torch.no_grad()
+    def reduce(self, losses):
+        first, *others = (worker.net for worker in self.workers)
+        device = self.workers[0].device
+        ours = gradients_of(first)
+        for other in others:
+            theirs = [grad.to(device) for grad in gradients_of(other)]
+            torch._foreach_add_(ours, theirs)
+        return Gradients(
+            first,
+            torch.stack(
+                [
+                    torch.stack([loss.to(device) for loss in each])
+                    for each in losses
+                ]
+            ),
+        )
+
+    def close(self):
+        self.graphs.clear()
+
+
+class Graph:
+    """The gradients of inputs of certain shapes, as a CUDA graph.
+
+    For the chapter's network a GPU has less to do than the processor that
+    launches its kernels one by one. The graph is recorded once and replayed.
+    """
+
+    def __init__(
+        self,
+        parallel: DataParallel,
+        worker: Worker,
+        inputs: Sequence[torch.Tensor],
+    ) -> None:
+        gradients = gradients_of(worker.net)
+        before = [gradient.clone() for gradient in gradients]
+        with torch.cuda.device(worker.device):
+            state = torch.cuda.get_rng_state()
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                # What is set up at the first call cannot be recorded
+                parallel.differentiate(worker, inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.inputs = [X.clone() for X in inputs]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.losses = parallel.differentiate(worker, self.inputs)
+            torch.cuda.set_rng_state(state)
+        torch._foreach_copy_(gradients, before)
+
+    def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Add the gradients of some inputs; return their losses."""
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        return [loss.clone() for loss in self.losses]
+
+
+class Gradients(base.Gradients):
+    """The gradients that `net` holds, and the losses they are of."""
+
+    def __init__(self, net: nn.Module, losses: torch.Tensor) -> None:
+        """`losses`: those of each micro-batch, `(num_parts, num_losses)`."""
+        self.net = net
+        parameters = [parameter.detach() for parameter in net.parameters()]
+        norms = torch.stack(torch._foreach_norm(gradients_of(net)))
+        largest = torch.stack(torch._foreach_norm(parameters, math.inf))
+        # A parameter that is not finite makes the norm NaN
+        norm = norms.double().norm() + 0 * largest.double().sum()
+        numbers = torch.cat([losses.double().sum(0), norm.reshape(1)])
+        self.numbers = numbers
+        if numbers.is_cuda:
+            self.numbers = torch.empty_like(
+                numbers, device='cpu', pin_memory=True
+            )
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record(torch.cuda.current_stream(numbers.device))
+
+    def read(self) -> np.ndarray:
+        """Wait for the losses and the norm; waits for no later step."""
+        if hasattr(self, 'copied'):
+            self.copied.synchronize()
+        return self.numbers.numpy()
+
+    def losses(self):
+        return self.read()[:-1]
+
+    def norm(self):
+        return float(self.read()[-1])
+
+    def arrays(self):
+        return {
+            name: to_array(parameter.grad)
+            for name, parameter in self.net.named_parameters()
+            if parameter.requires_grad
+        }
+
+
+def check_precision(name: str) -> None:
+    """Raise `ValueError` for a precision that cannot be had."""
+    if name not in base.PRECISIONS:
+        raise ValueError(
+            f'precision = {name!r}: expected one of '
+            + ', '.join(base.PRECISIONS)
+        )
+    if name != 'float32' and not torch.cuda.is_available():
+        raise ValueError(
+            f'precision = {name!r} is for CUDA cards, and there is none: '
+            "use 'float32'"
+        )
+
+
+def replicas_of(
+    net: nn.Module, devices: Sequence[torch.device]
+) -> list[nn.Module]:
+    """Return a network for each device, each with its own gradients.
+
+    `net` is the first one. Those on one device share their values.
+    """
+    replicas = [net.to(devices[0])]
+    for i, device in enumerate(devices[1:], 1):
+        if device not in devices[:i]:
+            replicas.append(copy.deepcopy(net).to(device))
+            continue
+        twin = replicas[devices.index(device)]
+        shared: dict[int, Any] = {
+            id(parameter): nn.Parameter(
+                parameter.data, requires_grad=parameter.requires_grad
+            )
+            for parameter in twin.parameters()
+        }
+        shared |= {id(buffer): buffer for buffer in twin.buffers()}
+        replicas.append(copy.deepcopy(twin, shared))
+    return replicas
+
+
+def gradients_of(net: nn.Module) -> list[torch.Tensor]:
+    """Return the gradients of all parameters that are not frozen."""
+    return [
+        parameter.grad
+        for parameter in net.parameters()
+        if parameter.requires_grad
+    ]
+
+
+def zero_gradients(net: nn.Module) -> None:
+    """Set all gradients to zero, in the memory that they have.
+
+    A CUDA graph holds their addresses.
+    """
+    for parameter in net.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    torch._foreach_zero_(gradients_of(net))
+
+
+@contextmanager
+def mode(net: nn.Module, training: bool) -> Iterator[None]:
+    """Put each part of `net` in one mode, and back into its own after."""
+    before = {module: module.training for module in net.modules()}
+    # To set an attribute of a module takes long, even to what it is
+    if not all(mode == training for mode in before.values()):
+        net.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            if module.training != mode:
+                module.training = mode
+
+
+def num_cores() -> int:
+    """Return how many cores PyTorch uses."""
+    return torch.get_num_threads()
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Within this context operations use no threads of their own."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def start_thread() -> None:
+    """Prepare a new thread for PyTorch."""
+    torch.set_num_threads(1)
+    # Probabilities below 1e-38, of which a network that is sure of itself
+    # has many, would make products several times slower
+    torch.set_flush_denormal(True)
+
+
+def to_array(X: torch.Tensor) -> np.ndarray:
+    """Return a copy in NumPy."""
+    return X.detach().cpu().numpy().copy()
+
+
+# ---- the optimizer step ----------------------------------------------
+
+
+class Adam(base.Optimizer):
+    """`torch.optim.Adam`, with epsilon where the recipe wants it."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        lr: float,
+        epsilon_inside: bool,
+        frozen: Sequence[str],
+    ) -> None:
+        self.net = net
+        self.parameters = {
+            name: parameter
+            for name, parameter in net.named_parameters()
+            if parameter.requires_grad and not name.endswith(tuple(frozen))
+        }
+        self.adam = torch.optim.Adam(
+            self.parameters.values(),
+            lr,
+            betas=base.ADAM_BETAS,
+            eps=base.ADAM_EPSILON,
+            fused=next(net.parameters()).is_cuda,
+        )
+        self.lr = lr
+        self.epsilon_inside = epsilon_inside
+        single = next(net.parameters()).dtype == torch.float32
+        self.rounding = base.GLUON_ROUNDING if single else 1.0
+        self.num_steps = 0
+
+    def step(self, gradients):
+        if isinstance(gradients, Mapping):
+            _set_gradients(self.net, gradients)
+        self.num_steps += 1
+        if self.epsilon_inside:
+            # PyTorch divides √v by this root before it adds epsilon
+            root = math.sqrt(1 - base.ADAM_BETAS[1] ** self.num_steps)
+            self.adam.param_groups[0].update(
+                lr=self.lr / self.rounding,
+                eps=base.ADAM_EPSILON / (root * self.rounding),
+            )
+        self.adam.step()
+
+    def state(self):
+        return {
+            f'{name}.{short}': to_array(
+                self.adam.state[parameter].get(
+                    key, torch.zeros_like(parameter)
+                )
+            )
+            for name, parameter in self.parameters.items()
+            for short, key in (('m', 'exp_avg'), ('v', 'exp_avg_sq'))
+        }
+
+    def load_state(self, arrays, num_steps):
+        check_parameters(
+            {
+                f'{name}.{moment}': tuple(parameter.shape)
+                for name, parameter in self.parameters.items()
+                for moment in 'mv'
+            },
+            arrays,
+        )
+        self.num_steps = num_steps
+        for name, parameter in self.parameters.items():
+            m, v = (
+                torch.from_numpy(arrays[f'{name}.{moment}'].copy())
+                for moment in 'mv'
+            )
+            # The fused update wants its counts where the parameters are
+            device = parameter.device if parameter.is_cuda else None
+            self.adam.state[parameter] = {
+                'step': torch.tensor(float(num_steps), device=device),
+                'exp_avg': m.to(parameter.device),
+                'exp_avg_sq': v.to(parameter.device),
+            }
+
+
+def _set_gradients(net: nn.Module, arrays: Arrays) -> None:
+    """Set the gradient of each parameter that is not frozen."""
+    named = {
+        name: parameter
+        for name, parameter in net.named_parameters()
+        if parameter.requires_grad
+    }
+    check_parameters(
+        {name: tuple(parameter.shape) for name, parameter in named.items()},
+        arrays,
+    )
+    for name, parameter in named.items():
+        parameter.grad = torch.from_numpy(arrays[name].copy()).to(
+            parameter.device
+        )
+
+
+THREADS = Threads(start_thread, one_core)

@@ -1,0 +1,68 @@
+"""The types of the interface, for readers and for the type checker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+#: A framework's own object for a device: hashable, with a readable `str`.
+Device = Any
+#: A layer, a parameter or a network of a framework.
+Layer = Any
+#: The name of each parameter, or moment, and its value.
+Arrays = Mapping[str, np.ndarray]
+
+
+class Array(Protocol):
+    """What the model uses of a framework's arrays."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of each axis."""
+
+    def reshape(self, shape: tuple[int, ...], /) -> Any:
+        """Return the same numbers in another shape."""
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+    def __add__(self, other: Any, /) -> Any: ...
+    def __truediv__(self, other: Any, /) -> Any: ...
+
+
+class Net(Protocol):
+    """A native network: a `torch.nn.Module`, a `gluon.Block`."""
+
+    def __call__(self, *inputs: Any) -> Any: ...
+
+
+class Masks(Protocol):
+    """The dropout masks of one micro-batch.
+
+    `device_seed`: seeds a device that draws its masks itself.
+    """
+
+    @property
+    def device_seed(self) -> int:
+        """A number from 0 to 2⁶³ − 1."""
+
+    def __call__(self, shape: tuple[int, ...], p: float) -> np.ndarray:
+        """Return a boolean array of this shape, true for what is kept."""
+
+
+#: Takes a network and the inputs of a micro-batch; returns its losses, which
+#: are scalar arrays.
+Losses = Callable[..., Sequence[Any]]
+
+
+class Part(NamedTuple):
+    """A micro-batch: rows of one shard that are computed together.
+
+    `inputs`: the NumPy arguments of the losses, after the network; `masks`:
+    those of its dropout layers in the order of their calls, `None` for
+    random numbers of the framework's own; `cost`: its work, in any unit.
+    """
+
+    inputs: Sequence[np.ndarray]
+    masks: Masks | None = None
+    cost: float = 1.0

@@ -1,0 +1,127 @@
+"""The frameworks: what each is called, drawn with and installed by.
+
+A framework that `backends` implements has one entry here. Importing this
+module imports no framework, and not even NumPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from d2lbert.errors import BackendsError, InputError
+
+if TYPE_CHECKING:
+    from backends.base import Backend
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A framework.
+
+    `name`: of its backend, its tab, its extra and the package to import;
+    `label`: how its authors write it; `color`: of its curves; `recipe`: the
+    name of its tab's recipe. `probe`: Python code for `d2lbert doctor`, which
+    imports the framework as `framework` and counts its GPUs as `gpus`;
+    `plain`: code for the reader's own import, where it may fail although
+    `probe` works; `reinstall`: the command that repairs its installation.
+    """
+
+    name: str
+    label: str
+    color: str
+    recipe: str
+    probe: str
+    reinstall: str
+    plain: str = ''
+
+    @property
+    def install(self) -> str:
+        """The command that installs it, in a clone of d2lbert."""
+        return f"pip install '.[{self.name}]'"
+
+
+#: All frameworks by name, in the order of `backends.names()`.
+FRAMEWORKS = {
+    framework.name: framework
+    for framework in (
+        Framework(
+            'mxnet',
+            label='MXNet',
+            color='#1f77b4',
+            recipe='mxnet',
+            probe='from backends import mxnet_import; '
+            'framework = mxnet_import.import_mxnet(); '
+            'gpus = framework.context.num_gpus()',
+            reinstall='pip install --force-reinstall --no-deps mxnet==1.9.1',
+            plain='import mxnet as framework',
+        ),
+        Framework(
+            'torch',
+            label='PyTorch',
+            color='#d9480f',
+            recipe='pytorch',
+            probe='import torch as framework; '
+            'gpus = framework.cuda.device_count()',
+            reinstall='pip install --force-reinstall torch',
+        ),
+    )
+}
+
+
+class Tab(Protocol):
+    """A tab: the module `d2lbert.mxnet` or `d2lbert.torch`."""
+
+    BACKEND: Backend
+    BERTModel: type[Any]
+
+
+def load_tab(backend: str) -> Tab:
+    """Return the tab of a backend.
+
+    Raises `InputError` for an unknown name, and what `backends.load` raises.
+    """
+    check_backend(backend)
+    check_package()
+    import backends
+
+    backends.load(backend)
+    return cast(Tab, import_module(f'd2lbert.{backend}'))
+
+
+def check_backend(name: str) -> None:
+    """Raise `InputError` for anything but the name of a backend."""
+    if name not in FRAMEWORKS:
+        raise InputError(
+            f'unknown backend {name!r}: expected '
+            + ' or '.join(map(repr, FRAMEWORKS))
+        )
+
+
+def label_of(name: str) -> str:
+    """Return the label of a framework, and any other name as it is."""
+    return FRAMEWORKS[name].label if name in FRAMEWORKS else name
+
+
+def check_package() -> None:
+    """Raise `BackendsError` where another `backends` hides d2lbert's own.
+
+    Imports nothing, so that no code of the other one runs.
+    """
+    ours = Path(__file__).resolve().parents[1] / 'backends'
+    spec = find_spec('backends')
+    if spec is None:
+        raise BackendsError(
+            f"d2lbert's own package backends is not at {ours}: install "
+            'd2lbert again'
+        )
+    folders = list(spec.submodule_search_locations or ())
+    if ours not in (Path(folder).resolve() for folder in folders):
+        raise BackendsError(
+            f'{spec.origin or folders[0]} hides the package backends of '
+            f'd2lbert, which is expected at {ours}: rename it, or run from '
+            'another folder'
+        )

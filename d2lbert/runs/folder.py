@@ -1,0 +1,121 @@
+"""A run's folder: its lock, and the manifest of its files.
+
+A manifest is sealed JSON with the sizes and the checksums of other files of
+its folder. It is written after them: a folder without one holds no run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from d2lbert.data.files import (
+    FORMAT,
+    NO_CHECKSUM,
+    check_regular,
+    check_seal,
+    output_errors,
+    parse_manifest,
+    seal,
+    sha256,
+)
+from d2lbert.errors import InputError
+
+LOCK = '.lock'
+#: The largest manifest, in bytes: a run of a million steps has 50 MB.
+MAX_MANIFEST = 1 << 28
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Make a folder unless it exists, and check that it can be written.
+
+    Raises `InputError` where it cannot, `RunError` where the disk is full.
+    """
+    folder = Path(folder)
+    with output_errors(f'the folder {folder}', '--out'):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Lock a folder for this process, until it leaves the block or ends.
+
+    A new folder is made, and removed again where an error leaves it empty.
+    Raises the errors of `make_folder`, and `InputError` where another
+    process holds the lock.
+    """
+    from filelock import FileLock, Timeout
+
+    is_new = not os.path.exists(folder)
+    path = make_folder(folder) / LOCK
+    lock = FileLock(path)
+    with output_errors(f'the folder {folder}', '--out'):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f'another process is using {folder}: wait for it, stop it, '
+                'or give another --out'
+            ) from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the folder may be gone
+            if is_new and os.listdir(folder) == [LOCK]:
+                path.unlink()
+                path.parent.rmdir()
+        raise
+    finally:
+        lock.release()
+
+
+def to_manifest(
+    content: Mapping[str, Any], files: Mapping[str, bytes]
+) -> bytes:
+    """Return a manifest of some content and of files by their names."""
+    manifest = {
+        'format': FORMAT,
+        'sha256': NO_CHECKSUM,  # first, because `seal` takes the first one
+        **content,
+        'files': {name: describe_file(data) for name, data in files.items()},
+    }
+    return b''.join(seal(f'{json.dumps(manifest, indent=2)}\n'.encode()))
+
+
+def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return the content and the files that `to_manifest` was given.
+
+    Raises `RunError` for another format, and one of `DAMAGE` where the
+    manifest or a file is not, byte for byte, as it was written. A larger
+    file is not read.
+    """
+    check_regular(path, MAX_MANIFEST)
+    data = path.read_bytes()
+    content = parse_manifest(path, data)
+    check_seal(data, content.pop('sha256'))
+    files = {
+        name: read_file(path.with_name(name), description)
+        for name, description in content.pop('files').items()
+    }
+    return content, files
+
+
+def describe_file(data: bytes) -> dict[str, Any]:
+    """Return what a manifest says about a file."""
+    return {'bytes': len(data), 'sha256': sha256(data)}
+
+
+def read_file(path: Path, description: Mapping[str, Any]) -> bytes:
+    """Return the contents of a file that a manifest describes."""
+    check_regular(path, most=description['bytes'])
+    data = path.read_bytes()
+    if describe_file(data) != description:
+        raise ValueError(f'{path.name} is not as it was written')
+    return data

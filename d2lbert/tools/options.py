@@ -1,0 +1,86 @@
+"""The options of the command: those of `Config`, and others in common.
+
+Importing this module does not import NumPy, so that `--help` is fast.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from d2lbert.frameworks import FRAMEWORKS
+from d2lbert.runs.config import Config
+
+#: How the help texts list the frameworks.
+NAMES = '|'.join(FRAMEWORKS)
+
+Command = TypeVar('Command', bound=Callable[..., None])
+
+
+def config_options(*names: str, **defaults: Any) -> Callable[..., Any]:
+    """Give a command with the parameter `**options` options of `Config`.
+
+    `names`: the fields to offer, all of them where none is named;
+    `defaults`: defaults of this command that differ from those of `Config`.
+    """
+    types = get_type_hints(Config)
+
+    def parameter(name: str, default: Any, about: Any) -> inspect.Parameter:
+        if name in defaults:
+            about, default = about | {'show_default': True}, defaults[name]
+        return inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[types[name], typer.Option(**about)],
+        )
+
+    offered = [
+        parameter(field.name, field.default, field.metadata)
+        for field in fields(Config)
+        if not names or field.name in names
+    ]
+
+    def add_to(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        *own, _options = signature.parameters.values()
+        # Before the command's own options, and behind its context
+        parameters = sorted([*offered, *own], key=lambda one: one.kind)
+        signature = signature.replace(parameters=parameters)
+        vars(command)['__signature__'] = signature
+        return command
+
+    return add_to
+
+
+def flag(name: str, help: str) -> Any:
+    """Return an option without a value, which has no opposite."""
+    return typer.Option(name, help=help)
+
+
+def a_path(text: str) -> Path:
+    """Read a path; an empty one would mean the current folder."""
+    if not text:
+        raise typer.BadParameter("'' is empty, expected a path.")
+    return Path(text)
+
+
+path_argument = partial(typer.Argument, parser=a_path)
+path_option = partial(typer.Option, parser=a_path, metavar='PATH')
+
+OutOption = Annotated[
+    Path | None,
+    path_option(
+        help='The folder to write to.', show_default='a new one under runs/'
+    ),
+]
+JsonOption = Annotated[
+    bool,
+    flag('--json', 'Print all results as one JSON object, the last line.'),
+]
