@@ -94,8 +94,7 @@ class DataParallel(ThreadedDataParallel):
         self.devices = list(devices)
         self.learned = {
             parameter: parameter.grad_req
-            for parameter in parameters_of(net).values()
-            if parameter.grad_req != 'null'
+            for parameter in learned_by(net).values()
         }
         move(net, contexts)
         # Gradients overwrite each other unless a parameter asks otherwise.
@@ -155,17 +154,15 @@ class Gradients(base.Gradients):
         with numpy.errstate(over='ignore', invalid='ignore'):
             for parameter in parameters_of(self.net).values():
                 values += parameter.list_data()[0].asnumpy().sum()
-                if parameter.grad_req != 'null':
-                    grad = parameter.list_grad()[0].asnumpy().reshape(-1)
-                    squares += float(grad @ grad)
+            for grad in self.arrays().values():
+                squares += float(grad.reshape(-1) @ grad.reshape(-1))
             # A parameter that is not finite makes the norm NaN
             return float(numpy.sqrt(squares) + 0 * values)
 
     def arrays(self):
         return {
             name: parameter.list_grad()[0].asnumpy()
-            for name, parameter in parameters_of(self.net).items()
-            if parameter.grad_req != 'null'
+            for name, parameter in learned_by(self.net).items()
         }
 
 
@@ -225,38 +222,21 @@ class Adam(base.Optimizer):
         self.net = net
         # One that has several names, because layers share it, is one
         once = {
-            parameter: name for name, parameter in parameters_of(net).items()
+            parameter: name for name, parameter in learned_by(net).items()
         }
         self.parameters = {
             name: parameter
             for parameter, name in once.items()
-            if parameter.grad_req != 'null'
-            and not name.endswith(tuple(frozen))
+            if not name.endswith(tuple(frozen))
         }
         self.lr = lr
         self.epsilon_inside = epsilon_inside
         self.num_steps = 0
         self.moments = {
-            name: (nd.zeros_like(data), nd.zeros_like(data))
+            f'{name}.{moment}': nd.zeros_like(data)
             for name, data in self._data()
+            for moment in 'mv'
         }
-
-    def set_gradients(self, arrays: Arrays) -> None:
-        """Set the gradient of each parameter that is not frozen."""
-        learned = {
-            name: parameter
-            for name, parameter in parameters_of(self.net).items()
-            if parameter.grad_req != 'null'
-        }
-        check_parameters(
-            {name: parameter.shape for name, parameter in learned.items()},
-            arrays,
-        )
-        for name, parameter in learned.items():
-            for grad in parameter.list_grad():
-                grad[:] = np.array(
-                    arrays[name], dtype=grad.dtype, ctx=grad.ctx
-                )
 
     def _data(self) -> Iterator[tuple[str, Any]]:
         for name, parameter in self.parameters.items():
@@ -264,7 +244,7 @@ class Adam(base.Optimizer):
 
     def step(self, gradients):
         if isinstance(gradients, Mapping):
-            self.set_gradients(gradients)
+            set_gradients(self.net, gradients)
         self.num_steps += 1
         beta1, beta2 = base.ADAM_BETAS
         root = (1 - beta2**self.num_steps) ** 0.5
@@ -272,10 +252,9 @@ class Adam(base.Optimizer):
         epsilon = base.ADAM_EPSILON * (1 if self.epsilon_inside else root)
         for name, data in self._data():
             grad = self.parameters[name].list_grad()[0].as_nd_ndarray()
+            m, v = self.moments[f'{name}.m'], self.moments[f'{name}.v']
             if data.dtype == numpy.float64:
-                update_in_float64(
-                    data, grad, *self.moments[name], lr, epsilon
-                )
+                update_in_float64(data, grad, m, v, lr, epsilon)
                 continue
             # The operator's v is smaller by its rounding of 1 − β₂, which is
             # how Gluon's Adam is; PyTorch's, which the other recipes follow,
@@ -284,7 +263,8 @@ class Adam(base.Optimizer):
             nd.adam_update(
                 data,
                 grad,
-                *self.moments[name],
+                m,
+                v,
                 lr=lr * scale,
                 beta1=beta1,
                 beta2=beta2,
@@ -295,25 +275,35 @@ class Adam(base.Optimizer):
             )
 
     def state(self):
-        return {
-            f'{name}.{short}': moment.asnumpy()
-            for name, moments in self.moments.items()
-            for short, moment in zip('mv', moments, strict=True)
-        }
+        return {name: X.asnumpy() for name, X in self.moments.items()}
 
     def load_state(self, arrays, num_steps):
         check_parameters(
-            {
-                f'{name}.{short}': moment.shape
-                for name, moments in self.moments.items()
-                for short, moment in zip('mv', moments, strict=True)
-            },
-            arrays,
+            {name: X.shape for name, X in self.moments.items()}, arrays
         )
         self.num_steps = num_steps
-        for name, moments in self.moments.items():
-            for short, moment in zip('mv', moments, strict=True):
-                moment[:] = arrays[f'{name}.{short}']
+        for name, moment in self.moments.items():
+            moment[:] = arrays[name]
+
+
+def set_gradients(net: Any, arrays: Arrays) -> None:
+    """Set the gradient of each parameter that is not frozen."""
+    learned = learned_by(net)
+    check_parameters(
+        {name: parameter.shape for name, parameter in learned.items()}, arrays
+    )
+    for name, parameter in learned.items():
+        for grad in parameter.list_grad():
+            grad[:] = np.array(arrays[name], dtype=grad.dtype, ctx=grad.ctx)
+
+
+def learned_by(net: Any) -> dict[str, Any]:
+    """Return the parameters that are not frozen, by their names."""
+    return {
+        name: parameter
+        for name, parameter in parameters_of(net).items()
+        if parameter.grad_req != 'null'
+    }
 
 
 # `set_np` is a setting that MXNet keeps by thread

@@ -43,8 +43,12 @@ class DataParallel(ThreadedDataParallel):
         precision: str,
         shared_masks: bool,
     ) -> None:
-        check_precision(precision)
         on_gpu = any(device.type == 'cuda' for device in devices)
+        if precision != 'float32' and not torch.cuda.is_available():
+            raise ValueError(
+                f'precision = {precision!r} is for CUDA cards, and there is '
+                "none: use 'float32'"
+            )
         num_threads = num_cores()
         is_replicable = getattr(net, 'is_replicable', False)
         num_each = 1
@@ -223,23 +227,8 @@ class Gradients(base.Gradients):
     def arrays(self):
         return {
             name: to_array(parameter.grad)
-            for name, parameter in self.net.named_parameters()
-            if parameter.requires_grad
+            for name, parameter in learned_by(self.net).items()
         }
-
-
-def check_precision(name: str) -> None:
-    """Raise `ValueError` for a precision that cannot be had."""
-    if name not in base.PRECISIONS:
-        raise ValueError(
-            f'precision = {name!r}: expected one of '
-            + ', '.join(base.PRECISIONS)
-        )
-    if name != 'float32' and not torch.cuda.is_available():
-        raise ValueError(
-            f'precision = {name!r} is for CUDA cards, and there is none: '
-            "use 'float32'"
-        )
 
 
 def replicas_of(
@@ -266,13 +255,18 @@ def replicas_of(
     return replicas
 
 
+def learned_by(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are not frozen, by their names."""
+    return {
+        name: parameter
+        for name, parameter in net.named_parameters()
+        if parameter.requires_grad
+    }
+
+
 def gradients_of(net: nn.Module) -> list[torch.Tensor]:
     """Return the gradients of all parameters that are not frozen."""
-    return [
-        parameter.grad
-        for parameter in net.parameters()
-        if parameter.requires_grad
-    ]
+    return [parameter.grad for parameter in learned_by(net).values()]
 
 
 def zero_gradients(net: nn.Module) -> None:
@@ -280,8 +274,8 @@ def zero_gradients(net: nn.Module) -> None:
 
     A CUDA graph holds their addresses.
     """
-    for parameter in net.parameters():
-        if parameter.requires_grad and parameter.grad is None:
+    for parameter in learned_by(net).values():
+        if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     torch._foreach_zero_(gradients_of(net))
 
@@ -346,8 +340,8 @@ class Adam(base.Optimizer):
         self.net = net
         self.parameters = {
             name: parameter
-            for name, parameter in net.named_parameters()
-            if parameter.requires_grad and not name.endswith(tuple(frozen))
+            for name, parameter in learned_by(net).items()
+            if not name.endswith(tuple(frozen))
         }
         self.adam = torch.optim.Adam(
             self.parameters.values(),
@@ -356,6 +350,19 @@ class Adam(base.Optimizer):
             eps=base.ADAM_EPSILON,
             fused=next(net.parameters()).is_cuda,
         )
+        for parameter in self.parameters.values():
+            # The fused update wants its count where the parameter is
+            device = parameter.device if parameter.is_cuda else 'cpu'
+            self.adam.state[parameter] = {
+                'step': torch.zeros((), device=device),
+                'exp_avg': torch.zeros_like(parameter),
+                'exp_avg_sq': torch.zeros_like(parameter),
+            }
+        self.moments = {
+            f'{name}.{moment}': self.adam.state[parameter][key]
+            for name, parameter in self.parameters.items()
+            for moment, key in (('m', 'exp_avg'), ('v', 'exp_avg_sq'))
+        }
         self.lr = lr
         self.epsilon_inside = epsilon_inside
         single = next(net.parameters()).dtype == torch.float32
@@ -364,7 +371,7 @@ class Adam(base.Optimizer):
 
     def step(self, gradients):
         if isinstance(gradients, Mapping):
-            _set_gradients(self.net, gradients)
+            set_gradients(self.net, gradients)
         self.num_steps += 1
         if self.epsilon_inside:
             # PyTorch divides √v by this root before it adds epsilon
@@ -376,52 +383,27 @@ class Adam(base.Optimizer):
         self.adam.step()
 
     def state(self):
-        return {
-            f'{name}.{short}': to_array(
-                self.adam.state[parameter].get(
-                    key, torch.zeros_like(parameter)
-                )
-            )
-            for name, parameter in self.parameters.items()
-            for short, key in (('m', 'exp_avg'), ('v', 'exp_avg_sq'))
-        }
+        return {name: to_array(X) for name, X in self.moments.items()}
 
     def load_state(self, arrays, num_steps):
         check_parameters(
-            {
-                f'{name}.{moment}': tuple(parameter.shape)
-                for name, parameter in self.parameters.items()
-                for moment in 'mv'
-            },
-            arrays,
+            {name: tuple(X.shape) for name, X in self.moments.items()}, arrays
         )
         self.num_steps = num_steps
-        for name, parameter in self.parameters.items():
-            m, v = (
-                torch.from_numpy(arrays[f'{name}.{moment}'].copy())
-                for moment in 'mv'
-            )
-            # The fused update wants its counts where the parameters are
-            device = parameter.device if parameter.is_cuda else None
-            self.adam.state[parameter] = {
-                'step': torch.tensor(float(num_steps), device=device),
-                'exp_avg': m.to(parameter.device),
-                'exp_avg_sq': v.to(parameter.device),
-            }
+        for name, moment in self.moments.items():
+            moment.copy_(torch.from_numpy(arrays[name]))
+        for state in self.adam.state.values():
+            state['step'].fill_(num_steps)
 
 
-def _set_gradients(net: nn.Module, arrays: Arrays) -> None:
+def set_gradients(net: nn.Module, arrays: Arrays) -> None:
     """Set the gradient of each parameter that is not frozen."""
-    named = {
-        name: parameter
-        for name, parameter in net.named_parameters()
-        if parameter.requires_grad
-    }
+    learned = learned_by(net)
     check_parameters(
-        {name: tuple(parameter.shape) for name, parameter in named.items()},
+        {name: tuple(parameter.shape) for name, parameter in learned.items()},
         arrays,
     )
-    for name, parameter in named.items():
+    for name, parameter in learned.items():
         parameter.grad = torch.from_numpy(arrays[name].copy()).to(
             parameter.device
         )
