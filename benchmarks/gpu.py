@@ -20,15 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import (
-    Bench,
-    MeasurementError,
-    Settings,
-    in_turn,
-    paired,
-    progress,
-)
-from benchmarks.targets import Target, column, summary, table, targets_table
+from benchmarks.compare import Bench, MeasurementError, Settings, in_turn
+from benchmarks.numbers import column, ratio, table, text
+from benchmarks.targets import Target, targets_table
 from d2lbert.data.files import write_file
 
 HERE = Path(__file__).parent
@@ -84,15 +78,14 @@ def main() -> int:
         'num_steps': options.steps,
         'rounds': rounds,
     }
-    text = json.dumps(results, indent=1) + '\n'
-    write_file(options.out / RESULTS_FILE, text.encode())
+    content = json.dumps(results, indent=1) + '\n'
+    write_file(options.out / RESULTS_FILE, content.encode())
     page.write_text(describe(results), 'utf-8')
     return 0
 
 
 def measure(bench: Bench, d2l_path: str, num_steps: int) -> dict[str, Any]:
     """Let both sides train in turn, each loading and feeding its own way."""
-    progress('training on the card')
     training = partial(
         bench.measure,
         framework='torch',
@@ -104,6 +97,7 @@ def measure(bench: Bench, d2l_path: str, num_steps: int) -> dict[str, Any]:
     )
     ours = partial(training, 'ours', corpus=bench.settings.corpus)
     return in_turn(
+        'training on the card',
         bench.settings.rounds,
         {
             'textbook': partial(training, 'textbook', corpus=bench.corpus()),
@@ -121,10 +115,7 @@ def describe(results: Mapping[str, Any]) -> str:
             f'training on a {results["card"]}, {what}',
             LEAST,
             None,
-            paired(
-                column(rounds['ours'], name),
-                column(rounds['textbook'], name),
-            ),
+            ratio(rounds['ours'], rounds['textbook'], name),
         )
         for what, name in (
             ('pairs/s as printed', 'pairs_per_sec'),
@@ -134,12 +125,16 @@ def describe(results: Mapping[str, Any]) -> str:
     rows = [
         [
             (SIDES | INEXACT)[side],
-            summary(column(runs, 'pairs_per_sec'), 0),
-            summary(column(runs, 'pairs_per_sec_of_call'), 0),
+            text(runs, 'pairs_per_sec', 0),
+            text(runs, 'pairs_per_sec_of_call', 0),
             f'{max(column(runs, "peak_bytes_on_card")) / 1e9:.2f}',
         ]
         for side, runs in rounds.items()
     ]
+    head = (
+        *('code', 'pairs/s, as printed', 'pairs/s of the whole call'),
+        'peak on the card, GB',
+    )
     return f"""\
 # On a GPU
 
@@ -156,17 +151,7 @@ call that warms up, each side with the minibatches that its own
 what the chapter's last line says, whose timer leaves out the data and the
 picture; "of the whole call" is by the clock.
 
-{
-        table(
-            (
-                'code',
-                'pairs/s, as printed',
-                'pairs/s of the whole call',
-                'peak on the card, GB',
-            ),
-            rows,
-        )
-    }
+{table(head, rows)}
 
 {machine['processor']}, {machine['cores']} cores, {machine['system']}, \
 {machine['versions']['ours']}.

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -27,7 +28,7 @@ from unittest.mock import MagicMock
 import numpy as np
 
 from benchmarks import frameworks, profiling, textbook, workload
-from benchmarks.frameworks import Framework, Package
+from benchmarks.frameworks import LEARNING_RATE, Framework
 
 Result = dict[str, Any]
 SEED = 0
@@ -44,16 +45,13 @@ DATASET = {
 }
 
 
-def load_ours(framework: str) -> Package:
+def load_ours(framework: str) -> Any:
     """Import our tab of a framework."""
     textbook.stand_in_for_what_is_missing(['matplotlib'])
     return importlib.import_module(f'd2lbert.{framework}')
 
 
-SIDES: Mapping[str, Callable[[str], Package]] = {
-    'ours': load_ours,
-    'textbook': textbook.load,
-}
+SIDES = {'ours': load_ours, 'textbook': textbook.load}
 
 
 def peak_bytes() -> int:
@@ -77,7 +75,8 @@ class Training:
     """The chapter's network, ready to train.
 
     `examples`: a file of them, from which both sides get the same
-    minibatches, or `corpus`: what each side loads and feeds by itself.
+    minibatches, or `corpus`: what each side loads and feeds by itself;
+    `devices`: ours by their names, by default the chapter's first.
     """
 
     def __init__(
@@ -104,16 +103,16 @@ class Training:
             )
             self.vocab_size = len(vocab)
         self.d2l = d2l
-        self.devices = devices_of(d2l, devices)
+        self.devices = (
+            d2l.BACKEND.devices(devices) if devices else [d2l.try_gpu()]
+        )
         self.net = framework.new_net(d2l, self.vocab_size, self.devices[0])
         self.loss = framework.loss()
 
     def train(self, num_steps: int) -> None:
         """Call the chapter's `train_bert` on the next minibatches."""
-        batches, self.batches = (
-            self.batches[:num_steps],
-            self.batches[num_steps:],
-        )
+        batches = self.batches[:num_steps]
+        del self.batches[:num_steps]
         self.d2l.train_bert(
             batches or self.train_iter,
             self.net,
@@ -123,11 +122,6 @@ class Training:
             num_steps,
             **self.options,
         )
-
-
-def devices_of(d2l: Any, spec: str) -> list[Any]:
-    """Return our devices by their names, or else the chapter's first."""
-    return d2l.BACKEND.devices(spec) if spec else [d2l.try_gpu()]
 
 
 def training(
@@ -178,14 +172,12 @@ def profile(
     # A picture of two steps would take its share of the time of two
     for module in ('d2lbert.book.chapter', 'd2l.torch', 'd2l.mxnet'):
         if module in sys.modules:
-            vars(sys.modules[module])['Animator'] = MagicMock()
+            sys.modules[module].Animator = MagicMock()  # type: ignore
     chapter = Training(d2l, framework, **given)
     chapter.train(num_warmup)
     profiler = profiling.PROFILERS[type(framework).__name__]
     return profiler(
-        lambda: chapter.train(num_steps),
-        chapter.vocab_size,
-        num_steps,
+        lambda: chapter.train(num_steps), chapter.vocab_size, num_steps
     )
 
 
@@ -193,17 +185,17 @@ def loading(
     d2l: Any,
     framework: Framework,
     corpus: str,
-    batch_size: int = workload.BATCH_SIZE,
-    max_len: int = workload.MAX_LEN,
     fingerprints: bool = True,
-    save: str | None = None,
+    save: str = '',
     num_saved: int = 0,
 ) -> Result:
     """Time `load_data_wiki`; optionally save the first examples."""
     after_import = peak_bytes()
     random.seed(SEED)
     start = time.perf_counter()
-    train_iter, vocab = d2l.load_data_wiki(batch_size, max_len, corpus)
+    train_iter, vocab = d2l.load_data_wiki(
+        workload.BATCH_SIZE, workload.MAX_LEN, corpus
+    )
     result: Result = {
         'seconds': time.perf_counter() - start,
         'peak_bytes': peak_bytes(),
@@ -211,19 +203,23 @@ def loading(
     }
     dataset = getattr(train_iter, 'dataset', None) or train_iter._dataset
     result |= {'examples': len(dataset), 'vocabulary': len(vocab)}
-    if fingerprints or save:
-        arrays = [
-            stacked(framework, getattr(dataset, name)).astype(kind)
-            for name, kind in DATASET.items()
-        ]
-        result['sha256'] = {
-            name: hashlib.sha256(array.tobytes()).hexdigest()
-            for name, array in zip(DATASET, arrays, strict=True)
-        }
-        if save:
-            first = [array[:num_saved] for array in arrays]
-            workload.save_examples(save, first, len(vocab))
-    return result
+    if not fingerprints:
+        return result
+    arrays = [
+        stacked(framework, getattr(dataset, name)).astype(kind)
+        for name, kind in DATASET.items()
+    ]
+    if save:
+        first = [array[:num_saved] for array in arrays]
+        workload.save_examples(save, first, len(vocab))
+    return result | {
+        'sha256': dict(zip(DATASET, map(sha256, arrays), strict=True))
+    }
+
+
+def sha256(array: np.ndarray) -> str:
+    """Return the fingerprint of an array."""
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def stacked(framework: Framework, arrays: Any) -> np.ndarray:
@@ -242,9 +238,8 @@ def encoding(
     chosen = lines[:: len(lines) // number][:number]
     start = time.perf_counter()
     for line in chosen:
-        framework.to_numpy(
-            d2l.get_bert_encoding(net, line.split(), vocab=vocab)
-        )
+        X = d2l.get_bert_encoding(net, line.split(), vocab=vocab)
+        framework.to_numpy(X)
     return {'sentences_per_sec': number / (time.perf_counter() - start)}
 
 
@@ -287,9 +282,7 @@ def reloading(d2l: Any, framework: Framework, corpus: str) -> Result:
         'seconds': seconds,
         'examples': len(arrays[0]),
         'vocabulary': len(vocab),
-        'sha256': [
-            hashlib.sha256(array.tobytes()).hexdigest() for array in arrays
-        ],
+        'sha256': [sha256(array) for array in arrays],
     }
 
 
@@ -323,22 +316,21 @@ def growth_point(
     vocabulary: int,
     hidden: int,
 ) -> Result:
-    """Return the time of the fastest step, and its arithmetic."""
+    """Return the time of the fastest step but the first, and its work."""
     from d2lbert.data.examples import Batch
     from d2lbert.recipes import RECIPES, TAB_RECIPES
     from d2lbert.trainer import Trainer
 
     sizes = workload.Sizes(num_hiddens=hidden, ffn_num_hiddens=2 * hidden)
     arrays = workload.full_batch(batch_size, length, vocabulary)
-    net = framework.new_net(d2l, vocabulary, d2l.try_gpu(), sizes)
+    device = d2l.try_gpu()
     trainer = Trainer(
-        net,
+        framework.new_net(d2l, vocabulary, device, sizes),
         RECIPES[TAB_RECIPES[d2l.BACKEND.name]],
-        lr=textbook.LEARNING_RATE,
-        devices=[d2l.try_gpu()],
+        lr=LEARNING_RATE,
+        devices=[device],
     )
-    trainer.step(Batch(*arrays))
-    steps = (trainer.step(Batch(*arrays)) for _ in range(num_steps))
+    _, *steps = trainer.train(repeat(Batch(*arrays)), num_steps + 1)
     return {
         'seconds': min(step.seconds for step in steps),
         'flops': workload.useful_flops(arrays, vocabulary, sizes),
@@ -354,13 +346,9 @@ def display(
     """
     from d2lbert.runs.display import Progress
 
-    animator = d2l.Animator(
-        xlabel='step',
-        ylabel='loss',
-        xlim=[1, num_shows + 1],
-        legend=['mlm', 'nsp'],
-    )
-    seconds: dict[str, list[float]] = {'progress': [], 'animator': []}
+    xlim, legend = [1, num_shows + 1], ['mlm', 'nsp']
+    animator = d2l.Animator('step', 'loss', legend, xlim)
+    seconds: Result = {'progress': [], 'animator': []}
     with Progress(d2l.BACKEND.name, num_shows) as bar:
         for i in range(num_shows):
             time.sleep(pause)

@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from benchmarks.numbers import column
+from benchmarks.targets import Target
 from d2lbert.book.animator import DPI
 from d2lbert.runs.display import COLORS, LABELS
 
 STYLE: Any = {'fontsize': 'medium'}
 
 
-def draw_ratios(targets: Iterable[Any], path: Path) -> None:
+def draw_ratios(targets: Sequence[Target], path: Path) -> None:
     """Draw ratios as bars with their spread, and what is asked of them."""
-    targets = list(targets)[::-1]
-    if not targets:
-        return
     figure = Figure(
         figsize=(9, 1.2 + 0.42 * len(targets)), layout='constrained'
     )
     axes = figure.subplots()
-    for y, target in enumerate(targets):
+    ends = [1.0]
+    for y, target in enumerate(reversed(targets)):
         median, least, greatest = target.measured
+        colors = [COLORS[key] for key, name in LABELS.items()
+                  if name in target.what]  # fmt: skip
         axes.barh(
             y,
             median,
             xerr=[[median - least], [greatest - median]],
-            color=next(
-                (COLORS[key] for key, name in LABELS.items()
-                 if name in target.what),
-                '0.5',
-            ),
+            color=colors[0] if colors else '0.5',
             height=0.6,
             capsize=3,
-        )  # fmt: skip
+        )
         axes.text(
             1.01,
             y,
@@ -47,29 +45,23 @@ def draw_ratios(targets: Iterable[Any], path: Path) -> None:
             transform=axes.get_yaxis_transform(),
             **STYLE,
         )
-        for limit, style in ((target.least, '-'), (target.aim, ':')):
+        for limit, style in ((target.limit, '-'), (target.aim, ':')):
             if limit is not None:
                 axes.vlines(limit, y - 0.42, y + 0.42, 'k', style)
-    axes.set_yticks(
-        range(len(targets)), [target.what for target in targets], **STYLE
-    )
+        ends += [*target.measured, target.aim or target.limit]
+    names = [target.what for target in reversed(targets)]
+    axes.set_yticks(range(len(names)), names, **STYLE)
     axes.set_xscale('log')
     ticks = (1, 2, 3, 5, 10, 20, 50, 100)
-    axes.set_xticks(ticks, [f'{tick}' for tick in ticks], **STYLE)
+    axes.set_xticks(ticks, map(str, ticks), **STYLE)
     axes.minorticks_off()
-    ends = [
-        end
-        for target in targets
-        for end in (*target.measured, target.aim or target.least, 1)
-    ]
     axes.set_xlim(min(ends) / 1.2, max(ends) * 1.2)
     axes.axvline(1, color='0.6', linewidth=1)
     axes.set_xlabel(
         'times better than the textbook (line: at least; dots: the aim)',
         **STYLE,
     )
-    for side in ('top', 'right'):
-        axes.spines[side].set_visible(False)
+    axes.spines[['top', 'right']].set_visible(False)
     figure.savefig(path, dpi=DPI)
 
 
@@ -79,35 +71,28 @@ def draw_growth(results: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 6.4), layout='constrained')
     panels = figure.subplots(2, 2).ravel()
     for axes, (name, sizes) in zip(panels, curves.items(), strict=True):
-        for framework in LABELS:
-            rounds = [
-                [point['seconds'] for point in run[name]]
-                for run in results[framework]
-            ]
-            by_size = list(zip(*rounds, strict=True))
-            medians = [statistics.median(times) for times in by_size]
+        for framework, color in COLORS.items():
+            runs, label = results[framework], LABELS[framework]
+            seconds = np.array([column(run[name], 'seconds') for run in runs])
+            medians = np.median(seconds, axis=0)
             axes.plot(
-                sizes,
-                medians,
-                'o-',
-                color=COLORS[framework],
-                label=f'{LABELS[framework]}, a step',
+                sizes, medians, 'o-', color=color, label=f'{label}, a step'
             )
             axes.fill_between(
                 sizes,
-                [min(times) for times in by_size],
-                [max(times) for times in by_size],
-                color=COLORS[framework],
+                seconds.min(axis=0),
+                seconds.max(axis=0),
+                color=color,
                 alpha=0.2,
             )
-            flops = [point['flops'] for point in results[framework][0][name]]
+            flops = np.array(column(runs[0][name], 'flops'))
             axes.plot(
                 sizes,
-                [medians[0] * flop / flops[0] for flop in flops],
+                medians[0] * flops / flops[0],
                 '--',
-                color=COLORS[framework],
+                color=color,
                 linewidth=1,
-                label=f'{LABELS[framework]}, if it grew as the arithmetic',
+                label=f'{label}, if it grew as the arithmetic',
             )
         axes.set(xscale='log', yscale='log')
         axes.set_xticks(sizes, [f'{size:,}' for size in sizes], **STYLE)

@@ -8,27 +8,28 @@ Every number on the page is made here from the raw ones.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks import pictures, profiling, targets
-from benchmarks.compare import paired
-from benchmarks.targets import (
+from benchmarks.numbers import (
     Results,
+    Runs,
     column,
-    exponent,
+    ratio,
     spread,
-    summary,
     table,
-    targets_table,
+    text,
 )
+from benchmarks.targets import TIMES, exponent, targets_table
 from benchmarks.workload import FRAMEWORKS, MAX_LEN
 from d2lbert.runs.display import LABELS
 
 PAGE_FILE, RESULTS_FILE = 'results.md', 'results.json'
+SIDES = {'textbook': 'd2l 1.0.3', 'ours': 'd2lbert'}
 MINUTE = 60
 
 
@@ -37,70 +38,54 @@ MINUTE = 60
 
 def training_page(results: Results) -> str:
     """Describe the training."""
-    rows = [
-        [
-            LABELS[framework],
-            {'ours': 'd2lbert', 'textbook': 'd2l 1.0.3'}[side],
-            summary(column(runs, 'pairs_per_sec')),
-            summary(column(runs, 'pairs_per_sec_of_call')),
-            f'{targets.rate_share(results, framework, side).median:.0f} %',
-            gigabytes(column(runs, 'peak_bytes')),
-            gigabytes(above_import(runs)),
-        ]
-        for framework in FRAMEWORKS
-        for side in ('textbook', 'ours')
-        for runs in [results[framework][side]]
-    ]  # fmt: skip
+    head = (
+        *('framework', 'code', 'pairs/s, as printed', 'pairs/s of the call'),
+        *('share of rate', 'peak, GB', 'peak above import, GB'),
+    )
+    rows = []
+    for framework in FRAMEWORKS:
+        for side, code in SIDES.items():
+            runs = results[framework][side]
+            share = targets.rate_share(results, framework, side).median
+            rows.append(
+                [
+                    LABELS[framework],
+                    code,
+                    text(runs, 'pairs_per_sec'),
+                    text(runs, 'pairs_per_sec_of_call'),
+                    f'{share:.0f} %',
+                    *peaks(runs),
+                ]
+            )
     rates = matrix_rates(results)
     flops = results['torch']['flops_per_step'] / 1e9
-    bound = statistics.median(rates) / flops * results['batch_size']
+    bound = median(rates) / flops * results['batch_size']
     times = times_textbook(bound, results, 'textbook', 'pairs_per_sec')
-    steps = ' and '.join(
-        f'{results[framework]["num_steps"]} steps ({LABELS[framework]})'
-        for framework in FRAMEWORKS
-    )
-    call = ', '.join(
-        f'{LABELS[framework]} '
-        + spread(
-            paired(
-                column(results[framework]['ours'], 'pairs_per_sec_of_call'),
-                column(
-                    results[framework]['textbook'], 'pairs_per_sec_of_call'
-                ),
-            )
+    steps, call = [], []
+    for framework in FRAMEWORKS:
+        name, runs = LABELS[framework], results[framework]
+        steps.append(f'{runs["num_steps"]} steps ({name})')
+        faster = ratio(
+            runs['ours'], runs['textbook'], 'pairs_per_sec_of_call'
         )
-        for framework in FRAMEWORKS
-    )
+        call.append(f'{name} {faster.text(unit=TIMES)}')
     return f"""\
 `d2l.train_bert(train_iter, net, loss, len(vocab), devices, num_steps)` of
 each tab: the chapter's network on batches of {results['batch_size']} × \
 {MAX_LEN} of WikiText-2, by the recipe of the
-tab, {steps} after a call that warms up. Both
+tab, {' and '.join(steps)} after a call that warms up. Both
 sides get the same minibatches, as native arrays in a list; loading is
 measured by itself below. `train_bert` and `get_bert_encoding` are in the
 chapter, not in the package `d2l`: they are its cells in our words, around
 the package's own network, loss, dataset, timer, accumulator and animator.
 
-{
-        table(
-            (
-                'framework',
-                'code',
-                'pairs/s, as printed',
-                'pairs/s of the call',
-                'share of rate',
-                'peak, GB',
-                'peak above import, GB',
-            ),
-            rows,
-        )
-    }
+{table(head, rows)}
 
 "As printed" is what the chapter's last line says, whose timer leaves out
 the data and the picture on both sides; "of the call" is by the clock, all
 that `train_bert` does included; the textbook draws its picture at every
 step, ours, outside of a notebook, once. By the clock the ratios are:
-{call}.
+{', '.join(call)}.
 
 Useful arithmetic is {flops:.1f} GFLOP a step, computed from the batches: no
 padding, real predictions only, and in the last block only the queries that
@@ -111,7 +96,7 @@ heads; 6 is a multiplication and an addition, forward and twice backward.
 The share of the rate is pairs/s × {flops:.1f} GFLOP / \
 {results['batch_size']} over the best float32
 product of 2048³ in PyTorch, measured in the same round:
-{summary(rates, 0)} GFLOP/s. No code that makes these products is faster
+{spread(rates).text(0)} GFLOP/s. No code that makes these products is faster
 than {bound:,.0f} pairs/s,
 {times}.
 """
@@ -121,11 +106,13 @@ def times_textbook(
     speed: float, results: Results, side: str, unit: str
 ) -> str:
     """Say how many times the textbook's a speed is, in each framework."""
-    return ' and '.join(
-        f'{speed / statistics.median(theirs):.1f} × the textbook in '
-        f'{LABELS[framework]}'
+    speeds = {
+        LABELS[framework]: median(column(results[framework][side], unit))
         for framework in FRAMEWORKS
-        for theirs in [column(results[framework][side], unit)]
+    }
+    return ' and '.join(
+        f'{speed / theirs:.1f} × the textbook in {name}'
+        for name, theirs in speeds.items()
     )
 
 
@@ -138,27 +125,28 @@ def matrix_rates(results: Results) -> list[float]:
     ]
 
 
-def above_import(runs: Sequence[Results]) -> list[float]:
-    """Return the peaks less the peaks after the import, a round each."""
-    return [
+def peaks(runs: Runs) -> list[str]:
+    """Write the median peak of memory, and that above the import's."""
+    above = [
         run['peak_bytes'] - run['peak_bytes_after_import'] for run in runs
     ]
+    return [gigabytes(column(runs, 'peak_bytes')), gigabytes(above)]
 
 
 def gigabytes(values: Sequence[float]) -> str:
     """Write the median of some sizes."""
-    return f'{statistics.median(values) / 1e9:.2f}'
+    return f'{median(values) / 1e9:.2f}'
 
 
 def loading_page(results: Results) -> str:
     """Describe the loading."""
+    head = [f'{code}, {unit}' for unit in ('s', 'GB')
+            for code in SIDES.values()]  # fmt: skip
     rows = [
         [
             LABELS[framework],
-            summary(column(runs['textbook'], 'seconds'), 2),
-            summary(column(runs['ours'], 'seconds'), 2),
-            gigabytes(column(runs['textbook'], 'peak_bytes')),
-            gigabytes(column(runs['ours'], 'peak_bytes')),
+            *(text(runs[side], 'seconds', 2) for side in SIDES),
+            *(peaks(runs[side])[0] for side in SIDES),
         ]
         for framework, runs in results.items()
     ]
@@ -170,27 +158,14 @@ archive. All made the same {first['examples']:,} examples with a vocabulary
 of {first['vocabulary']:,}: the SHA-256 of each of the seven arrays was equal
 in every process, or there would be no page.
 
-{
-        table(
-            (
-                'framework',
-                'd2l 1.0.3, s',
-                'd2lbert, s',
-                'd2l 1.0.3, GB',
-                'd2lbert, GB',
-            ),
-            rows,
-        )
-    }
+{table(['framework', *head], rows)}
 """
 
 
 def reloading_page(results: Results) -> str:
     """Describe loading from the cache."""
-    made, read = (
-        summary(column(results[name], 'seconds'), 3)
-        for name in ('made', 'read')
-    )
+    made, read = (text(results[name], 'seconds', 3)
+                  for name in ('made', 'read'))  # fmt: skip
     return f"""\
 Of the same text, length and seed `d2lbert pretrain` makes examples once and
 keeps them: {made} s the first time, {read} s to read
@@ -201,17 +176,19 @@ the text and its examples again, which had the same SHA-256.
 def representing_page(results: Results) -> str:
     """Describe the representing."""
     names = ('textbook, one at a time', 'ours, one at a time', 'represent')
+    head = (
+        *('framework', "sentences/s, the chapter's, one at a time"),
+        *('ours, one at a time', '`represent`'),
+    )
     gflops = results['flops'] / 1e9
-    rate = statistics.median(matrix_rates(results))
+    rate = median(matrix_rates(results))
     bound = results['sentences'] * rate / gflops
     times = times_textbook(bound, results, names[0], 'sentences_per_sec')
     rows = [
         [
             LABELS[framework],
             *(
-                summary(
-                    column(results[framework][name], 'sentences_per_sec'), 0
-                )
+                text(results[framework][name], 'sentences_per_sec', 0)
                 for name in names
             ),
         ]
@@ -223,17 +200,7 @@ of the corpus, and `get_bert_encoding` of one after the other in evaluation
 mode: of {results['sample']} of them, evenly chosen, whose mean speed stands
 for all.
 
-{
-        table(
-            (
-                'framework',
-                "sentences/s, the chapter's, one at a time",
-                'ours, one at a time',
-                '`represent`',
-            ),
-            rows,
-        )
-    }
+{table(head, rows)}
 
 The matrix products of all sentences are {gflops:.0f} GFLOP. At the rate of
 the best product of 2048³ in the same rounds, {rate:.0f} GFLOP/s, they alone
@@ -246,7 +213,7 @@ than {bound:,.0f} sentences/s,
 def importing_page(results: Results) -> str:
     """Describe the imports."""
     rows = [
-        [f'`{name}`', f'{min(values):.3f}', summary(values, 3)]
+        [f'`{name}`', f'{min(values):.3f}', spread(values).text(3)]
         for name, values in results.items()
     ]
     return f"""\
@@ -258,21 +225,38 @@ Whole processes, from start to end.
 
 def growth_page(results: Results) -> str:
     """Describe the growth curves."""
-    rows = [
-        [
-            LABELS[framework],
-            name.replace('_', ' '),
-            f'{values[0]:,} to {values[-1]:,}',
-            *(
-                summary([exponent(values, column(run[name], cost))
-                         for run in results[framework]], 2)
-                for cost in ('seconds', 'flops')
-            ),
-            f'{last_doubling(results, framework, name):.2f}',
-        ]
-        for framework in FRAMEWORKS
-        for name, values in results['curves'].items()
-    ]  # fmt: skip
+    head = (
+        *('framework', 'size', 'from, to', 'exponent of time'),
+        *('of the arithmetic', 'last doubling'),
+    )
+    rows = []
+    for framework in FRAMEWORKS:
+        for name, sizes in results['curves'].items():
+            time, work, last = (
+                spread(
+                    [
+                        exponent(
+                            sizes[-points:], column(run[name], cost)[-points:]
+                        )
+                        for run in results[framework]
+                    ]
+                )
+                for cost, points in (
+                    ('seconds', len(sizes)),
+                    ('flops', len(sizes)),
+                    ('seconds', 2),
+                )
+            )
+            rows.append(
+                [
+                    LABELS[framework],
+                    name.replace('_', ' '),
+                    f'{sizes[0]:,} to {sizes[-1]:,}',
+                    time.text(2),
+                    work.text(2),
+                    f'{last.median:.2f}',
+                ]
+            )
     base = ', '.join(
         f'{name.replace("_", " ")} {value:,}'
         for name, value in results['base'].items()
@@ -284,31 +268,10 @@ the slope of the time over the size, both logarithmic, and the last doubling
 its slope at the end; the arithmetic is that of the formula above. "No
 faster" allows {targets.EXPONENT_NOISE}.
 
-{
-        table(
-            (
-                'framework',
-                'size',
-                'from, to',
-                'exponent of time',
-                'of the arithmetic',
-                'last doubling',
-            ),
-            rows,
-        )
-    }
+{table(head, rows)}
 
 ![How cost grows](growth.png)
 """
-
-
-def last_doubling(results: Results, framework: str, name: str) -> float:
-    """Return the exponent of time over the last two points."""
-    sizes = results['curves'][name][-2:]
-    return statistics.median(
-        exponent(sizes, column(run[name][-2:], 'seconds'))
-        for run in results[framework]
-    )
 
 
 def corpus_page(results: Results) -> str:
@@ -317,28 +280,20 @@ def corpus_page(results: Results) -> str:
         [
             f'× {copies}',
             f'{runs[0]["examples"]:,}',
-            summary(column(runs, 'seconds'), 2),
-            gigabytes(column(runs, 'peak_bytes')),
-            gigabytes(above_import(runs)),
+            text(runs, 'seconds', 2),
+            *peaks(runs),
         ]
         for copies, runs in results.items()
     ]
+    head = (
+        *('corpus', 'examples', 'loading, s', 'peak, GB'),
+        'above import, GB',
+    )
     return f"""\
 WikiText-2 and more of the same, made by repetition, through our
 `load_data_wiki`.
 
-{
-        table(
-            (
-                'corpus',
-                'examples',
-                'loading, s',
-                'peak, GB',
-                'above import, GB',
-            ),
-            rows,
-        )
-    }
+{table(head, rows)}
 """
 
 
@@ -347,10 +302,7 @@ def shards_page(results: Results) -> str:
     rows = [
         [
             LABELS[framework],
-            *(
-                summary(column(runs[devices], 'pairs_per_sec'))
-                for devices in runs
-            ),
+            *(text(runs[devices], 'pairs_per_sec') for devices in runs),
         ]
         for framework, runs in results.items()
     ]
@@ -370,18 +322,18 @@ def profile_page(results: Results) -> str:
         for side, when in (('textbook', 'before'), ('ours', 'after'))
     }
     totals = [sum(seconds.values()) for seconds in columns.values()]
-    rows = [
-        [
-            kind,
-            *(
-                f'{seconds[kind]:.3f} s, {seconds[kind] / total:.0%}'
-                for seconds, total in zip(
-                    columns.values(), totals, strict=True
-                )
-            ),
-        ]
-        for kind in profiling.KINDS
-    ]
+    rows = []
+    for kind in profiling.KINDS:
+        spent = [seconds[kind] for seconds in columns.values()]
+        rows.append(
+            [
+                kind,
+                *(
+                    f'{own:.3f} s, {own / total:.0%}'
+                    for own, total in zip(spent, totals, strict=True)
+                ),
+            ]
+        )
     rows.append(['**a step**', *(f'**{total:.2f} s**' for total in totals)])
     return f"""\
 A step's time on one thread, by kind of work: before is the textbook's code,
@@ -397,7 +349,7 @@ takes time itself, so that the sums are not the speeds above.
 def display_page(results: Results) -> str:
     """Say what a reader's display costs."""
     progress, animator = (
-        summary([1e3 * shown for shown in results[name]], 2)
+        spread([1e3 * shown for shown in results[name]]).text(2)
         for name in ('progress', 'animator')
     )
     return f"""\
@@ -499,13 +451,10 @@ def write(folder: Path) -> None:
     measured = measured_sections(results)
     (folder / PAGE_FILE).write_text(page(results), 'utf-8')
     pictures.draw_ratios(
-        [
-            target
-            for target in targets.reached(measured)
-            if target.unit == targets.TIMES
-        ],
+        [target for target in targets.reached(measured)
+         if target.unit == TIMES],
         folder / 'ratios.png',
-    )
+    )  # fmt: skip
     if 'growth' in measured:
         pictures.draw_growth(measured['growth'], folder / 'growth.png')
     print(f'{folder / PAGE_FILE}', file=sys.stderr)

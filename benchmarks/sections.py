@@ -11,50 +11,42 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import workload
-from benchmarks.compare import (
-    WIKITEXT,
-    Bench,
-    MeasurementError,
-    in_turn,
-    progress,
-)
+from benchmarks.compare import WIKITEXT, Bench, MeasurementError, in_turn
 from benchmarks.workload import FRAMEWORKS
 from d2lbert.data.corpus import ARCHIVE, cache_folder, read_lines
 
 Results = dict[str, Any]
-CURVES = ('vocabulary', 'length', 'batch_size', 'hidden')
+GROWING = ('batch_size', 'length', 'vocabulary', 'hidden')
 SHARDS = ('cpu', 'cpu:2', 'cpu:4')
+#: The arguments of Python.
 IMPORTS = {
     'python -c pass': ('-c', 'pass'),
     'import d2lbert': ('-c', 'import d2lbert'),
     'from d2lbert import torch': ('-c', 'from d2lbert import torch'),
     'from d2lbert import mxnet': ('-c', 'from d2lbert import mxnet'),
+    'd2lbert --help': (
+        str(Path(sys.executable).parent / 'd2lbert'),
+        '--help',
+    ),
 }
 
 
 def training(bench: Bench) -> Results:
     """Time the chapter's `train_bert` of each tab."""
+    given = bench.chapter()
     results: Results = {'batch_size': bench.settings.batch_size}
     for framework in FRAMEWORKS:
-        given = bench.examples(framework)
-        progress(f'training, {framework}')
+        options = {'framework': framework, 'name': 'training', **given}
         results[framework] = {
             'num_steps': given['num_steps'],
             'flops_per_step': flops_per_step(**given),
             **in_turn(
+                f'training, {framework}',
                 bench.settings.rounds,
                 {
                     'rate': partial(matrix_rate, bench),
-                    **{
-                        side: partial(
-                            bench.measure,
-                            side,
-                            framework,
-                            'training',
-                            **given,
-                        )
-                        for side in ('textbook', 'ours')
-                    },
+                    'textbook': partial(bench.measure, 'textbook', **options),
+                    'ours': partial(bench.measure, 'ours', **options),
                 },
             ),
         }
@@ -74,62 +66,48 @@ def flops_per_step(
 
 def matrix_rate(bench: Bench) -> Any:
     """Return the machine's rate of float32 matrix products."""
+    size = bench.settings.matrix_size
     return bench.measure(
-        'ours',
-        'torch',
-        'matrix_rate',
-        size=bench.settings.matrix_size,
-        repeats=10,
+        'ours', 'torch', 'matrix_rate', size=size, repeats=10
     )
 
 
 def loading(bench: Bench) -> Results:
     """Time `load_data_wiki` of each tab; examples have to be equal."""
-    results = {}
-    for framework in FRAMEWORKS:
-        progress(f'loading, {framework}')
-        results[framework] = in_turn(
-            bench.settings.loading_rounds[framework],
+    corpora = {'textbook': bench.corpus(), 'ours': bench.settings.corpus}
+    results = {
+        framework: in_turn(
+            f'loading, {framework}',
+            bench.settings.rounds,
             {
-                'textbook': partial(
-                    bench.measure,
-                    'textbook',
-                    framework,
-                    'loading',
-                    corpus=bench.corpus(),
-                ),
-                'ours': partial(
-                    bench.measure,
-                    'ours',
-                    framework,
-                    'loading',
-                    corpus=bench.settings.corpus,
-                ),
+                side: partial(
+                    bench.measure, side, framework, 'loading', corpus=corpus
+                )
+                for side, corpus in corpora.items()
             },
         )
+        for framework in FRAMEWORKS
+    }
     check_equal_examples(results)
     return results
 
 
 def reloading(bench: Bench) -> Results:
     """Time making the examples of a run, and reading them again."""
-    progress('reloading')
     bench.corpus()  # fetches it, if need be, into the usual cache
+    variables = {
+        WIKITEXT: str(cache_folder() / ARCHIVE),
+        **bench.environment(),
+        'D2LBERT_CACHE': str(bench.folder / 'cache'),
+    }
     measure = partial(
         bench.measure,
-        'ours',
-        'torch',
-        'reloading',
-        {
-            WIKITEXT: str(cache_folder() / ARCHIVE),
-            **bench.environment(),
-            'D2LBERT_CACHE': str(bench.folder / 'cache'),
-        },
+        *('ours', 'torch', 'reloading', variables),
         corpus=bench.settings.corpus,
     )
     results = {
-        **in_turn(1, {'made': measure}),
-        **in_turn(bench.settings.rounds, {'read': measure}),
+        **in_turn('reloading', 1, {'made': measure}),
+        **in_turn('reloading', bench.settings.rounds, {'read': measure}),
     }
     check_equal_examples({'torch': results})
     return results
@@ -153,38 +131,32 @@ def representing(bench: Bench) -> Results:
     """Time many sentences at once, and one at a time."""
     texts = bench.folder / 'sentences.txt'
     number = bench.settings.num_sentences
+    few = bench.settings.num_single_sentences
     lines = workload.sentences(read_lines(bench.settings.corpus), number)
     texts.write_text('\n'.join(lines), 'utf-8')
-    results: Results = {
-        'sentences': number,
-        'sample': bench.settings.num_single_sentences,
-        # With <cls> and <sep>
-        'flops': workload.encoding_flops(
-            len(line.split()) + 2 for line in lines
-        ),
-    }
+    # With <cls> and <sep>
+    flops = workload.encoding_flops(len(line.split()) + 2 for line in lines)
+    results: Results = {'sentences': number, 'sample': few, 'flops': flops}
     for framework in FRAMEWORKS:
-        progress(f'representing, {framework}')
-        one_at_a_time = {
-            f'{side}, one at a time': partial(
-                bench.measure,
-                side,
-                framework,
-                'encoding',
-                texts=str(texts),
-                number=bench.settings.num_single_sentences,
-            )
-            for side in ('textbook', 'ours')
-        }
-        together = partial(
-            bench.measure, 'ours', framework, 'representing', texts=str(texts)
-        )
+        given = {'framework': framework, 'texts': str(texts)}
         results[framework] = in_turn(
+            f'representing, {framework}',
             bench.settings.rounds,
             {
                 'rate': partial(matrix_rate, bench),
-                **one_at_a_time,
-                'represent': together,
+                **{
+                    f'{side}, one at a time': partial(
+                        bench.measure,
+                        side,
+                        name='encoding',
+                        number=few,
+                        **given,
+                    )
+                    for side in ('textbook', 'ours')
+                },
+                'represent': partial(
+                    bench.measure, 'ours', name='representing', **given
+                ),
             },
         )
     return results
@@ -192,75 +164,63 @@ def representing(bench: Bench) -> Results:
 
 def importing(bench: Bench) -> Results:
     """Time whole processes that import, or show the command's help."""
-    progress('importing')
-    commands = {
-        name: [sys.executable, *arguments]
-        for name, arguments in IMPORTS.items()
-    }
-    script = Path(sys.executable).with_name('d2lbert')
-    commands['d2lbert --help'] = [str(script), '--help']
 
-    def timed(command: list[str]) -> float:
+    def timed(arguments: tuple[str, ...]) -> float:
         start = time.perf_counter()
         subprocess.run(
-            command,
+            [sys.executable, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             env=bench.environment(),
         )
         return time.perf_counter() - start
 
-    for command in commands.values():
-        timed(command)  # reads the files, and compiles what is not yet
+    for arguments in IMPORTS.values():
+        timed(arguments)  # reads the files, and compiles what is not yet
     return in_turn(
+        'importing',
         bench.settings.imports,
-        {name: partial(timed, command) for name, command in commands.items()},
+        {name: partial(timed, given) for name, given in IMPORTS.items()},
     )
 
 
 def growth(bench: Bench) -> Results:
     """Time a step against each size that decides its arithmetic."""
-    progress('growth')
-    base = bench.settings.growth_base
+    settings = bench.settings
+    base = dict(zip(GROWING, settings.growth_base, strict=True))
     curves = {
-        name: [base[name] * by for by in bench.settings.growth_factors]
-        for name in CURVES
+        name: [size * by for by in settings.growth_factors]
+        for name, size in base.items()
     }
+    measure = partial(
+        bench.measure,
+        'ours',
+        name='growth',
+        base=base,
+        curves=curves,
+        num_steps=settings.growth_steps,
+    )
     return {
-        'base': dict(base),
+        'base': base,
         'curves': curves,
         **in_turn(
-            bench.settings.rounds,
-            {
-                framework: partial(
-                    bench.measure,
-                    'ours',
-                    framework,
-                    'growth',
-                    base=dict(base),
-                    curves=curves,
-                    num_steps=bench.settings.growth_steps,
-                )
-                for framework in FRAMEWORKS
-            },
+            'growth',
+            settings.rounds,
+            {name: partial(measure, framework=name) for name in FRAMEWORKS},
         ),
     }
 
 
 def corpus(bench: Bench) -> Results:
     """Time loading a corpus, and more of it."""
-    progress('corpus')
+    measure = partial(
+        bench.measure, 'ours', 'torch', 'loading', fingerprints=False
+    )
     return in_turn(
+        'corpus',
         bench.settings.rounds,
         {
-            str(copies): partial(
-                bench.measure,
-                'ours',
-                'torch',
-                'loading',
-                corpus=bench.corpus(copies),
-                fingerprints=False,
-            )
+            str(copies): partial(measure, corpus=bench.corpus(copies))
             for copies in bench.settings.corpus_copies
         },
     )
@@ -268,57 +228,51 @@ def corpus(bench: Bench) -> Results:
 
 def shards(bench: Bench) -> Results:
     """Time training in one shard, in two and in four."""
-    results = {}
-    for framework in FRAMEWORKS:
-        given = bench.examples(framework)
-        progress(f'shards, {framework}')
-        results[framework] = in_turn(
+    measure = partial(
+        bench.measure, 'ours', name='training', **bench.chapter()
+    )
+    return {
+        framework: in_turn(
+            f'shards, {framework}',
             bench.settings.rounds,
             {
                 devices: partial(
-                    bench.measure,
-                    'ours',
-                    framework,
-                    'training',
-                    devices=devices,
-                    **given,
+                    measure, framework=framework, devices=devices
                 )
                 for devices in SHARDS
             },
         )
-    return results
+        for framework in FRAMEWORKS
+    }
 
 
 def profile(bench: Bench) -> Results:
     """Say where a step's time goes, on one thread."""
+    steps = {'num_warmup': 1, 'num_steps': bench.settings.profile_steps}
+    measure = partial(
+        bench.measure,
+        name='profile',
+        variables={
+            'OMP_NUM_THREADS': '1',
+            'MXNET_ENGINE_TYPE': 'NaiveEngine',
+        },
+        **bench.chapter() | steps,
+    )
     results: Results = {}
-    variables = {'OMP_NUM_THREADS': '1', 'MXNET_ENGINE_TYPE': 'NaiveEngine'}
     for framework in FRAMEWORKS:
-        given = bench.examples(framework) | {
-            'num_warmup': 1,
-            'num_steps': bench.settings.profile_steps,
-        }
-        progress(f'profile, {framework}')
-        results[framework] = {
-            side: bench.measure(
-                side, framework, 'profile', variables, **given
-            )
+        sides = {
+            side: partial(measure, side, framework)
             for side in ('textbook', 'ours')
         }
+        found = in_turn(f'profile, {framework}', 1, sides)
+        results[framework] = {side: run for side, (run,) in found.items()}
     return results
 
 
 def display(bench: Bench) -> Results:
     """Time what a reader sees of a step."""
-    progress('display')
-    shown = bench.measure(
-        'ours',
-        'torch',
-        'display',
-        num_shows=bench.settings.shows,
-        pause=0.25,
-    )
-    return dict(shown)
+    shows = {'num_shows': bench.settings.shows, 'pause': 0.25}
+    return dict(bench.measure('ours', 'torch', 'display', **shows))
 
 
 SECTIONS: Mapping[str, Callable[[Bench], Results]] = {
