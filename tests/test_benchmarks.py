@@ -16,14 +16,8 @@ from benchmarks import (
     targets,
     workload,
 )
-from benchmarks.compare import (
-    QUICK,
-    Bench,
-    MeasurementError,
-    Ratio,
-    in_turn,
-    paired,
-)
+from benchmarks.compare import QUICK, Bench, MeasurementError, in_turn
+from benchmarks.numbers import Spread, paired
 from benchmarks.sections import check_equal_examples
 from benchmarks.targets import Target
 from d2lbert.pytest_plugin import require
@@ -36,7 +30,7 @@ ORACLE = Path(__file__).parent.parent / '.oracle' / 'bin' / 'python'
 def test_ratios_are_of_neighbours():
     # Both slow down in the third round
     ratio = paired([30, 40, 3], [10, 10, 1])
-    assert ratio == Ratio(3, 3, 4)
+    assert ratio == Spread(3, 3, 4)
     with pytest.raises(ValueError):
         paired([1, 2], [1])
 
@@ -44,6 +38,7 @@ def test_ratios_are_of_neighbours():
 def test_sides_take_turns():
     order = []
     results = in_turn(
+        'training',
         2,
         {
             'textbook': lambda: order.append('t') or len(order),
@@ -72,7 +67,7 @@ def test_exponent(power):
     ],
 )
 def test_verdict(measured, at_most, verdict):
-    target = Target('it', 3, 4, Ratio(measured, 0, 9), at_most=at_most)
+    target = Target('it', 3, 4, Spread(measured, 0, 9), at_most=at_most)
     assert target.verdict() == verdict
 
 
@@ -193,7 +188,7 @@ def test_numpys_time_is_its_callers():
         np.median(np.linspace(0, 1, 1_000_000))
 
     total, functions = profiling.time_python(compute)
-    assert functions[__file__, 'compute'] > 0.9 * total
+    assert functions[f'{__file__}:compute'] > 0.9 * total
 
 
 # ---- the page --------------------------------------------------------
