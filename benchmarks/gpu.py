@@ -135,27 +135,16 @@ def describe(results: Mapping[str, Any]) -> str:
         *('code', 'pairs/s, as printed', 'pairs/s of the whole call'),
         'peak on the card, GB',
     )
-    return f"""\
-# On a GPU
-
-One {results['card']}, CUDA {results['cuda']}, {results['date']}. PyTorch
-only. Made by `make bench-gpu` from {RESULTS_FILE}.
-
-{targets_table(targets)}
-
-`d2l.train_bert` of the PyTorch tab, {results['num_steps']} steps of \
-{results['batch_size']} pairs after a
-call that warms up, each side with the minibatches that its own
-`load_data_wiki` feeds; the textbook and d2lbert took turns,
-{len(rounds['ours'])} rounds, each in a process of its own. "As printed" is
-what the chapter's last line says, whose timer leaves out the data and the
-picture; "of the whole call" is by the clock.
-
-{table(head, rows)}
-
-{machine['processor']}, {machine['cores']} cores, {machine['system']}, \
-{machine['versions']['ours']}.
-"""
+    return (
+        (HERE / 'gpu-page.md')
+        .read_text('utf-8')
+        .format(
+            **results | machine | machine['versions'],
+            targets=targets_table(targets),
+            num_rounds=len(rounds['ours']),
+            table=table(head, rows),
+        )
+    )
 
 
 if __name__ == '__main__':
