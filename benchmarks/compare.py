@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,9 +120,9 @@ class Bench:
         """
         done = subprocess.run(
             [
-                self.pythons[side],
-                *('-W', 'ignore', '-m', 'benchmarks.measure'),
-                *(side, framework, name, json.dumps(options)),
+                *(self.pythons[side], '-W', 'ignore', '-m'),
+                *('benchmarks.measure', side, framework, name),
+                json.dumps(options),
             ],
             capture_output=True,
             text=True,
@@ -133,6 +134,21 @@ class Bench:
                 f'{name}, {framework}, {side} failed:\n{done.stderr}'
             )
         return json.loads(done.stdout.splitlines()[-1])
+
+    def job(self, *args: Any, **options: Any) -> Callable[[], Any]:
+        """Return a call of `measure`, for `in_turn`."""
+        return partial(self.measure, *args, **options)
+
+    def matrix_rate(self) -> Callable[[], Any]:
+        """Return what measures the machine's rate of float32 products."""
+        size = self.settings.matrix_size
+        return self.job('ours', 'torch', 'matrix_rate', size=size, repeats=10)
+
+    def in_turn(
+        self, title: str, jobs: Mapping[str, Callable[[], Any]]
+    ) -> dict[str, list[Any]]:
+        """Let the jobs take turns, as many rounds as is set."""
+        return in_turn(title, self.settings.rounds, jobs)
 
     def environment(self) -> dict[str, str]:
         """Return the variables of each process."""
@@ -168,9 +184,7 @@ class Bench:
         if not path.exists():
             progress('making the examples')
             self.measure(
-                'textbook',
-                'torch',
-                'loading',
+                *('textbook', 'torch', 'loading'),
                 corpus=self.corpus(),
                 save=str(path),
                 num_saved=settings.batch_size
@@ -191,10 +205,7 @@ class Bench:
             'cores': os.cpu_count(),
             'memory_bytes': os.sysconf('SC_PAGE_SIZE') * pages,
             'system': platform.platform(),
-            'versions': {
-                side: versions(python)
-                for side, python in self.pythons.items()
-            },
+            'versions': {x: versions(self.pythons[x]) for x in self.pythons},
             'variables': {
                 name: value
                 for name, value in sorted(os.environ.items())

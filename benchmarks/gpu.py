@@ -22,13 +22,13 @@ from typing import Any
 
 from benchmarks.compare import Bench, MeasurementError, Settings, in_turn
 from benchmarks.numbers import column, ratio, table, text
+from benchmarks.report import SIDES
 from benchmarks.targets import Target, targets_table
 from d2lbert.data.files import write_file
 
 HERE = Path(__file__).parent
 PAGE_FILE, RESULTS_FILE = 'results-gpu.md', 'results-gpu.json'
 LEAST = 5
-SIDES = {'textbook': 'd2l 1.0.3', 'ours': 'd2lbert'}
 #: What d2lbert can do beside float32.
 INEXACT = {
     'tf32': 'd2lbert, TF32 products (inexact)',
@@ -48,7 +48,6 @@ def main() -> int:
     parser.add_argument('--d2l', required=True, metavar='PATH')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=50)
-    parser.add_argument('--corpus', default='wikitext-2')
     parser.add_argument('--out', type=Path, default=HERE, metavar='FOLDER')
     options = parser.parse_args()
     import torch
@@ -60,7 +59,7 @@ def main() -> int:
         if not page.exists():
             page.write_text(NO_CARD, 'utf-8')
         return 0
-    settings = Settings(corpus=options.corpus, rounds=options.rounds)
+    settings = Settings(rounds=options.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), settings, sys.executable)
         try:
@@ -110,23 +109,22 @@ def measure(bench: Bench, d2l_path: str, num_steps: int) -> dict[str, Any]:
 def describe(results: Mapping[str, Any]) -> str:
     """Return the page in Markdown."""
     rounds, machine = results['rounds'], results['machine']
+    units = {
+        'pairs_per_sec': 'pairs/s as printed',
+        'pairs_per_sec_of_call': 'pairs/s of the whole call',
+    }
     targets = [
         Target(
             f'training on a {results["card"]}, {what}',
-            LEAST,
-            None,
-            ratio(rounds['ours'], rounds['textbook'], name),
+            *(LEAST, None),
+            ratio(rounds['ours'], rounds['textbook'], unit),
         )
-        for what, name in (
-            ('pairs/s as printed', 'pairs_per_sec'),
-            ('pairs/s of the whole call', 'pairs_per_sec_of_call'),
-        )
+        for unit, what in units.items()
     ]
     rows = [
         [
             (SIDES | INEXACT)[side],
-            text(runs, 'pairs_per_sec', 0),
-            text(runs, 'pairs_per_sec_of_call', 0),
+            *(text(runs, unit, 0) for unit in units),
             f'{max(column(runs, "peak_bytes_on_card")) / 1e9:.2f}',
         ]
         for side, runs in rounds.items()

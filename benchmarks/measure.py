@@ -17,10 +17,11 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -61,9 +62,8 @@ def peak_bytes() -> int:
     """
     status = Path('/proc/self/status')
     if status.exists():
-        found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text())
-        assert found
-        return int(found[1]) * 1024
+        found = re.findall(r'VmHWM:\s*(\d+) kB', status.read_text())
+        return int(found[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024
 
@@ -87,41 +87,31 @@ class Training:
         examples: str = '',
         corpus: str = '',
         devices: str = '',
-        precision: str = '',
+        **options: Any,
     ) -> None:
-        self.options = {'precision': precision} if precision else {}
-        self.batches: list[Any] = []
+        self.batches: Iterator[Any] = iter(())
         if examples:
             read = workload.read_examples(examples)
             self.vocab_size = read.vocab_size
-            self.batches = [
-                framework.native(batch) for batch in read.batches(batch_size)
-            ]
+            batches = read.batches(batch_size)
+            self.batches = iter([framework.native(X) for X in batches])
         else:
             self.train_iter, vocab = d2l.load_data_wiki(
                 batch_size, workload.MAX_LEN, corpus
             )
             self.vocab_size = len(vocab)
-        self.d2l = d2l
-        self.devices = (
-            d2l.BACKEND.devices(devices) if devices else [d2l.try_gpu()]
-        )
-        self.net = framework.new_net(d2l, self.vocab_size, self.devices[0])
-        self.loss = framework.loss()
+        chosen = [d2l.try_gpu()]
+        if devices:
+            chosen = d2l.BACKEND.devices(devices)
+        net = framework.new_net(d2l, self.vocab_size, chosen[0])
+        self.arguments = net, framework.loss(), self.vocab_size, chosen
+        self.train_bert = partial(d2l.train_bert, **options)
 
     def train(self, num_steps: int) -> None:
         """Call the chapter's `train_bert` on the next minibatches."""
-        batches = self.batches[:num_steps]
-        del self.batches[:num_steps]
-        self.d2l.train_bert(
-            batches or self.train_iter,
-            self.net,
-            self.loss,
-            self.vocab_size,
-            self.devices,
-            num_steps,
-            **self.options,
-        )
+        batches = list(islice(self.batches, num_steps))
+        given = batches or self.train_iter
+        self.train_bert(given, *self.arguments, num_steps)
 
 
 def training(
@@ -248,10 +238,11 @@ def ready_to_represent(
 ) -> tuple[list[str], Any, Any]:
     """Return sentences, their vocabulary, and a network that is warm."""
     lines = Path(texts).read_text('utf-8').splitlines()
-    vocab = workload.new_vocab(d2l, lines)
+    words = [line.split() for line in lines]
+    vocab = d2l.Vocab(words, 2, ['<pad>', '<mask>', '<cls>', '<sep>'])
     net = framework.new_net(d2l, len(vocab), d2l.try_gpu())
-    for line in lines[:3]:
-        d2l.get_bert_encoding(net, line.split(), vocab=vocab)
+    for sentence in words[:3]:
+        d2l.get_bert_encoding(net, sentence, vocab=vocab)
     return lines, vocab, net
 
 
@@ -324,12 +315,9 @@ def growth_point(
     sizes = workload.Sizes(num_hiddens=hidden, ffn_num_hiddens=2 * hidden)
     arrays = workload.full_batch(batch_size, length, vocabulary)
     device = d2l.try_gpu()
-    trainer = Trainer(
-        framework.new_net(d2l, vocabulary, device, sizes),
-        RECIPES[TAB_RECIPES[d2l.BACKEND.name]],
-        lr=LEARNING_RATE,
-        devices=[device],
-    )
+    net = framework.new_net(d2l, vocabulary, device, sizes)
+    recipe = RECIPES[TAB_RECIPES[d2l.BACKEND.name]]
+    trainer = Trainer(net, recipe, lr=LEARNING_RATE, devices=[device])
     _, *steps = trainer.train(repeat(Batch(*arrays)), num_steps + 1)
     return {
         'seconds': min(step.seconds for step in steps),
@@ -376,28 +364,13 @@ def matrix_rate(
     return {'flops_per_sec': 2 * size**3 / min(seconds)}
 
 
-MEASUREMENTS: Mapping[str, Callable[..., Result]] = {
-    function.__name__: function
-    for function in (
-        training,
-        profile,
-        loading,
-        encoding,
-        representing,
-        reloading,
-        growth,
-        display,
-        matrix_rate,
-    )
-}
-
-
 def main(side: str, framework: str, name: str, options: str) -> None:
     """Measure and print the result."""
     # What is measured prints lines of its own
     with redirect_stdout(StringIO()):
         d2l = SIDES[side](framework)
-        result = MEASUREMENTS[name](
+        measure = globals()[name]
+        result = measure(
             d2l, frameworks.load(framework), **json.loads(options)
         )
     print(json.dumps(result))

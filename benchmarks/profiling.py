@@ -59,9 +59,6 @@ NUMPY_FUNCTIONS = {
     'MXNet': {DROPOUT: r'randomness\.py', VOCABULARY: r'cross_entropy'},
 }
 
-#: How many operators the raw results name.
-NUM_LARGEST = 40
-
 #: Seconds by kind and name.
 Named = defaultdict[tuple[str, str], float]
 
@@ -163,9 +160,7 @@ def spent_on_logits(
     return 0.0
 
 
-def time_python(
-    train: Callable[[], None],
-) -> tuple[float, dict[str, float]]:
+def time_python(train: Callable[[], None]) -> tuple[float, dict[str, float]]:
     """Return the time of a call, and that of each Python function in it.
 
     A function's time includes that of the functions it calls which are
@@ -205,7 +200,7 @@ def by_step(
     """Add what NumPy computes, and give all in seconds a step.
 
     `named`: the seconds of operators by kind and name, `python`: those of
-    functions. The names go along, to see what a kind is made of.
+    functions.
     """
     for function, spent in python.items():
         kind = kind_of(function, NUMPY_FUNCTIONS[framework])
@@ -215,14 +210,7 @@ def by_step(
     for (kind, _), spent in named.items():
         seconds[kind] += spent / num_steps
     seconds[PYTHON] = max(0.0, total / num_steps - sum(seconds.values()))
-    largest = sorted(named.items(), key=lambda item: -item[1])[:NUM_LARGEST]
-    return {
-        'seconds': seconds,
-        'largest': {
-            f'{kind}: {name}': spent / num_steps
-            for (kind, name), spent in largest
-        },
-    }
+    return {'seconds': seconds}
 
 
 PROFILERS = {'Torch': with_torch, 'MXNet': with_mxnet}

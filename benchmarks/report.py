@@ -338,13 +338,10 @@ def page(results: Results) -> str:
     ]
     for part in parts:
         title, _, _ = part.partition('\n')
-        if title in SECTIONS:
-            function = SECTIONS[title]
-            if function.__name__ in measured:
-                gaps = function(measured[function.__name__])
-                pieces.append(part.format(**gaps))
-        else:
+        if title not in SECTIONS:
             pieces.append(part.format(**machine(results)))
+        elif (name := SECTIONS[title].__name__) in measured:
+            pieces.append(part.format(**SECTIONS[title](measured[name])))
     return '\n## '.join(pieces)
 
 
@@ -362,8 +359,6 @@ def write(folder: Path) -> None:
     results = json.loads((folder / RESULTS_FILE).read_text('utf-8'))
     measured = measured_sections(results)
     (folder / PAGE_FILE).write_text(page(results), 'utf-8')
-    ratios = [x for x in targets.reached(measured) if x.unit == TIMES]
-    pictures.draw_ratios(ratios, folder / 'ratios.png')
     if 'growth' in measured:
         pictures.draw_growth(measured['growth'], folder / 'growth.png')
     print(f'{folder / PAGE_FILE}', file=sys.stderr)

@@ -16,8 +16,8 @@ from benchmarks.workload import FRAMEWORKS
 from d2lbert.data.corpus import ARCHIVE, cache_folder, read_lines
 
 Results = dict[str, Any]
+SIDES = ('textbook', 'ours')
 GROWING = ('batch_size', 'length', 'vocabulary', 'hidden')
-SHARDS = ('cpu', 'cpu:2', 'cpu:4')
 #: The arguments of Python.
 IMPORTS = {
     'python -c pass': ('-c', 'pass'),
@@ -34,55 +34,41 @@ IMPORTS = {
 def training(bench: Bench) -> Results:
     """Time the chapter's `train_bert` of each tab."""
     given = bench.chapter()
-    results: Results = {'batch_size': bench.settings.batch_size}
+    read = workload.read_examples(given['examples'])
+    first, last = (
+        given['num_warmup'],
+        given['num_warmup'] + given['num_steps'],
+    )
+    flops = [
+        workload.useful_flops(batch, read.vocab_size)
+        for batch in read.batches(given['batch_size'])[first:last]
+    ]
+    results: Results = {'batch_size': given['batch_size']}
     for framework in FRAMEWORKS:
-        options = {'framework': framework, 'name': 'training', **given}
         results[framework] = {
             'num_steps': given['num_steps'],
-            'flops_per_step': flops_per_step(**given),
-            **in_turn(
-                f'training, {framework}',
-                bench.settings.rounds,
-                {
-                    'rate': partial(matrix_rate, bench),
-                    'textbook': partial(bench.measure, 'textbook', **options),
-                    'ours': partial(bench.measure, 'ours', **options),
+            'flops_per_step': sum(flops) / len(flops),
+        } | bench.in_turn(
+            f'training, {framework}',
+            {
+                'rate': bench.matrix_rate(),
+                **{
+                    side: bench.job(side, framework, 'training', **given)
+                    for side in SIDES
                 },
-            ),
-        }
+            },
+        )
     return results
-
-
-def flops_per_step(
-    examples: str, batch_size: int, num_warmup: int, num_steps: int
-) -> float:
-    """Return the mean over the steps that are timed."""
-    read = workload.read_examples(examples)
-    batches = read.batches(batch_size)[num_warmup : num_warmup + num_steps]
-    return sum(
-        workload.useful_flops(batch, read.vocab_size) for batch in batches
-    ) / len(batches)
-
-
-def matrix_rate(bench: Bench) -> Any:
-    """Return the machine's rate of float32 matrix products."""
-    size = bench.settings.matrix_size
-    return bench.measure(
-        'ours', 'torch', 'matrix_rate', size=size, repeats=10
-    )
 
 
 def loading(bench: Bench) -> Results:
     """Time `load_data_wiki` of each tab; examples have to be equal."""
     corpora = {'textbook': bench.corpus(), 'ours': bench.settings.corpus}
     results = {
-        framework: in_turn(
+        framework: bench.in_turn(
             f'loading, {framework}',
-            bench.settings.rounds,
             {
-                side: partial(
-                    bench.measure, side, framework, 'loading', corpus=corpus
-                )
+                side: bench.job(side, framework, 'loading', corpus=corpus)
                 for side, corpus in corpora.items()
             },
         )
@@ -100,15 +86,12 @@ def reloading(bench: Bench) -> Results:
         **bench.environment(),
         'D2LBERT_CACHE': str(bench.folder / 'cache'),
     }
-    measure = partial(
-        bench.measure,
+    job = bench.job(
         *('ours', 'torch', 'reloading', variables),
         corpus=bench.settings.corpus,
     )
-    results = {
-        **in_turn('reloading', 1, {'made': measure}),
-        **in_turn('reloading', bench.settings.rounds, {'read': measure}),
-    }
+    made = in_turn('reloading', 1, {'made': job})
+    results = made | bench.in_turn('reloading', {'read': job})
     check_equal_examples({'torch': results})
     return results
 
@@ -129,34 +112,23 @@ def check_equal_examples(results: Results) -> None:
 
 def representing(bench: Bench) -> Results:
     """Time many sentences at once, and one at a time."""
-    texts = bench.folder / 'sentences.txt'
+    path = bench.folder / 'sentences.txt'
     number = bench.settings.num_sentences
     few = bench.settings.num_single_sentences
     lines = workload.sentences(read_lines(bench.settings.corpus), number)
-    texts.write_text('\n'.join(lines), 'utf-8')
+    path.write_text('\n'.join(lines), 'utf-8')
     # With <cls> and <sep>
     flops = workload.encoding_flops(len(line.split()) + 2 for line in lines)
     results: Results = {'sentences': number, 'sample': few, 'flops': flops}
     for framework in FRAMEWORKS:
-        given = {'framework': framework, 'texts': str(texts)}
-        results[framework] = in_turn(
+        job = partial(bench.job, framework=framework, texts=str(path))
+        single = partial(job, name='encoding', number=few)
+        results[framework] = bench.in_turn(
             f'representing, {framework}',
-            bench.settings.rounds,
             {
-                'rate': partial(matrix_rate, bench),
-                **{
-                    f'{side}, one at a time': partial(
-                        bench.measure,
-                        side,
-                        name='encoding',
-                        number=few,
-                        **given,
-                    )
-                    for side in ('textbook', 'ours')
-                },
-                'represent': partial(
-                    bench.measure, 'ours', name='representing', **given
-                ),
+                'rate': bench.matrix_rate(),
+                **{f'{side}, one at a time': single(side) for side in SIDES},
+                'represent': job('ours', name='representing'),
             },
         )
     return results
@@ -177,11 +149,8 @@ def importing(bench: Bench) -> Results:
 
     for arguments in IMPORTS.values():
         timed(arguments)  # reads the files, and compiles what is not yet
-    return in_turn(
-        'importing',
-        bench.settings.imports,
-        {name: partial(timed, given) for name, given in IMPORTS.items()},
-    )
+    jobs = {name: partial(timed, given) for name, given in IMPORTS.items()}
+    return in_turn('importing', bench.settings.imports, jobs)
 
 
 def growth(bench: Bench) -> Results:
@@ -192,54 +161,35 @@ def growth(bench: Bench) -> Results:
         name: [size * by for by in settings.growth_factors]
         for name, size in base.items()
     }
-    measure = partial(
-        bench.measure,
-        'ours',
-        name='growth',
-        base=base,
-        curves=curves,
-        num_steps=settings.growth_steps,
-    )
-    return {
-        'base': base,
-        'curves': curves,
-        **in_turn(
-            'growth',
-            settings.rounds,
-            {name: partial(measure, framework=name) for name in FRAMEWORKS},
-        ),
+    steps = settings.growth_steps
+    given = {'base': base, 'curves': curves, 'num_steps': steps}
+    jobs = {
+        framework: bench.job('ours', framework, 'growth', **given)
+        for framework in FRAMEWORKS
     }
+    curves_of = bench.in_turn('growth', jobs)
+    return {'base': base, 'curves': curves, **curves_of}
 
 
 def corpus(bench: Bench) -> Results:
     """Time loading a corpus, and more of it."""
-    measure = partial(
-        bench.measure, 'ours', 'torch', 'loading', fingerprints=False
-    )
-    return in_turn(
-        'corpus',
-        bench.settings.rounds,
-        {
-            str(copies): partial(measure, corpus=bench.corpus(copies))
-            for copies in bench.settings.corpus_copies
-        },
-    )
+    job = partial(bench.job, 'ours', 'torch', 'loading', fingerprints=False)
+    jobs = {
+        str(copies): job(corpus=bench.corpus(copies))
+        for copies in bench.settings.corpus_copies
+    }
+    return bench.in_turn('corpus', jobs)
 
 
 def shards(bench: Bench) -> Results:
     """Time training in one shard, in two and in four."""
-    measure = partial(
-        bench.measure, 'ours', name='training', **bench.chapter()
-    )
+    job = partial(bench.job, 'ours', name='training', **bench.chapter())
     return {
-        framework: in_turn(
+        framework: bench.in_turn(
             f'shards, {framework}',
-            bench.settings.rounds,
             {
-                devices: partial(
-                    measure, framework=framework, devices=devices
-                )
-                for devices in SHARDS
+                devices: job(framework=framework, devices=devices)
+                for devices in ('cpu', 'cpu:2', 'cpu:4')
             },
         )
         for framework in FRAMEWORKS
@@ -248,25 +198,18 @@ def shards(bench: Bench) -> Results:
 
 def profile(bench: Bench) -> Results:
     """Say where a step's time goes, on one thread."""
+    variables = {'OMP_NUM_THREADS': '1', 'MXNET_ENGINE_TYPE': 'NaiveEngine'}
     steps = {'num_warmup': 1, 'num_steps': bench.settings.profile_steps}
-    measure = partial(
-        bench.measure,
-        name='profile',
-        variables={
-            'OMP_NUM_THREADS': '1',
-            'MXNET_ENGINE_TYPE': 'NaiveEngine',
-        },
-        **bench.chapter() | steps,
-    )
-    results: Results = {}
-    for framework in FRAMEWORKS:
-        sides = {
-            side: partial(measure, side, framework)
-            for side in ('textbook', 'ours')
+    given = bench.chapter() | steps
+    return {
+        framework: {
+            side: bench.measure(
+                side, framework, 'profile', variables, **given
+            )
+            for side in SIDES
         }
-        found = in_turn(f'profile, {framework}', 1, sides)
-        results[framework] = {side: run for side, (run,) in found.items()}
-    return results
+        for framework in FRAMEWORKS
+    }
 
 
 def display(bench: Bench) -> Results:
@@ -276,17 +219,14 @@ def display(bench: Bench) -> Results:
 
 
 SECTIONS: Mapping[str, Callable[[Bench], Results]] = {
-    function.__name__: function
-    for function in (
-        training,
-        loading,
-        reloading,
-        representing,
-        importing,
-        growth,
-        corpus,
-        shards,
-        profile,
-        display,
-    )
+    'training': training,
+    'loading': loading,
+    'reloading': reloading,
+    'representing': representing,
+    'importing': importing,
+    'growth': growth,
+    'corpus': corpus,
+    'shards': shards,
+    'profile': profile,
+    'display': display,
 }

@@ -25,7 +25,6 @@ from d2lbert.runs.display import LABELS
 #: How much greater than the arithmetic's an exponent may seem: over eight
 #: times the size a fifth of the time, which noise alone can make.
 EXPONENT_NOISE = 0.1
-SHARD_LOSS = 0.1
 TIMES = ' ×'
 
 
@@ -85,22 +84,13 @@ def training(results: Results) -> Iterator[Target]:
     for framework, *limits in (('torch', 3, 4), ('mxnet', 4, 6)):
         name, runs = LABELS[framework], results[framework]
         ours, theirs = runs['ours'], runs['textbook']
-        yield Target(
-            f'training, {name}, pairs/s as printed',
-            *limits,
-            ratio(ours, theirs, 'pairs_per_sec'),
-        )
-        yield Target(
-            f'peak memory of training, {name}, textbook / ours',
-            *(2, 3),
-            ratio(theirs, ours, 'peak_bytes'),
-        )
-        yield Target(
-            f'share of the matrix-product rate, {name}',
-            *(35, 50),
-            rate_share(results, framework, 'ours'),
-            unit=' %',
-        )
+        faster = ratio(ours, theirs, 'pairs_per_sec')
+        yield Target(f'training, {name}, pairs/s as printed', *limits, faster)
+        what = f'peak memory of training, {name}, textbook / ours'
+        yield Target(what, 2, 3, ratio(theirs, ours, 'peak_bytes'))
+        what = f'share of the matrix-product rate, {name}'
+        share = rate_share(results, framework, 'ours')
+        yield Target(what, 35, 50, share, ' %')
 
 
 def rate_share(results: Results, framework: str, side: str) -> Spread:
@@ -117,37 +107,29 @@ def loading(results: Results) -> Iterator[Target]:
     """Compare the first loading, for each tab."""
     for framework, *limits in (('torch', 4, 8), ('mxnet', 15, 40)):
         runs = results[framework]
-        yield Target(
-            f'loading WikiText-2 the first time, {LABELS[framework]}',
-            *limits,
-            ratio(runs['textbook'], runs['ours'], 'seconds'),
-        )
+        faster = ratio(runs['textbook'], runs['ours'], 'seconds')
+        what = f'loading WikiText-2 the first time, {LABELS[framework]}'
+        yield Target(what, *limits, faster)
 
 
 def reloading(results: Results) -> Iterator[Target]:
     """Limit loading from the cache of examples."""
-    yield at_most(
-        'loading WikiText-2 again, as `d2lbert pretrain` does',
-        0.3,
-        spread(column(results['read'], 'seconds')),
-        ' s',
-    )
+    seconds = spread(column(results['read'], 'seconds'))
+    what = 'loading WikiText-2 again, as `d2lbert pretrain` does'
+    yield at_most(what, 0.3, seconds, ' s')
 
 
 def representing(results: Results) -> Iterator[Target]:
     """Compare many sentences at once with the textbook's one at a time."""
+    sides, unit = (
+        ('represent', 'textbook, one at a time'),
+        'sentences_per_sec',
+    )
     for framework in FRAMEWORKS:
-        runs = results[framework]
-        yield Target(
-            f'representing {results["sentences"]:,} sentences, '
-            f'{LABELS[framework]}',
-            *(10, None),
-            ratio(
-                runs['represent'],
-                runs['textbook, one at a time'],
-                'sentences_per_sec',
-            ),
-        )
+        what = f'representing {results["sentences"]:,} sentences, '
+        above, below = (results[framework][side] for side in sides)
+        faster = ratio(above, below, unit)
+        yield Target(what + LABELS[framework], 10, None, faster)
 
 
 def importing(results: Results) -> Iterator[Target]:
@@ -161,19 +143,14 @@ def growth(results: Results) -> Iterator[Target]:
     """Limit the exponents of time, less those of the arithmetic."""
     for framework in FRAMEWORKS:
         for name, sizes in results['curves'].items():
-            yield at_most(
-                f'growth with {name.replace("_", " ")}, {LABELS[framework]}, '
-                "exponent less the arithmetic's",
-                EXPONENT_NOISE,
-                spread(
-                    [
-                        exponent(sizes, column(run[name], 'seconds'))
-                        - exponent(sizes, column(run[name], 'flops'))
-                        for run in results[framework]
-                    ]
-                ),
-                '',
-            )
+            excess = [
+                exponent(sizes, column(run[name], 'seconds'))
+                - exponent(sizes, column(run[name], 'flops'))
+                for run in results[framework]
+            ]
+            what = f'growth with {name.replace("_", " ")}, '
+            what += f"{LABELS[framework]}, exponent less the arithmetic's"
+            yield at_most(what, EXPONENT_NOISE, spread(excess), '')
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -189,22 +166,18 @@ def corpus(results: Results) -> Iterator[Target]:
         ('loading time', 'seconds', copies * (1 + EXPONENT_NOISE)),
         ('peak memory', 'peak_bytes', copies),
     ):
-        yield at_most(
-            f'{what} of a corpus of {copies:g} times the size',
-            limit,
-            ratio(results[large], results[small], name),
-        )
+        larger = ratio(results[large], results[small], name)
+        what += f' of a corpus of {copies:g} times the size'
+        yield at_most(what, limit, larger)
 
 
 def shards(results: Results) -> Iterator[Target]:
     """Compare the speed of several shards with that of one."""
     for framework, runs in results.items():
         for devices in list(runs)[1:]:
-            yield Target(
-                f'{devices}, {LABELS[framework]}, speed against one shard',
-                *(1 - SHARD_LOSS, None),
-                ratio(runs[devices], runs['cpu'], 'pairs_per_sec'),
-            )
+            speed = ratio(runs[devices], runs['cpu'], 'pairs_per_sec')
+            what = f'{devices}, {LABELS[framework]}, speed against one shard'
+            yield Target(what, 0.9, None, speed)
 
 
 def display(results: Results, training: Results) -> Iterator[Target]:

@@ -65,10 +65,7 @@ def new_trainer(
     weights = {name: W.astype(dtype) for name, W in get_weights(net).items()}
     set_weights(net, weights, devices)
     trainer = Trainer(
-        net,
-        config.get_recipe(),
-        lr=config.learning_rate,
-        devices=devices,
+        net, config.get_recipe(), lr=config.learning_rate, devices=devices
     )
     return trainer, Batches(examples, config.batch_size)
 
