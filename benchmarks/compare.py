@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -22,10 +23,8 @@ VERSIONS = """
 import importlib.metadata as m, platform
 print('Python', platform.python_version())
 for name in ('numpy', 'torch', 'mxnet', 'd2l'):
-    try:
-        print(name, m.version(name))
-    except m.PackageNotFoundError:
-        pass
+    for found in m.distributions(name=name):
+        print(name, found.version)
 """
 
 
@@ -179,16 +178,15 @@ class Bench:
 
         The textbook's PyTorch tab makes the examples.
         """
-        path = self.folder / 'examples.npz'
-        settings = self.settings
+        path, settings = self.folder / 'examples.npz', self.settings
+        num_steps = settings.warmup_steps + settings.steps
         if not path.exists():
             progress('making the examples')
             self.measure(
                 *('textbook', 'torch', 'loading'),
                 corpus=self.corpus(),
                 save=str(path),
-                num_saved=settings.batch_size
-                * (settings.warmup_steps + settings.steps),
+                num_saved=settings.batch_size * num_steps,
             )
         return {
             'examples': str(path),
@@ -199,6 +197,7 @@ class Bench:
 
     def machine(self) -> dict[str, Any]:
         """Describe the machine and both environments."""
+        names = ('OMP_', 'MKL_', 'MALLOC_', 'MXNET_')
         pages = os.sysconf('SC_PHYS_PAGES')
         return {
             'processor': processor(),
@@ -209,7 +208,7 @@ class Bench:
             'variables': {
                 name: value
                 for name, value in sorted(os.environ.items())
-                if name.startswith(('OMP_', 'MKL_', 'MALLOC_', 'MXNET_'))
+                if name.startswith(names)
             },
         }
 
@@ -217,14 +216,13 @@ class Bench:
 def processor() -> str:
     """Return the processor's name."""
     path = Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line for line in lines if line.startswith('model name')]
-    return names[0].partition(':')[2].strip() if names else platform.machine()
+    text = path.read_text() if path.exists() else ''
+    names = re.findall(r'model name\s*: (.*)', text)
+    return names[0] if names else platform.machine()
 
 
 def versions(python: str) -> str:
     """Return the versions in an environment, in words."""
-    done = subprocess.run(
-        [python, '-c', VERSIONS], check=True, capture_output=True, text=True
-    )
+    command = [python, '-c', VERSIONS]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return ', '.join(done.stdout.splitlines())

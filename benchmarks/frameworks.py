@@ -4,6 +4,8 @@ They run with the textbook's package and with ours, whose import has to come
 first: it is what lets MXNet be imported beside today's NumPy.
 """
 
+# ruff: noqa: D102 (what `MXNet` does is said in `Torch`)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -101,27 +103,22 @@ class MXNet:
         mxnet.npx.set_np()
 
     def native(self, arrays: Sequence[numpy.ndarray]) -> list[Any]:
-        """Return a batch in the chapter's types."""
         return [self.mx.np.array(X, dtype=X.dtype) for X in arrays]
 
     def row(self, data: Any, net: Any) -> Any:
-        """Return a batch of one row."""
         return self.mx.np.expand_dims(self.mx.np.array(data), axis=0)
 
     def to_numpy(self, X: Any) -> numpy.ndarray:
-        """Return an array's value."""
         return X.asnumpy()
 
     def new_net(
         self, d2l: Any, vocab_size: int, device: Any, sizes: Sizes = CHAPTER
     ) -> Any:
-        """Return the chapter's network with its initial weights."""
         net = d2l.BERTModel(vocab_size, **sizes._asdict())
         net.initialize(self.mx.init.Xavier(), ctx=device)
         return net
 
     def loss(self) -> Any:
-        """Return the loss that the chapter's cell makes."""
         return self.mx.gluon.loss.SoftmaxCELoss()
 
     def new_step(
@@ -130,7 +127,6 @@ class MXNet:
         net: Any,
         devices: Sequence[Any],
     ) -> tuple[Callable[[Batch], Batch], Step]:
-        """Return what places a batch, and what trains on it."""
         gluon = self.mx.gluon
         trainer = gluon.Trainer(
             net.collect_params(), 'adam', {'learning_rate': LEARNING_RATE}
@@ -156,11 +152,10 @@ class MXNet:
         return place, step
 
     def evaluation(self, net: Any) -> None:
-        """Do nothing: outside of `record` there is no dropout."""
+        pass  # outside of `record` there is no dropout
 
     def peak_bytes_on_card(self) -> int:
-        """Return 0: MXNet is compared on processors only."""
-        return 0
+        return 0  # it is compared on processors only
 
 
 Framework = Torch | MXNet

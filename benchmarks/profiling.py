@@ -24,17 +24,8 @@ EMBEDDING = 'embedding'
 ADAM = 'Adam'
 ELEMENTWISE = 'other operators: sums, activations, copies'
 PYTHON = 'Python, copies for NumPy, and what no profiler saw'
-KINDS = (
-    VOCABULARY,
-    PRODUCTS,
-    SOFTMAX,
-    DROPOUT,
-    NORM,
-    EMBEDDING,
-    ADAM,
-    ELEMENTWISE,
-    PYTHON,
-)
+KINDS = [VOCABULARY, PRODUCTS, SOFTMAX, DROPOUT, NORM, EMBEDDING, ADAM]
+KINDS += [ELEMENTWISE, PYTHON]
 #: Operators by what is in their names, the first that fits.
 TORCH_NAMES = {
     EMBEDDING: r'embedding|index_select',
@@ -59,16 +50,16 @@ NUMPY_FUNCTIONS = {
     'MXNet': {DROPOUT: r'randomness\.py', VOCABULARY: r'cross_entropy'},
 }
 
-#: Seconds by kind and name.
-Named = defaultdict[tuple[str, str], float]
+#: Seconds by kind of work.
+Seconds = defaultdict[str, float]
 
 
 def kind_of(name: str, patterns: Mapping[str, str]) -> str:
     """Return the kind of work whose pattern is found in a name, or `''`."""
-    return next(
-        (kind for kind, pattern in patterns.items()
-         if re.search(pattern, name)), ''
-    )  # fmt: skip
+    for kind, pattern in patterns.items():
+        if re.search(pattern, name):
+            return kind
+    return ''
 
 
 def with_torch(
@@ -81,11 +72,11 @@ def with_torch(
         activities=[profiler.ProfilerActivity.CPU], record_shapes=True
     ) as operators:
         total, python = time_python(train)
-    named: Named = defaultdict(float)
+    seconds: Seconds = defaultdict(float)
     for event in operators.key_averages(group_by_input_shape=True):
         kind = torch_kind(event.key, event.input_shapes, vocab_size)
-        named[kind, event.key] += event.self_cpu_time_total / 1e6
-    return by_step('Torch', total, named, python, num_steps)
+        seconds[kind] += event.self_cpu_time_total / 1e6
+    return by_step('Torch', total, seconds, python, num_steps)
 
 
 def torch_kind(
@@ -97,11 +88,10 @@ def torch_kind(
     what makes them or takes their gradient back.
     """
     kind = kind_of(name, TORCH_NAMES) or ELEMENTWISE
-    is_of_logits = any(shape and shape[-1] == vocab_size for shape in shapes)
-    has_vocabulary = any(vocab_size in shape for shape in shapes)
-    if kind in (SOFTMAX, ELEMENTWISE) and is_of_logits:
-        return VOCABULARY
-    if kind == PRODUCTS and has_vocabulary:
+    if kind in (SOFTMAX, ELEMENTWISE):
+        logits = any(shape[-1:] == [vocab_size] for shape in shapes)
+        return VOCABULARY if logits else kind
+    if kind == PRODUCTS and any(vocab_size in shape for shape in shapes):
         return VOCABULARY
     return kind
 
@@ -120,15 +110,15 @@ def with_mxnet(
     mx.profiler.set_state('run')
     total, python = time_python(train)
     mx.profiler.set_state('stop')
-    named: Named = defaultdict(float)
+    seconds: Seconds = defaultdict(float)
     for name, count, spent, longest in mxnet_operators(mx.profiler.dumps()):
         kind = kind_of(name, MXNET_NAMES) or ELEMENTWISE
         if kind == PRODUCTS or 'reshape' in name:
             of_logits = spent_on_logits(count, spent, longest, num_steps)
-            named[VOCABULARY, name] += of_logits
+            seconds[VOCABULARY] += of_logits
             spent -= of_logits
-        named[kind, name] += spent
-    return by_step('MXNet', total, named, python, num_steps)
+        seconds[kind] += spent
+    return by_step('MXNet', total, seconds, python, num_steps)
 
 
 def mxnet_operators(table: str) -> list[tuple[str, int, float, float]]:
@@ -193,24 +183,20 @@ def is_helper(path: str) -> bool:
 def by_step(
     framework: str,
     total: float,
-    named: Named,
+    seconds: Seconds,
     python: Mapping[str, float],
     num_steps: int,
 ) -> dict[str, Any]:
     """Add what NumPy computes, and give all in seconds a step.
 
-    `named`: the seconds of operators by kind and name, `python`: those of
-    functions.
+    `seconds`: those of operators by kind; `python`: those of functions.
     """
     for function, spent in python.items():
         kind = kind_of(function, NUMPY_FUNCTIONS[framework])
         if kind:
-            named[kind, function.rpartition(':')[2]] += spent
-    seconds = dict.fromkeys(KINDS, 0.0)
-    for (kind, _), spent in named.items():
-        seconds[kind] += spent / num_steps
-    seconds[PYTHON] = max(0.0, total / num_steps - sum(seconds.values()))
-    return {'seconds': seconds}
+            seconds[kind] += spent
+    seconds[PYTHON] = max(0.0, total - sum(seconds.values()))
+    return {'seconds': {kind: seconds[kind] / num_steps for kind in KINDS}}
 
 
 PROFILERS = {'Torch': with_torch, 'MXNet': with_mxnet}
