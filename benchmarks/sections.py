@@ -214,7 +214,7 @@ def profile(bench: Bench) -> Results:
 
 def display(bench: Bench) -> Results:
     """Time what a reader sees of a step."""
-    shows = {'num_shows': bench.settings.shows, 'pause': 0.25}
+    shows: Any = {'num_shows': bench.settings.shows, 'pause': 0.25}
     return dict(bench.measure('ours', 'torch', 'display', **shows))
 
 

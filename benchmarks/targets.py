@@ -81,11 +81,13 @@ def targets_table(rows: Iterable[Target]) -> str:
 
 def training(results: Results) -> Iterator[Target]:
     """Compare speed, memory and share of the processor, for each tab."""
-    for framework, *limits in (('torch', 3, 4), ('mxnet', 4, 6)):
+    for framework, least, aim in (('torch', 3, 4), ('mxnet', 4, 6)):
         name, runs = LABELS[framework], results[framework]
         ours, theirs = runs['ours'], runs['textbook']
         faster = ratio(ours, theirs, 'pairs_per_sec')
-        yield Target(f'training, {name}, pairs/s as printed', *limits, faster)
+        yield Target(
+            f'training, {name}, pairs/s as printed', least, aim, faster
+        )
         what = f'peak memory of training, {name}, textbook / ours'
         yield Target(what, 2, 3, ratio(theirs, ours, 'peak_bytes'))
         what = f'share of the matrix-product rate, {name}'
@@ -105,11 +107,11 @@ def rate_share(results: Results, framework: str, side: str) -> Spread:
 
 def loading(results: Results) -> Iterator[Target]:
     """Compare the first loading, for each tab."""
-    for framework, *limits in (('torch', 4, 8), ('mxnet', 15, 40)):
+    for framework, least, aim in (('torch', 4, 8), ('mxnet', 15, 40)):
         runs = results[framework]
         faster = ratio(runs['textbook'], runs['ours'], 'seconds')
         what = f'loading WikiText-2 the first time, {LABELS[framework]}'
-        yield Target(what, *limits, faster)
+        yield Target(what, least, aim, faster)
 
 
 def reloading(results: Results) -> Iterator[Target]:
