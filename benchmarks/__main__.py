@@ -1,4 +1,4 @@
-"""Compare, and write results.json, results.md and the pictures.
+"""Compare, and write results.json, results.md and the picture.
 
     python -m benchmarks [--quick] [SECTION …]
 
@@ -24,71 +24,55 @@ from benchmarks.sections import SECTIONS
 from d2lbert.data.files import write_file
 from d2lbert.errors import D2LBertError
 
-HERE = Path(__file__).parent
-
 
 def main() -> int:
     """Measure the sections that are asked for and write the page."""
     parser = argparse.ArgumentParser(prog='python -m benchmarks')
-    parser.add_argument(
-        'sections',
-        nargs='*',
-        metavar='SECTION',
-        help=f'by default all: {", ".join(SECTIONS)}',
-    )
-    parser.add_argument(
-        '--quick',
-        action='store_true',
-        help='only see that it runs: tiny, and written to runs/benchmarks',
-    )
-    parser.add_argument(
-        '--textbook',
-        type=Path,
-        default=Path('.oracle/bin/python'),
-        metavar='PYTHON',
-        help='the interpreter that has d2l 1.0.3 (default: %(default)s)',
-    )
-    parser.add_argument('--out', type=Path, metavar='FOLDER')
+    add = parser.add_argument
+    add('sections', nargs='*', metavar='SECTION', help=', '.join(SECTIONS))
+    add('--quick', action='store_true', help='tiny, into runs/benchmarks')
+    add('--textbook', default='.oracle/bin/python', help='has d2l 1.0.3')
+    add('--out', type=Path, metavar='FOLDER')
     options = parser.parse_args()
     unknown = set(options.sections) - set(SECTIONS)
     if unknown:
-        parser.error(f'unknown: {", ".join(sorted(unknown))}')
-    if not options.textbook.exists():
+        parser.error(
+            f'unknown: {", ".join(sorted(unknown))}; expected '
+            + ', '.join(SECTIONS)
+        )
+    if not os.path.exists(options.textbook):
         parser.error(
             f'{options.textbook} is not there: `make bench` makes it, or '
             'give --textbook the interpreter of an environment with d2l'
         )
-    default = Path('runs/benchmarks') if options.quick else HERE
+    default = Path('runs/benchmarks') if options.quick else report.HERE
     out = options.out or default
     out.mkdir(parents=True, exist_ok=True)
-    failed = False
+    settings = QUICK if options.quick else Settings()
+    # Not resolved: a virtual environment's python is a link
+    textbook = os.path.abspath(options.textbook)
+    error = None
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(
-            Path(folder),
-            QUICK if options.quick else Settings(),
-            # Not resolved: a virtual environment's python is a link
-            os.path.abspath(options.textbook),
-        )
+        bench = Bench(Path(folder), settings, textbook)
         try:
             measure(bench, options.sections or SECTIONS, out, options.quick)
-        except (MeasurementError, D2LBertError) as error:
-            print(error, file=sys.stderr)
-            failed = True
+        except (MeasurementError, D2LBertError) as failure:
+            error = failure
     if (out / report.RESULTS_FILE).exists():
         report.write(out)
-    return int(failed)
+    if error:
+        print(error, file=sys.stderr)
+    return int(error is not None)
 
 
 def measure(
     bench: Bench, names: Iterable[str], out: Path, quick: bool
 ) -> None:
     """Measure sections, keeping the results of each as soon as it is done."""
-    results = earlier_results(
-        out, {'machine': bench.machine(), 'quick': quick}
-    )
+    head = {'machine': bench.machine(), 'quick': quick}
+    results = earlier_results(out, head)
     for name in names:
-        load = os.getloadavg()[0]
-        start = time.perf_counter()
+        load, start = os.getloadavg()[0], time.perf_counter()
         results['sections'][name] = {
             'date': time.strftime('%Y-%m-%d %H:%M'),
             'commit': commit(),
@@ -102,13 +86,9 @@ def measure(
 
 def commit() -> str:
     """Return which commit is measured, or that nobody knows."""
-    git = subprocess.run(
-        ['git', 'describe', '--always', '--dirty'],
-        capture_output=True,
-        text=True,
-        cwd=HERE,
-    )
-    return git.stdout.strip() or 'unknown'
+    command = ['git', 'describe', '--always', '--dirty']
+    git = subprocess.run(command, capture_output=True, cwd=report.HERE)
+    return git.stdout.decode().strip() or 'unknown'
 
 
 def earlier_results(out: Path, head: dict[str, Any]) -> dict[str, Any]:
@@ -118,10 +98,8 @@ def earlier_results(out: Path, head: dict[str, Any]) -> dict[str, Any]:
         results = json.loads(path.read_text('utf-8'))
         if results | head == results:
             return results
-        print(
-            f'{path} is of another machine or other versions: starting anew',
-            file=sys.stderr,
-        )
+        why = 'is of another machine or other versions: starting anew'
+        print(path, why, file=sys.stderr)
     return {**head, 'sections': {}}
 
 

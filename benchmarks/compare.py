@@ -1,16 +1,16 @@
-"""Processes that measure, taking turns, and the ratios of neighbours."""
+"""Processes that measure and take turns."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import statistics
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,32 +19,13 @@ from d2lbert.data.corpus import read_lines
 
 ROOT = Path(__file__).parent.parent
 WIKITEXT = 'D2LBERT_WIKITEXT2'
-PACKAGES = ('numpy', 'torch', 'mxnet')
 VERSIONS = """
 import importlib.metadata as m, platform
 print('Python', platform.python_version())
-for name in {names}:
-    try:
-        print(name, m.version(name))
-    except m.PackageNotFoundError:
-        pass
+for name in ('numpy', 'torch', 'mxnet', 'd2l'):
+    for found in m.distributions(name=name):
+        print(name, found.version)
 """
-
-
-class Ratio(NamedTuple):
-    """The median of paired ratios, and the least and the greatest."""
-
-    median: float
-    least: float
-    greatest: float
-
-
-def paired(
-    numerators: Sequence[float], denominators: Sequence[float]
-) -> Ratio:
-    """Divide pair by pair, each measured one right after the other."""
-    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
 
 
 def progress(message: str) -> None:
@@ -53,44 +34,33 @@ def progress(message: str) -> None:
 
 
 def in_turn(
-    rounds: int, sides: Mapping[str, Callable[[], Any]]
+    title: str, rounds: int, sides: Mapping[str, Callable[[], Any]]
 ) -> dict[str, list[Any]]:
     """Let each side measure once a round; return each one's results."""
     results: dict[str, list[Any]] = {name: [] for name in sides}
     for i in range(rounds):
         for name, measure in sides.items():
-            progress(f'  round {i + 1} of {rounds}: {name}')
+            progress(f'{title}, round {i + 1} of {rounds}: {name}')
             results[name].append(measure())
     return results
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How much is measured."""
+class Settings(NamedTuple):
+    """How much is measured.
+
+    `growth_base`: batch size, length, vocabulary and hidden size.
+    """
 
     corpus: str = 'wikitext-2'
     rounds: int = 3
-    #: Of the textbook's MXNet, which takes a minute to load.
-    loading_rounds: Mapping[str, int] = field(
-        default_factory=lambda: {'torch': 3, 'mxnet': 2}
-    )
     batch_size: int = workload.BATCH_SIZE
-    steps: Mapping[str, int] = field(
-        default_factory=lambda: {'torch': 10, 'mxnet': 6}
-    )
     warmup_steps: int = 2
+    steps: int = 8
     profile_steps: int = 2
     num_sentences: int = 10_000
     num_single_sentences: int = 1000
     matrix_size: int = 2048
-    growth_base: Mapping[str, int] = field(
-        default_factory=lambda: {
-            'batch_size': 32,
-            'length': 32,
-            'vocabulary': 2000,
-            'hidden': 64,
-        }
-    )
+    growth_base: Sequence[int] = (32, 32, 2000, 64)
     growth_factors: Sequence[int] = (1, 2, 4, 8)
     growth_steps: int = 4
     corpus_copies: Sequence[int] = (1, 3, 10)
@@ -102,20 +72,14 @@ class Settings:
 QUICK = Settings(
     corpus='sample',
     rounds=2,
-    loading_rounds={'torch': 2, 'mxnet': 1},
     batch_size=8,
-    steps={'torch': 2, 'mxnet': 2},
     warmup_steps=1,
+    steps=2,
     profile_steps=1,
     num_sentences=40,
     num_single_sentences=5,
     matrix_size=256,
-    growth_base={
-        'batch_size': 2,
-        'length': 8,
-        'vocabulary': 50,
-        'hidden': 8,
-    },
+    growth_base=(2, 8, 50, 8),
     growth_steps=1,
     imports=2,
     shows=2,
@@ -155,9 +119,9 @@ class Bench:
         """
         done = subprocess.run(
             [
-                self.pythons[side],
-                *('-W', 'ignore', '-m', 'benchmarks.measure'),
-                *(side, framework, name, json.dumps(options)),
+                *(self.pythons[side], '-W', 'ignore', '-m'),
+                *('benchmarks.measure', side, framework, name),
+                json.dumps(options),
             ],
             capture_output=True,
             text=True,
@@ -169,6 +133,21 @@ class Bench:
                 f'{name}, {framework}, {side} failed:\n{done.stderr}'
             )
         return json.loads(done.stdout.splitlines()[-1])
+
+    def job(self, *args: Any, **options: Any) -> Callable[[], Any]:
+        """Return a call of `measure`, for `in_turn`."""
+        return partial(self.measure, *args, **options)
+
+    def matrix_rate(self) -> Callable[[], Any]:
+        """Return what measures the machine's rate of float32 products."""
+        size = self.settings.matrix_size
+        return self.job('ours', 'torch', 'matrix_rate', size=size, repeats=10)
+
+    def in_turn(
+        self, title: str, jobs: Mapping[str, Callable[[], Any]]
+    ) -> dict[str, list[Any]]:
+        """Let the jobs take turns, as many rounds as is set."""
+        return in_turn(title, self.settings.rounds, jobs)
 
     def environment(self) -> dict[str, str]:
         """Return the variables of each process."""
@@ -194,70 +173,56 @@ class Bench:
             path.write_bytes(text.encode() * copies)
         return str(folder)
 
-    def examples(self, framework: str) -> dict[str, Any]:
-        """Return what a training is given: both sides the same examples.
+    def chapter(self) -> dict[str, Any]:
+        """Return the options of a training: the same for both sides.
 
-        The textbook's PyTorch tab makes them.
+        The textbook's PyTorch tab makes the examples.
         """
-        path = self.folder / 'examples.npz'
+        path, settings = self.folder / 'examples.npz', self.settings
+        num_steps = settings.warmup_steps + settings.steps
         if not path.exists():
-            progress('  making the examples')
+            progress('making the examples')
             self.measure(
-                'textbook',
-                'torch',
-                'loading',
+                *('textbook', 'torch', 'loading'),
                 corpus=self.corpus(),
                 save=str(path),
-                num_saved=self.settings.batch_size
-                * (
-                    self.settings.warmup_steps
-                    + max(self.settings.steps.values())
-                ),
+                num_saved=settings.batch_size * num_steps,
             )
         return {
             'examples': str(path),
-            'batch_size': self.settings.batch_size,
-            'num_warmup': self.settings.warmup_steps,
-            'num_steps': self.settings.steps[framework],
+            'batch_size': settings.batch_size,
+            'num_warmup': settings.warmup_steps,
+            'num_steps': settings.steps,
         }
 
     def machine(self) -> dict[str, Any]:
         """Describe the machine and both environments."""
+        names = ('OMP_', 'MKL_', 'MALLOC_', 'MXNET_')
+        pages = os.sysconf('SC_PHYS_PAGES')
         return {
             'processor': processor(),
             'cores': os.cpu_count(),
-            'memory_bytes': os.sysconf('SC_PAGE_SIZE')
-            * os.sysconf('SC_PHYS_PAGES'),
+            'memory_bytes': os.sysconf('SC_PAGE_SIZE') * pages,
             'system': platform.platform(),
-            'versions': {
-                side: versions(python)
-                for side, python in self.pythons.items()
-            },
+            'versions': {x: versions(self.pythons[x]) for x in self.pythons},
             'variables': {
                 name: value
                 for name, value in sorted(os.environ.items())
-                if name.startswith(('OMP_', 'MKL_', 'MALLOC_', 'MXNET_'))
+                if name.startswith(names)
             },
         }
 
 
 def processor() -> str:
     """Return the processor's name."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line for line in lines if line.startswith('model name')]
-    return names[0].partition(':')[2].strip() if names else platform.machine()
+    path = Path('/proc/cpuinfo')
+    text = path.read_text() if path.exists() else ''
+    names = re.findall(r'model name\s*: (.*)', text)
+    return names[0] if names else platform.machine()
 
 
 def versions(python: str) -> str:
     """Return the versions in an environment, in words."""
-    packages = (*PACKAGES, 'd2l')
-    done = subprocess.run(
-        [python, '-c', VERSIONS.format(names=packages)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    command = [python, '-c', VERSIONS]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
     return ', '.join(done.stdout.splitlines())

@@ -4,15 +4,21 @@ They run with the textbook's package and with ours, whose import has to come
 first: it is what lets MXNet be imported beside today's NumPy.
 """
 
+# ruff: noqa: D102 (what `MXNet` does is said in `Torch`)
+
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import ModuleType, SimpleNamespace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
 
 from benchmarks.workload import CHAPTER, Sizes
+
+LEARNING_RATE = 0.01
+Batch = Sequence[Any]
+#: Trains on a batch that was placed; returns both losses.
+Step = Callable[[Batch], tuple[Any, Any]]
 
 
 class Torch:
@@ -26,11 +32,14 @@ class Torch:
     def native(self, arrays: Sequence[numpy.ndarray]) -> list[Any]:
         """Return a batch in the chapter's types."""
         return [
-            self.torch.from_numpy(
-                array if array.dtype.kind == 'f' else array.astype(int)
-            )
-            for array in arrays
+            self.torch.from_numpy(X if X.dtype.kind == 'f' else X.astype(int))
+            for X in arrays
         ]
+
+    def row(self, data: Any, net: Any) -> Any:
+        """Return a batch of one row, on the device of the network."""
+        device = next(net.parameters()).device
+        return self.torch.tensor(data, device=device).unsqueeze(0)
 
     def to_numpy(self, X: Any) -> numpy.ndarray:
         """Return an array's value."""
@@ -49,6 +58,32 @@ class Torch:
         """Return the loss that the chapter's cell makes."""
         return self.torch.nn.CrossEntropyLoss()
 
+    def new_step(
+        self,
+        losses: Callable[..., tuple[Any, Any, Any]],
+        net: Any,
+        devices: Sequence[Any],
+    ) -> tuple[Callable[[Batch], Batch], Step]:
+        """Return what places a batch, and what trains on it.
+
+        `losses`: d2l's of the network and a batch.
+        """
+        net = self.torch.nn.DataParallel(net, device_ids=devices)
+        net = net.to(devices[0])
+        optimizer = self.torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
+
+        def place(batch: Batch) -> Batch:
+            optimizer.zero_grad()
+            return [X.to(devices[0]) for X in batch]
+
+        def step(batch: Batch) -> tuple[Any, Any]:
+            mlm_l, nsp_l, total = losses(net, batch)
+            total.backward()
+            optimizer.step()
+            return mlm_l, nsp_l
+
+        return place, step
+
     def evaluation(self, net: Any) -> None:
         """Turn dropout off."""
         net.eval()
@@ -59,7 +94,7 @@ class Torch:
 
 
 class MXNet:
-    """The MXNet tab."""
+    """The MXNet tab; see `Torch`."""
 
     def __init__(self) -> None:
         import mxnet
@@ -68,35 +103,62 @@ class MXNet:
         mxnet.npx.set_np()
 
     def native(self, arrays: Sequence[numpy.ndarray]) -> list[Any]:
-        """Return a batch in the chapter's types."""
         return [self.mx.np.array(X, dtype=X.dtype) for X in arrays]
 
+    def row(self, data: Any, net: Any) -> Any:
+        return self.mx.np.expand_dims(self.mx.np.array(data), axis=0)
+
     def to_numpy(self, X: Any) -> numpy.ndarray:
-        """Return an array's value."""
         return X.asnumpy()
 
     def new_net(
         self, d2l: Any, vocab_size: int, device: Any, sizes: Sizes = CHAPTER
     ) -> Any:
-        """Return the chapter's network with its initial weights."""
         net = d2l.BERTModel(vocab_size, **sizes._asdict())
         net.initialize(self.mx.init.Xavier(), ctx=device)
         return net
 
     def loss(self) -> Any:
-        """Return the loss that the chapter's cell makes."""
         return self.mx.gluon.loss.SoftmaxCELoss()
 
+    def new_step(
+        self,
+        losses: Callable[..., tuple[Any, Any, Any]],
+        net: Any,
+        devices: Sequence[Any],
+    ) -> tuple[Callable[[Batch], Batch], Step]:
+        gluon = self.mx.gluon
+        trainer = gluon.Trainer(
+            net.collect_params(), 'adam', {'learning_rate': LEARNING_RATE}
+        )
+
+        def place(batch: Batch) -> Batch:
+            return [
+                gluon.utils.split_and_load(X, devices, even_split=False)
+                for X in batch
+            ]
+
+        def step(shards: Batch) -> tuple[Any, Any]:
+            with self.mx.autograd.record():
+                mlm_ls, nsp_ls, totals = losses(net, shards)
+            for total in totals:
+                total.backward()
+            trainer.step(1)
+            return (
+                sum(float(mlm_l) for mlm_l in mlm_ls) / len(mlm_ls),
+                sum(float(nsp_l) for nsp_l in nsp_ls) / len(nsp_ls),
+            )
+
+        return place, step
+
     def evaluation(self, net: Any) -> None:
-        """Do nothing: outside of `record` there is no dropout."""
+        pass  # outside of `record` there is no dropout
 
     def peak_bytes_on_card(self) -> int:
-        """Return 0: MXNet is compared on processors only."""
-        return 0
+        return 0  # it is compared on processors only
 
 
 Framework = Torch | MXNet
-Package = ModuleType | SimpleNamespace
 
 
 def load(name: str) -> Framework:

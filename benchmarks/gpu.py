@@ -20,21 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import (
-    Bench,
-    MeasurementError,
-    Settings,
-    in_turn,
-    paired,
-    progress,
-)
-from benchmarks.targets import Target, column, summary, table, targets_table
+from benchmarks.compare import Bench, MeasurementError, Settings, in_turn
+from benchmarks.numbers import column, ratio, table, text
+from benchmarks.report import SIDES
+from benchmarks.targets import Target, targets_table
 from d2lbert.data.files import write_file
 
 HERE = Path(__file__).parent
 PAGE_FILE, RESULTS_FILE = 'results-gpu.md', 'results-gpu.json'
 LEAST = 5
-SIDES = {'textbook': 'd2l 1.0.3', 'ours': 'd2lbert'}
 #: What d2lbert can do beside float32.
 INEXACT = {
     'tf32': 'd2lbert, TF32 products (inexact)',
@@ -54,7 +48,6 @@ def main() -> int:
     parser.add_argument('--d2l', required=True, metavar='PATH')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--steps', type=int, default=50)
-    parser.add_argument('--corpus', default='wikitext-2')
     parser.add_argument('--out', type=Path, default=HERE, metavar='FOLDER')
     options = parser.parse_args()
     import torch
@@ -66,7 +59,7 @@ def main() -> int:
         if not page.exists():
             page.write_text(NO_CARD, 'utf-8')
         return 0
-    settings = Settings(corpus=options.corpus, rounds=options.rounds)
+    settings = Settings(rounds=options.rounds)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), settings, sys.executable)
         try:
@@ -84,15 +77,14 @@ def main() -> int:
         'num_steps': options.steps,
         'rounds': rounds,
     }
-    text = json.dumps(results, indent=1) + '\n'
-    write_file(options.out / RESULTS_FILE, text.encode())
+    content = json.dumps(results, indent=1) + '\n'
+    write_file(options.out / RESULTS_FILE, content.encode())
     page.write_text(describe(results), 'utf-8')
     return 0
 
 
 def measure(bench: Bench, d2l_path: str, num_steps: int) -> dict[str, Any]:
     """Let both sides train in turn, each loading and feeding its own way."""
-    progress('training on the card')
     training = partial(
         bench.measure,
         framework='torch',
@@ -104,6 +96,7 @@ def measure(bench: Bench, d2l_path: str, num_steps: int) -> dict[str, Any]:
     )
     ours = partial(training, 'ours', corpus=bench.settings.corpus)
     return in_turn(
+        'training on the card',
         bench.settings.rounds,
         {
             'textbook': partial(training, 'textbook', corpus=bench.corpus()),
@@ -116,61 +109,40 @@ def measure(bench: Bench, d2l_path: str, num_steps: int) -> dict[str, Any]:
 def describe(results: Mapping[str, Any]) -> str:
     """Return the page in Markdown."""
     rounds, machine = results['rounds'], results['machine']
+    units = {
+        'pairs_per_sec': 'pairs/s as printed',
+        'pairs_per_sec_of_call': 'pairs/s of the whole call',
+    }
     targets = [
         Target(
             f'training on a {results["card"]}, {what}',
-            LEAST,
-            None,
-            paired(
-                column(rounds['ours'], name),
-                column(rounds['textbook'], name),
-            ),
+            *(LEAST, None),
+            ratio(rounds['ours'], rounds['textbook'], unit),
         )
-        for what, name in (
-            ('pairs/s as printed', 'pairs_per_sec'),
-            ('pairs/s of the whole call', 'pairs_per_sec_of_call'),
-        )
+        for unit, what in units.items()
     ]
     rows = [
         [
             (SIDES | INEXACT)[side],
-            summary(column(runs, 'pairs_per_sec'), 0),
-            summary(column(runs, 'pairs_per_sec_of_call'), 0),
+            *(text(runs, unit, 0) for unit in units),
             f'{max(column(runs, "peak_bytes_on_card")) / 1e9:.2f}',
         ]
         for side, runs in rounds.items()
     ]
-    return f"""\
-# On a GPU
-
-One {results['card']}, CUDA {results['cuda']}, {results['date']}. PyTorch
-only. Made by `make bench-gpu` from {RESULTS_FILE}.
-
-{targets_table(targets)}
-
-`d2l.train_bert` of the PyTorch tab, {results['num_steps']} steps of \
-{results['batch_size']} pairs after a
-call that warms up, each side with the minibatches that its own
-`load_data_wiki` feeds; the textbook and d2lbert took turns,
-{len(rounds['ours'])} rounds, each in a process of its own. "As printed" is
-what the chapter's last line says, whose timer leaves out the data and the
-picture; "of the whole call" is by the clock.
-
-{
-        table(
-            (
-                'code',
-                'pairs/s, as printed',
-                'pairs/s of the whole call',
-                'peak on the card, GB',
-            ),
-            rows,
+    head = (
+        *('code', 'pairs/s, as printed', 'pairs/s of the whole call'),
+        'peak on the card, GB',
+    )
+    return (
+        (HERE / 'gpu-page.md')
+        .read_text('utf-8')
+        .format(
+            **results | machine | machine['versions'],
+            targets=targets_table(targets),
+            num_rounds=len(rounds['ours']),
+            table=table(head, rows),
         )
-    }
-
-{machine['processor']}, {machine['cores']} cores, {machine['system']}, \
-{machine['versions']['ours']}.
-"""
+    )
 
 
 if __name__ == '__main__':

@@ -17,9 +17,11 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -27,7 +29,7 @@ from unittest.mock import MagicMock
 import numpy as np
 
 from benchmarks import frameworks, profiling, textbook, workload
-from benchmarks.frameworks import Framework, Package
+from benchmarks.frameworks import LEARNING_RATE, Framework
 
 Result = dict[str, Any]
 SEED = 0
@@ -44,16 +46,13 @@ DATASET = {
 }
 
 
-def load_ours(framework: str) -> Package:
+def load_ours(framework: str) -> Any:
     """Import our tab of a framework."""
     textbook.stand_in_for_what_is_missing(['matplotlib'])
     return importlib.import_module(f'd2lbert.{framework}')
 
 
-SIDES: Mapping[str, Callable[[str], Package]] = {
-    'ours': load_ours,
-    'textbook': textbook.load,
-}
+SIDES = {'ours': load_ours, 'textbook': textbook.load}
 
 
 def peak_bytes() -> int:
@@ -63,9 +62,8 @@ def peak_bytes() -> int:
     """
     status = Path('/proc/self/status')
     if status.exists():
-        found = re.search(r'VmHWM:\s*(\d+) kB', status.read_text())
-        assert found
-        return int(found[1]) * 1024
+        found = re.findall(r'VmHWM:\s*(\d+) kB', status.read_text())
+        return int(found[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024
 
@@ -77,7 +75,8 @@ class Training:
     """The chapter's network, ready to train.
 
     `examples`: a file of them, from which both sides get the same
-    minibatches, or `corpus`: what each side loads and feeds by itself.
+    minibatches, or `corpus`: what each side loads and feeds by itself;
+    `devices`: ours by their names, by default the chapter's first.
     """
 
     def __init__(
@@ -88,46 +87,31 @@ class Training:
         examples: str = '',
         corpus: str = '',
         devices: str = '',
-        precision: str = '',
+        **options: Any,
     ) -> None:
-        self.options = {'precision': precision} if precision else {}
-        self.batches: list[Any] = []
+        self.batches: Iterator[Any] = iter(())
         if examples:
             read = workload.read_examples(examples)
             self.vocab_size = read.vocab_size
-            self.batches = [
-                framework.native(batch) for batch in read.batches(batch_size)
-            ]
+            batches = read.batches(batch_size)
+            self.batches = iter([framework.native(X) for X in batches])
         else:
             self.train_iter, vocab = d2l.load_data_wiki(
                 batch_size, workload.MAX_LEN, corpus
             )
             self.vocab_size = len(vocab)
-        self.d2l = d2l
-        self.devices = devices_of(d2l, devices)
-        self.net = framework.new_net(d2l, self.vocab_size, self.devices[0])
-        self.loss = framework.loss()
+        chosen = [d2l.try_gpu()]
+        if devices:
+            chosen = d2l.BACKEND.devices(devices)
+        net = framework.new_net(d2l, self.vocab_size, chosen[0])
+        self.arguments = net, framework.loss(), self.vocab_size, chosen
+        self.train_bert = partial(d2l.train_bert, **options)
 
     def train(self, num_steps: int) -> None:
         """Call the chapter's `train_bert` on the next minibatches."""
-        batches, self.batches = (
-            self.batches[:num_steps],
-            self.batches[num_steps:],
-        )
-        self.d2l.train_bert(
-            batches or self.train_iter,
-            self.net,
-            self.loss,
-            self.vocab_size,
-            self.devices,
-            num_steps,
-            **self.options,
-        )
-
-
-def devices_of(d2l: Any, spec: str) -> list[Any]:
-    """Return our devices by their names, or else the chapter's first."""
-    return d2l.BACKEND.devices(spec) if spec else [d2l.try_gpu()]
+        batches = list(islice(self.batches, num_steps))
+        given = batches or self.train_iter
+        self.train_bert(given, *self.arguments, num_steps)
 
 
 def training(
@@ -178,14 +162,12 @@ def profile(
     # A picture of two steps would take its share of the time of two
     for module in ('d2lbert.book.chapter', 'd2l.torch', 'd2l.mxnet'):
         if module in sys.modules:
-            vars(sys.modules[module])['Animator'] = MagicMock()
+            sys.modules[module].Animator = MagicMock()  # type: ignore
     chapter = Training(d2l, framework, **given)
     chapter.train(num_warmup)
     profiler = profiling.PROFILERS[type(framework).__name__]
     return profiler(
-        lambda: chapter.train(num_steps),
-        chapter.vocab_size,
-        num_steps,
+        lambda: chapter.train(num_steps), chapter.vocab_size, num_steps
     )
 
 
@@ -193,17 +175,17 @@ def loading(
     d2l: Any,
     framework: Framework,
     corpus: str,
-    batch_size: int = workload.BATCH_SIZE,
-    max_len: int = workload.MAX_LEN,
     fingerprints: bool = True,
-    save: str | None = None,
+    save: str = '',
     num_saved: int = 0,
 ) -> Result:
     """Time `load_data_wiki`; optionally save the first examples."""
     after_import = peak_bytes()
     random.seed(SEED)
     start = time.perf_counter()
-    train_iter, vocab = d2l.load_data_wiki(batch_size, max_len, corpus)
+    train_iter, vocab = d2l.load_data_wiki(
+        workload.BATCH_SIZE, workload.MAX_LEN, corpus
+    )
     result: Result = {
         'seconds': time.perf_counter() - start,
         'peak_bytes': peak_bytes(),
@@ -211,19 +193,23 @@ def loading(
     }
     dataset = getattr(train_iter, 'dataset', None) or train_iter._dataset
     result |= {'examples': len(dataset), 'vocabulary': len(vocab)}
-    if fingerprints or save:
-        arrays = [
-            stacked(framework, getattr(dataset, name)).astype(kind)
-            for name, kind in DATASET.items()
-        ]
-        result['sha256'] = {
-            name: hashlib.sha256(array.tobytes()).hexdigest()
-            for name, array in zip(DATASET, arrays, strict=True)
-        }
-        if save:
-            first = [array[:num_saved] for array in arrays]
-            workload.save_examples(save, first, len(vocab))
-    return result
+    if not fingerprints:
+        return result
+    arrays = [
+        stacked(framework, getattr(dataset, name)).astype(kind)
+        for name, kind in DATASET.items()
+    ]
+    if save:
+        first = [array[:num_saved] for array in arrays]
+        workload.save_examples(save, first, len(vocab))
+    return result | {
+        'sha256': dict(zip(DATASET, map(sha256, arrays), strict=True))
+    }
+
+
+def sha256(array: np.ndarray) -> str:
+    """Return the fingerprint of an array."""
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def stacked(framework: Framework, arrays: Any) -> np.ndarray:
@@ -242,9 +228,8 @@ def encoding(
     chosen = lines[:: len(lines) // number][:number]
     start = time.perf_counter()
     for line in chosen:
-        framework.to_numpy(
-            d2l.get_bert_encoding(net, line.split(), vocab=vocab)
-        )
+        X = d2l.get_bert_encoding(net, line.split(), vocab=vocab)
+        framework.to_numpy(X)
     return {'sentences_per_sec': number / (time.perf_counter() - start)}
 
 
@@ -253,10 +238,11 @@ def ready_to_represent(
 ) -> tuple[list[str], Any, Any]:
     """Return sentences, their vocabulary, and a network that is warm."""
     lines = Path(texts).read_text('utf-8').splitlines()
-    vocab = workload.new_vocab(d2l, lines)
+    words = [line.split() for line in lines]
+    vocab = d2l.Vocab(words, 2, ['<pad>', '<mask>', '<cls>', '<sep>'])
     net = framework.new_net(d2l, len(vocab), d2l.try_gpu())
-    for line in lines[:3]:
-        d2l.get_bert_encoding(net, line.split(), vocab=vocab)
+    for sentence in words[:3]:
+        d2l.get_bert_encoding(net, sentence, vocab=vocab)
     return lines, vocab, net
 
 
@@ -287,9 +273,7 @@ def reloading(d2l: Any, framework: Framework, corpus: str) -> Result:
         'seconds': seconds,
         'examples': len(arrays[0]),
         'vocabulary': len(vocab),
-        'sha256': [
-            hashlib.sha256(array.tobytes()).hexdigest() for array in arrays
-        ],
+        'sha256': [sha256(array) for array in arrays],
     }
 
 
@@ -323,22 +307,18 @@ def growth_point(
     vocabulary: int,
     hidden: int,
 ) -> Result:
-    """Return the time of the fastest step, and its arithmetic."""
+    """Return the time of the fastest step but the first, and its work."""
     from d2lbert.data.examples import Batch
     from d2lbert.recipes import RECIPES, TAB_RECIPES
     from d2lbert.trainer import Trainer
 
     sizes = workload.Sizes(num_hiddens=hidden, ffn_num_hiddens=2 * hidden)
     arrays = workload.full_batch(batch_size, length, vocabulary)
-    net = framework.new_net(d2l, vocabulary, d2l.try_gpu(), sizes)
-    trainer = Trainer(
-        net,
-        RECIPES[TAB_RECIPES[d2l.BACKEND.name]],
-        lr=textbook.LEARNING_RATE,
-        devices=[d2l.try_gpu()],
-    )
-    trainer.step(Batch(*arrays))
-    steps = (trainer.step(Batch(*arrays)) for _ in range(num_steps))
+    device = d2l.try_gpu()
+    net = framework.new_net(d2l, vocabulary, device, sizes)
+    recipe = RECIPES[TAB_RECIPES[d2l.BACKEND.name]]
+    trainer = Trainer(net, recipe, lr=LEARNING_RATE, devices=[device])
+    _, *steps = trainer.train(repeat(Batch(*arrays)), num_steps + 1)
     return {
         'seconds': min(step.seconds for step in steps),
         'flops': workload.useful_flops(arrays, vocabulary, sizes),
@@ -354,13 +334,9 @@ def display(
     """
     from d2lbert.runs.display import Progress
 
-    animator = d2l.Animator(
-        xlabel='step',
-        ylabel='loss',
-        xlim=[1, num_shows + 1],
-        legend=['mlm', 'nsp'],
-    )
-    seconds: dict[str, list[float]] = {'progress': [], 'animator': []}
+    xlim, legend = [1, num_shows + 1], ['mlm', 'nsp']
+    animator = d2l.Animator('step', 'loss', legend, xlim)
+    seconds: Result = {'progress': [], 'animator': []}
     with Progress(d2l.BACKEND.name, num_shows) as bar:
         for i in range(num_shows):
             time.sleep(pause)
@@ -388,28 +364,13 @@ def matrix_rate(
     return {'flops_per_sec': 2 * size**3 / min(seconds)}
 
 
-MEASUREMENTS: Mapping[str, Callable[..., Result]] = {
-    function.__name__: function
-    for function in (
-        training,
-        profile,
-        loading,
-        encoding,
-        representing,
-        reloading,
-        growth,
-        display,
-        matrix_rate,
-    )
-}
-
-
 def main(side: str, framework: str, name: str, options: str) -> None:
     """Measure and print the result."""
     # What is measured prints lines of its own
     with redirect_stdout(StringIO()):
         d2l = SIDES[side](framework)
-        result = MEASUREMENTS[name](
+        measure = globals()[name]
+        result = measure(
             d2l, frameworks.load(framework), **json.loads(options)
         )
     print(json.dumps(result))

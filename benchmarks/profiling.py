@@ -24,17 +24,8 @@ EMBEDDING = 'embedding'
 ADAM = 'Adam'
 ELEMENTWISE = 'other operators: sums, activations, copies'
 PYTHON = 'Python, copies for NumPy, and what no profiler saw'
-KINDS = (
-    VOCABULARY,
-    PRODUCTS,
-    SOFTMAX,
-    DROPOUT,
-    NORM,
-    EMBEDDING,
-    ADAM,
-    ELEMENTWISE,
-    PYTHON,
-)
+KINDS = [VOCABULARY, PRODUCTS, SOFTMAX, DROPOUT, NORM, EMBEDDING, ADAM]
+KINDS += [ELEMENTWISE, PYTHON]
 #: Operators by what is in their names, the first that fits.
 TORCH_NAMES = {
     EMBEDDING: r'embedding|index_select',
@@ -59,48 +50,33 @@ NUMPY_FUNCTIONS = {
     'MXNet': {DROPOUT: r'randomness\.py', VOCABULARY: r'cross_entropy'},
 }
 
-#: What cProfile gives as the file of functions in C, and of those that
-#: NumPy before 1.25 made to dispatch its own.
-BUILT_IN = ('~', '<__array_function__ internals>')
-#: How many operators the raw results name.
-NUM_LARGEST = 40
-#: How many functions of NumPy may call each other, one inside another: many,
-#: because some call themselves and each time keep a part.
-MAX_HELPERS = 100
-
+#: Seconds by kind of work.
 Seconds = defaultdict[str, float]
 
 
-def kind_of(name: str, patterns: Mapping[str, str], default: str) -> str:
-    """Return the kind of work whose pattern is found in a name."""
+def kind_of(name: str, patterns: Mapping[str, str]) -> str:
+    """Return the kind of work whose pattern is found in a name, or `''`."""
     for kind, pattern in patterns.items():
         if re.search(pattern, name):
             return kind
-    return default
+    return ''
 
 
 def with_torch(
     train: Callable[[], None], vocab_size: int, num_steps: int
 ) -> dict[str, Any]:
     """Profile PyTorch's operators; return seconds a step by kind."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profile_operators
+    from torch import profiler
 
-    with profile_operators(
-        activities=[ProfilerActivity.CPU], record_shapes=True
+    with profiler.profile(
+        activities=[profiler.ProfilerActivity.CPU], record_shapes=True
     ) as operators:
         total, python = time_python(train)
-    events = [
-        (event.key, event.input_shapes, event.self_cpu_time_total / 1e6)
-        for event in operators.key_averages(group_by_input_shape=True)
-    ]
     seconds: Seconds = defaultdict(float)
-    names: Seconds = defaultdict(float)
-    for name, shapes, spent in events:
-        kind = torch_kind(name, shapes, vocab_size)
-        seconds[kind] += spent
-        names[f'{kind}: {name}'] += spent
-    return by_step('Torch', total, seconds, names, python, num_steps)
+    for event in operators.key_averages(group_by_input_shape=True):
+        kind = torch_kind(event.key, event.input_shapes, vocab_size)
+        seconds[kind] += event.self_cpu_time_total / 1e6
+    return by_step('Torch', total, seconds, python, num_steps)
 
 
 def torch_kind(
@@ -111,12 +87,11 @@ def torch_kind(
     Logits end in the vocabulary's size, and a product with it in a shape is
     what makes them or takes their gradient back.
     """
-    kind = kind_of(name, TORCH_NAMES, ELEMENTWISE)
-    is_of_logits = any(shape and shape[-1] == vocab_size for shape in shapes)
-    has_vocabulary = any(vocab_size in shape for shape in shapes)
-    if kind in (SOFTMAX, ELEMENTWISE) and is_of_logits:
-        return VOCABULARY
-    if kind == PRODUCTS and has_vocabulary:
+    kind = kind_of(name, TORCH_NAMES) or ELEMENTWISE
+    if kind in (SOFTMAX, ELEMENTWISE):
+        logits = any(shape[-1:] == [vocab_size] for shape in shapes)
+        return VOCABULARY if logits else kind
+    if kind == PRODUCTS and any(vocab_size in shape for shape in shapes):
         return VOCABULARY
     return kind
 
@@ -136,17 +111,14 @@ def with_mxnet(
     total, python = time_python(train)
     mx.profiler.set_state('stop')
     seconds: Seconds = defaultdict(float)
-    names: Seconds = defaultdict(float)
     for name, count, spent, longest in mxnet_operators(mx.profiler.dumps()):
-        kind = kind_of(name, MXNET_NAMES, ELEMENTWISE)
+        kind = kind_of(name, MXNET_NAMES) or ELEMENTWISE
         if kind == PRODUCTS or 'reshape' in name:
             of_logits = spent_on_logits(count, spent, longest, num_steps)
             seconds[VOCABULARY] += of_logits
-            names[f'{VOCABULARY}: {name}'] += of_logits
             spent -= of_logits
         seconds[kind] += spent
-        names[f'{kind}: {name}'] += spent
-    return by_step('MXNet', total, seconds, names, python, num_steps)
+    return by_step('MXNet', total, seconds, python, num_steps)
 
 
 def mxnet_operators(table: str) -> list[tuple[str, int, float, float]]:
@@ -178,70 +150,53 @@ def spent_on_logits(
     return 0.0
 
 
-def time_python(
-    train: Callable[[], None],
-) -> tuple[float, dict[tuple[str, str], float]]:
+def time_python(train: Callable[[], None]) -> tuple[float, dict[str, float]]:
     """Return the time of a call, and that of each Python function in it.
 
-    The time of a function that is built in or NumPy's counts for those that
-    call it, in parts by how long each has waited for it.
+    A function's time includes that of the functions it calls which are
+    built in or NumPy's.
     """
     profiler = cProfile.Profile()
     start = time.perf_counter()
     profiler.runcall(train)
     total = time.perf_counter() - start
-    functions: defaultdict[tuple[str, str], float] = defaultdict(float)
+    functions: defaultdict[str, float] = defaultdict(float)
     stats = vars(pstats.Stats(profiler))['stats']
-
-    waiting = {function: own for function, (_, _, own, _, _) in stats.items()}
-    for _ in range(MAX_HELPERS):
-        passed_on: defaultdict[Any, float] = defaultdict(float)
-        for function, spent in waiting.items():
-            path, _, name = function
-            *_, callers = stats[function]
-            waited = sum(seconds for *_, seconds in callers.values())
-            is_helper = path in BUILT_IN or '/numpy/' in path.replace(
-                'mxnet/numpy', ''
-            )
-            if is_helper and waited:
-                for caller, (*_, seconds) in callers.items():
-                    passed_on[caller] += spent * seconds / waited
-            else:
-                functions[path, name] += spent
-        waiting = passed_on
-    for (path, _, name), spent in waiting.items():
-        functions[path, name] += spent
+    for (path, _, name), (_, _, own, _, callers) in stats.items():
+        if not is_helper(path):
+            functions[f'{path}:{name}'] += own
+            continue
+        for (caller, _, name), (*_, with_callees) in callers.items():
+            if not is_helper(caller):
+                functions[f'{caller}:{name}'] += with_callees
     return total, dict(functions)
+
+
+def is_helper(path: str) -> bool:
+    """Say whether the functions of a file are built in or NumPy's."""
+    # NumPy before 1.25 makes some functions of no file
+    return path in ('~', '<__array_function__ internals>') or (
+        '/numpy/' in path and '/mxnet/numpy/' not in path
+    )
 
 
 def by_step(
     framework: str,
     total: float,
     seconds: Seconds,
-    names: Seconds,
-    python: Mapping[tuple[str, str], float],
+    python: Mapping[str, float],
     num_steps: int,
 ) -> dict[str, Any]:
     """Add what NumPy computes, and give all in seconds a step.
 
-    `names` goes along, to see what a kind is made of.
+    `seconds`: those of operators by kind; `python`: those of functions.
     """
-    for (path, name), spent in python.items():
-        function = f'{path}:{name}'
-        kind = kind_of(function, NUMPY_FUNCTIONS[framework], '')
+    for function, spent in python.items():
+        kind = kind_of(function, NUMPY_FUNCTIONS[framework])
         if kind:
             seconds[kind] += spent
-            names[f'{kind}: {name}'] += spent
     seconds[PYTHON] = max(0.0, total - sum(seconds.values()))
-    return {
-        'seconds': {kind: seconds[kind] / num_steps for kind in KINDS},
-        'largest': {
-            name: spent / num_steps
-            for name, spent in sorted(
-                names.items(), key=lambda item: -item[1]
-            )[:NUM_LARGEST]
-        },
-    }
+    return {'seconds': {kind: seconds[kind] / num_steps for kind in KINDS}}
 
 
 PROFILERS = {'Torch': with_torch, 'MXNet': with_mxnet}

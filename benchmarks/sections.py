@@ -11,126 +11,87 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import workload
-from benchmarks.compare import (
-    WIKITEXT,
-    Bench,
-    MeasurementError,
-    in_turn,
-    progress,
-)
+from benchmarks.compare import WIKITEXT, Bench, MeasurementError, in_turn
 from benchmarks.workload import FRAMEWORKS
 from d2lbert.data.corpus import ARCHIVE, cache_folder, read_lines
 
 Results = dict[str, Any]
-CURVES = ('vocabulary', 'length', 'batch_size', 'hidden')
-SHARDS = ('cpu', 'cpu:2', 'cpu:4')
+SIDES = ('textbook', 'ours')
+GROWING = ('batch_size', 'length', 'vocabulary', 'hidden')
+#: The arguments of Python.
 IMPORTS = {
     'python -c pass': ('-c', 'pass'),
     'import d2lbert': ('-c', 'import d2lbert'),
     'from d2lbert import torch': ('-c', 'from d2lbert import torch'),
     'from d2lbert import mxnet': ('-c', 'from d2lbert import mxnet'),
+    'd2lbert --help': (
+        str(Path(sys.executable).parent / 'd2lbert'),
+        '--help',
+    ),
 }
 
 
 def training(bench: Bench) -> Results:
     """Time the chapter's `train_bert` of each tab."""
-    results: Results = {'batch_size': bench.settings.batch_size}
+    given = bench.chapter()
+    read = workload.read_examples(given['examples'])
+    first, last = (
+        given['num_warmup'],
+        given['num_warmup'] + given['num_steps'],
+    )
+    flops = [
+        workload.useful_flops(batch, read.vocab_size)
+        for batch in read.batches(given['batch_size'])[first:last]
+    ]
+    results: Results = {'batch_size': given['batch_size']}
     for framework in FRAMEWORKS:
-        given = bench.examples(framework)
-        progress(f'training, {framework}')
         results[framework] = {
             'num_steps': given['num_steps'],
-            'flops_per_step': flops_per_step(**given),
-            **in_turn(
-                bench.settings.rounds,
-                {
-                    'rate': partial(matrix_rate, bench),
-                    **{
-                        side: partial(
-                            bench.measure,
-                            side,
-                            framework,
-                            'training',
-                            **given,
-                        )
-                        for side in ('textbook', 'ours')
-                    },
+            'flops_per_step': sum(flops) / len(flops),
+        } | bench.in_turn(
+            f'training, {framework}',
+            {
+                'rate': bench.matrix_rate(),
+                **{
+                    side: bench.job(side, framework, 'training', **given)
+                    for side in SIDES
                 },
-            ),
-        }
+            },
+        )
     return results
-
-
-def flops_per_step(
-    examples: str, batch_size: int, num_warmup: int, num_steps: int
-) -> float:
-    """Return the mean over the steps that are timed."""
-    read = workload.read_examples(examples)
-    batches = read.batches(batch_size)[num_warmup : num_warmup + num_steps]
-    return sum(
-        workload.useful_flops(batch, read.vocab_size) for batch in batches
-    ) / len(batches)
-
-
-def matrix_rate(bench: Bench) -> Any:
-    """Return the machine's rate of float32 matrix products."""
-    return bench.measure(
-        'ours',
-        'torch',
-        'matrix_rate',
-        size=bench.settings.matrix_size,
-        repeats=10,
-    )
 
 
 def loading(bench: Bench) -> Results:
     """Time `load_data_wiki` of each tab; examples have to be equal."""
-    results = {}
-    for framework in FRAMEWORKS:
-        progress(f'loading, {framework}')
-        results[framework] = in_turn(
-            bench.settings.loading_rounds[framework],
+    corpora = {'textbook': bench.corpus(), 'ours': bench.settings.corpus}
+    results = {
+        framework: bench.in_turn(
+            f'loading, {framework}',
             {
-                'textbook': partial(
-                    bench.measure,
-                    'textbook',
-                    framework,
-                    'loading',
-                    corpus=bench.corpus(),
-                ),
-                'ours': partial(
-                    bench.measure,
-                    'ours',
-                    framework,
-                    'loading',
-                    corpus=bench.settings.corpus,
-                ),
+                side: bench.job(side, framework, 'loading', corpus=corpus)
+                for side, corpus in corpora.items()
             },
         )
+        for framework in FRAMEWORKS
+    }
     check_equal_examples(results)
     return results
 
 
 def reloading(bench: Bench) -> Results:
     """Time making the examples of a run, and reading them again."""
-    progress('reloading')
     bench.corpus()  # fetches it, if need be, into the usual cache
-    measure = partial(
-        bench.measure,
-        'ours',
-        'torch',
-        'reloading',
-        {
-            WIKITEXT: str(cache_folder() / ARCHIVE),
-            **bench.environment(),
-            'D2LBERT_CACHE': str(bench.folder / 'cache'),
-        },
+    variables = {
+        WIKITEXT: str(cache_folder() / ARCHIVE),
+        **bench.environment(),
+        'D2LBERT_CACHE': str(bench.folder / 'cache'),
+    }
+    job = bench.job(
+        *('ours', 'torch', 'reloading', variables),
         corpus=bench.settings.corpus,
     )
-    results = {
-        **in_turn(1, {'made': measure}),
-        **in_turn(bench.settings.rounds, {'read': measure}),
-    }
+    made = in_turn('reloading', 1, {'made': job})
+    results = made | bench.in_turn('reloading', {'read': job})
     check_equal_examples({'torch': results})
     return results
 
@@ -151,40 +112,23 @@ def check_equal_examples(results: Results) -> None:
 
 def representing(bench: Bench) -> Results:
     """Time many sentences at once, and one at a time."""
-    texts = bench.folder / 'sentences.txt'
+    path = bench.folder / 'sentences.txt'
     number = bench.settings.num_sentences
+    few = bench.settings.num_single_sentences
     lines = workload.sentences(read_lines(bench.settings.corpus), number)
-    texts.write_text('\n'.join(lines), 'utf-8')
-    results: Results = {
-        'sentences': number,
-        'sample': bench.settings.num_single_sentences,
-        # With <cls> and <sep>
-        'flops': workload.encoding_flops(
-            len(line.split()) + 2 for line in lines
-        ),
-    }
+    path.write_text('\n'.join(lines), 'utf-8')
+    # With <cls> and <sep>
+    flops = workload.encoding_flops(len(line.split()) + 2 for line in lines)
+    results: Results = {'sentences': number, 'sample': few, 'flops': flops}
     for framework in FRAMEWORKS:
-        progress(f'representing, {framework}')
-        one_at_a_time = {
-            f'{side}, one at a time': partial(
-                bench.measure,
-                side,
-                framework,
-                'encoding',
-                texts=str(texts),
-                number=bench.settings.num_single_sentences,
-            )
-            for side in ('textbook', 'ours')
-        }
-        together = partial(
-            bench.measure, 'ours', framework, 'representing', texts=str(texts)
-        )
-        results[framework] = in_turn(
-            bench.settings.rounds,
+        job = partial(bench.job, framework=framework, texts=str(path))
+        single = partial(job, name='encoding', number=few)
+        results[framework] = bench.in_turn(
+            f'representing, {framework}',
             {
-                'rate': partial(matrix_rate, bench),
-                **one_at_a_time,
-                'represent': together,
+                'rate': bench.matrix_rate(),
+                **{f'{side}, one at a time': single(side) for side in SIDES},
+                'represent': job('ours', name='representing'),
             },
         )
     return results
@@ -192,147 +136,97 @@ def representing(bench: Bench) -> Results:
 
 def importing(bench: Bench) -> Results:
     """Time whole processes that import, or show the command's help."""
-    progress('importing')
-    commands = {
-        name: [sys.executable, *arguments]
-        for name, arguments in IMPORTS.items()
-    }
-    script = Path(sys.executable).with_name('d2lbert')
-    commands['d2lbert --help'] = [str(script), '--help']
 
-    def timed(command: list[str]) -> float:
+    def timed(arguments: tuple[str, ...]) -> float:
         start = time.perf_counter()
         subprocess.run(
-            command,
+            [sys.executable, *arguments],
             check=True,
             stdout=subprocess.DEVNULL,
             env=bench.environment(),
         )
         return time.perf_counter() - start
 
-    for command in commands.values():
-        timed(command)  # reads the files, and compiles what is not yet
-    return in_turn(
-        bench.settings.imports,
-        {name: partial(timed, command) for name, command in commands.items()},
-    )
+    for arguments in IMPORTS.values():
+        timed(arguments)  # reads the files, and compiles what is not yet
+    jobs = {name: partial(timed, given) for name, given in IMPORTS.items()}
+    return in_turn('importing', bench.settings.imports, jobs)
 
 
 def growth(bench: Bench) -> Results:
     """Time a step against each size that decides its arithmetic."""
-    progress('growth')
-    base = bench.settings.growth_base
+    settings = bench.settings
+    base = dict(zip(GROWING, settings.growth_base, strict=True))
     curves = {
-        name: [base[name] * by for by in bench.settings.growth_factors]
-        for name in CURVES
+        name: [size * by for by in settings.growth_factors]
+        for name, size in base.items()
     }
-    return {
-        'base': dict(base),
-        'curves': curves,
-        **in_turn(
-            bench.settings.rounds,
-            {
-                framework: partial(
-                    bench.measure,
-                    'ours',
-                    framework,
-                    'growth',
-                    base=dict(base),
-                    curves=curves,
-                    num_steps=bench.settings.growth_steps,
-                )
-                for framework in FRAMEWORKS
-            },
-        ),
+    steps = settings.growth_steps
+    given = {'base': base, 'curves': curves, 'num_steps': steps}
+    jobs = {
+        framework: bench.job('ours', framework, 'growth', **given)
+        for framework in FRAMEWORKS
     }
+    curves_of = bench.in_turn('growth', jobs)
+    return {'base': base, 'curves': curves, **curves_of}
 
 
 def corpus(bench: Bench) -> Results:
     """Time loading a corpus, and more of it."""
-    progress('corpus')
-    return in_turn(
-        bench.settings.rounds,
-        {
-            str(copies): partial(
-                bench.measure,
-                'ours',
-                'torch',
-                'loading',
-                corpus=bench.corpus(copies),
-                fingerprints=False,
-            )
-            for copies in bench.settings.corpus_copies
-        },
-    )
+    job = partial(bench.job, 'ours', 'torch', 'loading', fingerprints=False)
+    jobs = {
+        str(copies): job(corpus=bench.corpus(copies))
+        for copies in bench.settings.corpus_copies
+    }
+    return bench.in_turn('corpus', jobs)
 
 
 def shards(bench: Bench) -> Results:
     """Time training in one shard, in two and in four."""
-    results = {}
-    for framework in FRAMEWORKS:
-        given = bench.examples(framework)
-        progress(f'shards, {framework}')
-        results[framework] = in_turn(
-            bench.settings.rounds,
+    job = partial(bench.job, 'ours', name='training', **bench.chapter())
+    return {
+        framework: bench.in_turn(
+            f'shards, {framework}',
             {
-                devices: partial(
-                    bench.measure,
-                    'ours',
-                    framework,
-                    'training',
-                    devices=devices,
-                    **given,
-                )
-                for devices in SHARDS
+                devices: job(framework=framework, devices=devices)
+                for devices in ('cpu', 'cpu:2', 'cpu:4')
             },
         )
-    return results
+        for framework in FRAMEWORKS
+    }
 
 
 def profile(bench: Bench) -> Results:
     """Say where a step's time goes, on one thread."""
-    results: Results = {}
     variables = {'OMP_NUM_THREADS': '1', 'MXNET_ENGINE_TYPE': 'NaiveEngine'}
-    for framework in FRAMEWORKS:
-        given = bench.examples(framework) | {
-            'num_warmup': 1,
-            'num_steps': bench.settings.profile_steps,
-        }
-        progress(f'profile, {framework}')
-        results[framework] = {
+    steps = {'num_warmup': 1, 'num_steps': bench.settings.profile_steps}
+    given = bench.chapter() | steps
+    return {
+        framework: {
             side: bench.measure(
                 side, framework, 'profile', variables, **given
             )
-            for side in ('textbook', 'ours')
+            for side in SIDES
         }
-    return results
+        for framework in FRAMEWORKS
+    }
 
 
 def display(bench: Bench) -> Results:
     """Time what a reader sees of a step."""
-    progress('display')
-    shown = bench.measure(
-        'ours',
-        'torch',
-        'display',
-        num_shows=bench.settings.shows,
-        pause=0.25,
-    )
-    return dict(shown)
+    shows: Any = {'num_shows': bench.settings.shows, 'pause': 0.25}
+    return dict(bench.measure('ours', 'torch', 'display', **shows))
 
 
 SECTIONS: Mapping[str, Callable[[Bench], Results]] = {
-    function.__name__: function
-    for function in (
-        training,
-        loading,
-        reloading,
-        representing,
-        importing,
-        growth,
-        corpus,
-        shards,
-        profile,
-        display,
-    )
+    'training': training,
+    'loading': loading,
+    'reloading': reloading,
+    'representing': representing,
+    'importing': importing,
+    'growth': growth,
+    'corpus': corpus,
+    'shards': shards,
+    'profile': profile,
+    'display': display,
 }

@@ -10,14 +10,16 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib.machinery import ModuleSpec
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
-LEARNING_RATE = 0.01
+from benchmarks import frameworks
+from benchmarks.frameworks import Framework
+
 #: What d2l imports and training does not need, by the package it is in.
 OPTIONAL = {
     'torchvision': ('torchvision', 'torchvision.transforms'),
@@ -29,31 +31,29 @@ OPTIONAL = {
     'matplotlib_inline': ('matplotlib_inline',),
     'scipy': ('scipy', 'scipy.spatial'),
 }
-Step = Callable[[Sequence[Any]], tuple[Any, Any]]
 
 
-def load(framework: str) -> SimpleNamespace:
+def load(name: str) -> SimpleNamespace:
     """Import d2l's module of a framework; return the chapter's names.
 
     Where the variable `D2L_PATH` is set, d2l is in that folder.
     """
     stand_in_for_what_is_missing()
-    mend_ipython()
+    # Newer IPythons lack what the matplotlib that d2l pins asks for
+    pylabtools: Any = importlib.import_module('IPython.core.pylabtools')
+    pylabtools.backend2gui = {}
     if 'D2L_PATH' in os.environ:
         # Last, for it may have other packages too, of another Python
         sys.path.append(os.environ['D2L_PATH'])
-    d2l = importlib.import_module(f'd2l.{framework}')
-    new_step, encode = {
-        'torch': (torch_step, torch_encoding),
-        'mxnet': (mxnet_step, mxnet_encoding),
-    }[framework]
+    d2l = importlib.import_module(f'd2l.{name}')
+    framework = frameworks.load(name)
     return SimpleNamespace(
         BERTModel=d2l.BERTModel,
         Vocab=d2l.Vocab,
         try_gpu=d2l.try_gpu,
         load_data_wiki=partial(load_data_wiki, d2l),
-        train_bert=partial(train_bert, d2l, new_step),
-        get_bert_encoding=partial(encode, d2l),
+        train_bert=partial(train_bert, d2l, framework),
+        get_bert_encoding=partial(get_bert_encoding, d2l, framework),
     )
 
 
@@ -66,17 +66,8 @@ def stand_in_for_what_is_missing(packages: Iterable[str] = OPTIONAL) -> None:
             stand_in.__spec__ = ModuleSpec(package, None)
             # Matplotlib asks which IPython there is
             stand_in.version_info = (9, 0)
-            stand_in.pyplot.subplots = lambda *_, **__: (
-                MagicMock(),
-                MagicMock(),
-            )
+            stand_in.pyplot.subplots.return_value = MagicMock(), MagicMock()
             sys.modules.update(dict.fromkeys(OPTIONAL[package], stand_in))
-
-
-def mend_ipython() -> None:
-    """Give newer IPythons what the matplotlib that d2l pins asks for."""
-    pylabtools: Any = importlib.import_module('IPython.core.pylabtools')
-    pylabtools.backend2gui = {}
 
 
 def load_data_wiki(
@@ -89,7 +80,7 @@ def load_data_wiki(
 
 def train_bert(
     d2l: Any,
-    new_step: Callable[..., tuple[Callable[[Any], Any], Step]],
+    framework: Framework,
     train_iter: Iterable[Any],
     net: Any,
     loss: Any,
@@ -98,7 +89,11 @@ def train_bert(
     num_steps: int,
 ) -> None:
     """Train as the chapter does, whose timer leaves out data and picture."""
-    place, step = new_step(d2l, net, loss, vocab_size, devices)
+
+    def losses(net: Any, batch: Sequence[Any]) -> tuple[Any, Any, Any]:
+        return d2l._get_batch_loss_bert(net, loss, vocab_size, *batch)
+
+    place, step = framework.new_step(losses, net, devices)
     timer = d2l.Timer()
     animator = d2l.Animator(
         xlabel='step',
@@ -126,88 +121,15 @@ def endless(train_iter: Iterable[Any]) -> Iterator[Any]:
         yield from train_iter
 
 
-def torch_step(
-    d2l: Any, net: Any, loss: Any, vocab_size: int, devices: Sequence[Any]
-) -> tuple[Callable[[Any], Any], Step]:
-    """Return what places a batch, and what trains on it."""
-    import torch
-
-    net = torch.nn.DataParallel(net, device_ids=devices).to(devices[0])
-    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
-
-    def place(batch: Sequence[Any]) -> list[Any]:
-        optimizer.zero_grad()
-        return [X.to(devices[0]) for X in batch]
-
-    def step(batch: Sequence[Any]) -> tuple[Any, Any]:
-        mlm_l, nsp_l, total = d2l._get_batch_loss_bert(
-            net, loss, vocab_size, *batch
-        )
-        total.backward()
-        optimizer.step()
-        return mlm_l, nsp_l
-
-    return place, step
-
-
-def mxnet_step(
-    d2l: Any, net: Any, loss: Any, vocab_size: int, devices: Sequence[Any]
-) -> tuple[Callable[[Any], Any], Step]:
-    """Return what places a batch, and what trains on it."""
-    from mxnet import autograd, gluon
-
-    trainer = gluon.Trainer(
-        net.collect_params(), 'adam', {'learning_rate': LEARNING_RATE}
-    )
-
-    def place(batch: Sequence[Any]) -> list[Any]:
-        return [
-            gluon.utils.split_and_load(X, devices, even_split=False)
-            for X in batch
-        ]
-
-    def step(shards: Sequence[Any]) -> tuple[Any, Any]:
-        with autograd.record():
-            mlm_ls, nsp_ls, totals = d2l._get_batch_loss_bert(
-                net, loss, vocab_size, *shards
-            )
-        for total in totals:
-            total.backward()
-        trainer.step(1)
-        return (
-            sum(float(mlm_l) for mlm_l in mlm_ls) / len(mlm_ls),
-            sum(float(nsp_l) for nsp_l in nsp_ls) / len(nsp_ls),
-        )
-
-    return place, step
-
-
-def torch_encoding(
-    d2l: Any, net: Any, tokens_a: Sequence[str], *, vocab: Any
+def get_bert_encoding(
+    d2l: Any, framework: Framework, net: Any, words: Sequence[str], vocab: Any
 ) -> Any:
     """Return BERT's encoding of a list of words, `(1, T, H)`."""
-    import torch
-
-    tokens, segments = d2l.get_tokens_and_segments(tokens_a)
-    device = next(net.parameters()).device
-    X, segments, valid_len = (
-        torch.tensor(data, device=device).unsqueeze(0)
-        for data in (vocab[tokens], segments, len(tokens))
+    tokens, segments = d2l.get_tokens_and_segments(words)
+    encoded_X, _, _ = net(
+        *(
+            framework.row(data, net)
+            for data in (vocab[tokens], segments, len(tokens))
+        )
     )
-    encoded_X, _, _ = net(X, segments, valid_len)
-    return encoded_X
-
-
-def mxnet_encoding(
-    d2l: Any, net: Any, tokens_a: Sequence[str], *, vocab: Any
-) -> Any:
-    """Return BERT's encoding of a list of words, `(1, T, H)`."""
-    from mxnet import np
-
-    tokens, segments = d2l.get_tokens_and_segments(tokens_a)
-    X, segments, valid_len = (
-        np.expand_dims(np.array(data), axis=0)
-        for data in (vocab[tokens], segments, len(tokens))
-    )
-    encoded_X, _, _ = net(X, segments, valid_len)
     return encoded_X

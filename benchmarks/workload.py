@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 FRAMEWORKS = ('torch', 'mxnet')
 BATCH_SIZE, MAX_LEN = 512, 64
-RESERVED_TOKENS = ('<pad>', '<mask>', '<cls>', '<sep>')
 #: A multiplication and an addition, in the forward pass and, for both
 #: inputs of each product, in the backward pass.
 FLOPS_PER_PRODUCT = 2 * 3
@@ -132,10 +131,3 @@ def sentences(lines: Iterable[str], number: int) -> list[str]:
                 if len(found) == number:
                     return found
     raise ValueError(f'the corpus has {len(found)} sentences, not {number}')
-
-
-def new_vocab(d2l: Any, texts: Iterable[str]) -> Any:
-    """Return the vocabulary of some sentences, of either package."""
-    return d2l.Vocab(
-        [text.split() for text in texts], 2, list(RESERVED_TOKENS)
-    )

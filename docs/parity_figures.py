@@ -65,10 +65,7 @@ def new_trainer(
     weights = {name: W.astype(dtype) for name, W in get_weights(net).items()}
     set_weights(net, weights, devices)
     trainer = Trainer(
-        net,
-        config.get_recipe(),
-        lr=config.learning_rate,
-        devices=devices,
+        net, config.get_recipe(), lr=config.learning_rate, devices=devices
     )
     return trainer, Batches(examples, config.batch_size)
 
@@ -81,7 +78,7 @@ def padding(figure: Figure, runs: Path) -> None:
     for _, batch in zip(range(30), batches.from_step(0), strict=False):
         for name, losses in averages.items():
             trainer.recipe = RECIPES[name]
-            losses.append(trainer.read(trainer.accumulate(batch))[0])
+            losses.append(trainer.value_and_grad(batch).losses()[0])
         trainer.recipe = RECIPES['pytorch']
         trainer.step(batch)
     steps = range(1, 31)
@@ -143,8 +140,7 @@ def first_step(
     ((name, shape),) = tab.BACKEND.parameter_shapes(net).items()
     tab.BACKEND.set_parameters(net, {name: np.zeros(shape, np.float32)})
     adam = tab.BACKEND.Adam(net, 1.0, epsilon_inside)
-    tab.BACKEND.set_gradients(net, {name: gradients.reshape(shape)})
-    adam.step()
+    adam.step({name: gradients.reshape(shape)})
     return -tab.BACKEND.get_parameters(net)[name].ravel()
 
 
@@ -153,14 +149,11 @@ def key_bias(figure: Figure, runs: Path) -> None:
     panels = figure.subplots(1, 2, sharey=True)
     for axes, backend in zip(panels, BACKENDS, strict=True):
         trainer, batches = new_trainer(backend, recipe='corrected')
-        with trainer.net.backend.accumulate_gradients(trainer.net):
-            trainer.accumulate(next(batches.from_step(0)))
-            gradients = {
-                neutral_name(trainer.net, name): array
-                for name, array in trainer.net.backend.gradients(
-                    trainer.net
-                ).items()
-            }
+        found = trainer.value_and_grad(next(batches.from_step(0)))
+        gradients = {
+            neutral_name(trainer.net, name): array
+            for name, array in found.arrays().items()
+        }
         for bias, color in zip(
             BIASES, ('0.7', '#d6336c', '0.3'), strict=True
         ):
