@@ -89,8 +89,9 @@ def make_batch(
 
 
 def new_trainer(tab, recipe='corrected', devices='cpu', **options):
-    dropout = options.pop('dropout', 0.3)
-    net = new_net(tab, devices=devices, dropout=dropout)
+    sizes = {'dropout': 0.3, 'num_blks': 2}
+    sizes = {name: options.pop(name, size) for name, size in sizes.items()}
+    net = new_net(tab, devices=devices, **sizes)
     return Trainer(
         net, get_recipe(recipe), lr=options.pop('lr', 0.01),
         devices=net.backend.devices(devices), **options,

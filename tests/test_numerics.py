@@ -32,7 +32,7 @@ def check_nothing_changed(trainer, before):
 
 def test_every_parameter(tab):
     """A NaN in each in turn, also where the loss does not show it."""
-    trainer, batch = new_trainer(tab), make_batch(5)
+    trainer, batch = new_trainer(tab, num_blks=1), make_batch(5)
     backend, net = tab.BACKEND, trainer.net
     clean = backend.get_parameters(net)
     for i, name in enumerate(clean):
@@ -50,7 +50,7 @@ def test_every_parameter(tab):
 
 def test_every_gradient(tab, monkeypatch):
     """Planted between the backward pass and the update."""
-    trainer, batch = new_trainer(tab), make_batch(5)
+    trainer, batch = new_trainer(tab, num_blks=1), make_batch(5)
     backend, net = tab.BACKEND, trainer.net
     clean = backend.get_parameters(net)
     value_and_grad = trainer.parallel.value_and_grad

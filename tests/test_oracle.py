@@ -17,6 +17,8 @@ from oracle import cases, ours, results
 GOLDEN = Path(__file__).parent / 'golden'
 TOLERANCE = 1e-5
 SMALL = ('odd', 'flat')
+#: For trainings: the other network is in `make test-all`.
+ONE_SMALL = ['odd', pytest.param('flat', marks=pytest.mark.slow)]
 TRAININGS = [
     pytest.param(framework, training, marks=getattr(pytest.mark, framework))
     for framework in cases.FRAMEWORKS
@@ -136,7 +138,7 @@ def test_gradients(tab, golden, name):
     assert_close(results.gradients(side, tab, net, name), golden)
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', ONE_SMALL)
 @pytest.mark.parametrize(('backend_name', 'training'), TRAININGS)
 def test_losses_of_our_trainer(backend_name, training, name):
     require(backend_name)
@@ -147,7 +149,7 @@ def test_losses_of_our_trainer(backend_name, training, name):
     assert_close({key: found}, read(backend_name))
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', ONE_SMALL)
 @pytest.mark.parametrize(('backend_name', 'training'), TRAININGS)
 def test_losses_of_the_chapters_loop(backend_name, training, name):
     require(backend_name)

@@ -14,7 +14,13 @@ from helpers import make_batch, new_trainer, train
 
 # The last batch is smaller, and no size divides by 2, 3 and 5
 BATCHES = (9, 9, 9, 7)
-CUTS = [(1, 4), (2, 1), (2, 3), (3, None), (3, 2), (5, 1)]
+CUTS = [
+    (3, 2),
+    *(
+        pytest.param(*cut, marks=pytest.mark.slow)
+        for cut in [(1, 4), (2, 1), (2, 3), (3, None), (5, 1)]
+    ),
+]
 
 
 def trainer_in_float64(tab, **options):
@@ -47,7 +53,7 @@ def test_one_curve(tab, num_shards, micro_batch):
     np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(('num_shards', 'micro_batch'), CUTS[2:])
+@pytest.mark.parametrize(('num_shards', 'micro_batch'), CUTS)
 def test_one_curve_to_the_last_digits(tab, num_shards, micro_batch):
     """What is left in float32 is rounding: float64 has none of it."""
     whole, w = train(trainer_in_float64(tab), BATCHES * 3)
@@ -69,7 +75,14 @@ def gradients_of(tab, recipe, batch, num_shards):
 
 
 @pytest.mark.parametrize('recipe', RECIPES)
-@pytest.mark.parametrize('num_shards', [2, 3, 5])
+@pytest.mark.parametrize(
+    'num_shards',
+    [
+        3,
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(5, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_are_those_of_the_recipe(tab, recipe, num_shards):
     """MXNet's tab adds up what each shard by itself would give."""
     batch = make_batch(7)
