@@ -77,11 +77,11 @@ def check_range(
     They may be integers of a floating-point type. `reason`: why `high` is
     the highest.
     """
-    whole = array.dtype.kind in 'biu' or array == np.floor(array)
+    broken = array.dtype.kind not in 'biu' and array != np.floor(array)
     refuse(
         name,
         array,
-        ~((low <= array) & (array <= high) & whole),
+        (array < low) | (array > high) | broken,
         f'a whole number from {low} to {high}'
         + (f', because {reason}' if reason else ''),
     )
