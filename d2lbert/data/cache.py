@@ -8,6 +8,7 @@ its manifest have the checksum of all that decides the examples.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -27,8 +28,8 @@ from d2lbert.errors import RunError
 FORMAT = 2
 #: How many files are kept, the newest: of WikiText-2 each has 11 MB.
 NUM_KEPT = 8
-#: The names of this module's files, unfinished ones included.
-FILE_NAMES = '[0-9a-f]' * 64 + '.safetensors*'
+#: The names of the files; unfinished ones end in `.part`.
+FILE_NAMES = '[0-9a-f]' * 64 + '.safetensors'
 
 
 def load_cached_examples(
@@ -97,8 +98,6 @@ def read_examples(path: Path) -> tuple[Batch, Vocab]:
 
 def remove_old(folder: Path) -> None:
     """Remove all files of this module but the newest; keep other files."""
-    oldest_first = sorted(
-        folder.glob(FILE_NAMES), key=lambda path: path.stat().st_mtime
-    )
-    for path in oldest_first[:-NUM_KEPT]:
+    ours = *folder.glob(FILE_NAMES), *folder.glob(f'{FILE_NAMES}.part')
+    for path in sorted(ours, key=os.path.getmtime)[:-NUM_KEPT]:
         path.unlink(missing_ok=True)
