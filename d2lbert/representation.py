@@ -1,4 +1,4 @@
-"""Text in, representations out."""
+"""The representations of texts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def represent(
             f'texts = {texts!r}: expected a list of texts; '
             'put the one text into a list'
         )
-    check_positive(batch_size=1 if batch_size is None else batch_size)
+    if batch_size is not None:
+        check_positive(batch_size=batch_size)
     check_vocab_size(net, len(vocab))
     encoded = [encode_text(net, vocab, text) for text in texts]
     batches = batches_of(

@@ -67,10 +67,10 @@ class Picture(Figure):
 
 
 def draw_example(example: Example) -> Picture:
-    """Draw how a pair of sentences becomes what BERT sees and is asked.
+    """Draw how a pair of sentences becomes a pretraining example.
 
     Row by row: the words as they were; the tokens of the input, coloured by
-    what became of them; their segments; the labels to predict.
+    their kind; their segments; the labels to predict.
     """
     num_tokens = len(example.tokens)
     num_lines = -(-num_tokens // TOKENS_A_LINE)
@@ -144,7 +144,7 @@ def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
         _layer(axes, net, 7, 4.4 + 1.3 * i, f'encoder.blks.0.{name}')
         if i:
             _arrow(axes, (7, 4.2 + 1.3 * i), (7, 4.4 + 1.3 * i))
-    # What each addnorm adds to what it gets
+    # The residual connections
     for top in (4.2, 6.85):
         axes.plot((7, 9.6, 9.6), (top, top, top + 2), color=LINE, lw=0.8)
         _arrow(axes, (9.6, top + 2), (9.05, top + 2))
@@ -231,7 +231,7 @@ def draw_curves(runs: Sequence[Run]) -> Picture:
 def draw_cosines(
     vectors: Mapping[str, np.ndarray], sentences: Sequence[str], word: str
 ) -> Picture:
-    """Draw the cosines between what networks make of a word.
+    """Draw the cosines between the representations of a word.
 
     `vectors`: for each network, by name, one vector of length 1 for each
     sentence, as `word_vectors` returns them; `sentences`: of which the first
@@ -259,10 +259,9 @@ def draw_cosines(
 
 
 def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
-    """Draw who looks at whom, a panel for each head of each block.
+    """Draw the attention weights, a panel for each head of each block.
 
-    A row for each token of the text that looks, a column for each one that
-    is looked at.
+    Rows are the tokens of the queries, columns the tokens of the keys.
     """
     tokens, _ = to_tokens(text)
     weights = attention_weights(net, vocab, text)

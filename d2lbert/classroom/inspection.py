@@ -1,6 +1,6 @@
-"""A look inside: examples, representations, attention, memory, in numbers.
+"""Examples, representations, attention and memory, for the notebooks.
 
-What the notebooks show and `d2lbert.classroom.figures` draws.
+`d2lbert.classroom.figures` draws them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Example(NamedTuple):
     is_next: bool
 
     def kind(self, position: int) -> str:
-        """Return what has become of a word, see `KINDS`."""
+        """Return which of `KINDS` a token is."""
         if self.words[position] in (CLS, SEP):
             return 'special'
         if position not in self.positions:
@@ -81,7 +81,7 @@ class Example(NamedTuple):
         return 'changed'
 
 
-#: What can become of a word of an example.
+#: The kinds of tokens of an example.
 KINDS = ('special', 'plain', 'masked', 'changed', 'kept')
 
 
@@ -125,7 +125,7 @@ def telling_example(examples: Batch, vocab: Vocab) -> Example:
 def word_vectors(
     net: BERTModel, vocab: Vocab, sentences: Sequence[str], word: str
 ) -> np.ndarray:
-    """Return what a network makes of a word in each of some sentences.
+    """Return the representation of a word in each of some sentences.
 
     Float32 `(len(sentences), num_hiddens)`, each of length 1, so that the
     product of two is the cosine of the angle between them. Raises
@@ -143,10 +143,10 @@ def word_vectors(
 
 
 def attention_weights(net: BERTModel, vocab: Vocab, text: Text) -> np.ndarray:
-    """Return how much each token of a text looks at each other one.
+    """Return the attention weights of every block for a text.
 
-    Float32 `(num_blks, num_heads, T, T)`: a row for the token that looks, a
-    column for the one that is looked at; rows add up to 1.
+    Float32 `(num_blks, num_heads, T, T)`: a row for each query, a column for
+    each key; rows add up to 1.
     """
     inputs = [np.array([row]) for row in encode_text(net, vocab, text)]
     outputs = net.backend.trace(net.encoder, inputs)
