@@ -113,16 +113,12 @@ def _get_batch_loss_bert(
     its rows; `loss`: `gluon.loss.SoftmaxCELoss()`.
     """
     mlm_ls, nsp_ls = [], []
-    for tokens, segments, lens, positions, weights, mlm_Y, nsp_y in zip(
-        tokens_X_shards,
-        segments_X_shards,
-        valid_lens_x_shards,
-        pred_positions_X_shards,
-        mlm_weights_X_shards,
-        mlm_Y_shards,
-        nsp_y_shards,
-        strict=True,
-    ):
+    shards = zip(
+        tokens_X_shards, segments_X_shards, valid_lens_x_shards,
+        pred_positions_X_shards, mlm_weights_X_shards, mlm_Y_shards,
+        nsp_y_shards, strict=True,
+    )  # fmt: skip
+    for tokens, segments, lens, positions, weights, mlm_Y, nsp_y in shards:
         _, mlm_Y_hat, nsp_Y_hat = net(
             tokens, segments, lens.reshape(-1), positions
         )

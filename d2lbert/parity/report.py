@@ -263,13 +263,11 @@ class Side:
         optimizer: what a framework computes instead is noise.
         """
         found = trainer.value_and_grad(batch)
-        gradients = {
-            neutral_name(self.net, name): array
-            for name, array in found.arrays().items()
-        }
-        for name, array in gradients.items():
-            if name.endswith(bert.ZERO_GRADIENT):
-                array[:] = 0
+        gradients = {}
+        for name, array in found.arrays().items():
+            name = neutral_name(self.net, name)
+            is_zero = name.endswith(bert.ZERO_GRADIENT)
+            gradients[name] = np.zeros_like(array) if is_zero else array
         losses = dict(zip(('mlm', 'nsp'), found.losses(), strict=True))
         return losses, gradients
 
