@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from backends.mxnet import BACKEND, Module, gluon
@@ -17,7 +17,6 @@ from d2lbert.book.textbook import (
     _read_wiki,
     _replace_mlm_tokens,
     get_tokens_and_segments,
-    pad_bert_inputs,
     tokenize,
 )
 from d2lbert.data.vocab import Vocab
@@ -96,29 +95,6 @@ class _WikiTextDataset(chapter.WikiTextDataset, data.Dataset):
     backend = BACKEND
 
 
-def _pad_bert_inputs(
-    examples: Any, max_len: int, vocab: Vocab
-) -> tuple[Any, ...]:
-    """Pad examples to `max_len`: seven native arrays, a row for each."""
-    return tuple(
-        map(BACKEND.tensor, pad_bert_inputs(examples, max_len, vocab))
-    )
-
-
-def load_data_wiki(
-    batch_size: int, max_len: int, corpus: str = 'wikitext-2'
-) -> tuple[chapter.TrainIter, Vocab]:
-    """Return the minibatches of a corpus and its vocabulary.
-
-    `batch_size`: examples a minibatch; `max_len`: tokens an example;
-    `corpus`: see `d2lbert.data.corpus.read_lines`. Python's `random`
-    decides the examples, as in the textbook.
-    """
-    return chapter.load_data_wiki(
-        _WikiTextDataset, batch_size, max_len, corpus
-    )
-
-
 def _get_batch_loss_bert(
     net: Any,
     loss: Any,
@@ -137,16 +113,12 @@ def _get_batch_loss_bert(
     its rows; `loss`: `gluon.loss.SoftmaxCELoss()`.
     """
     mlm_ls, nsp_ls = [], []
-    for tokens, segments, lens, positions, weights, mlm_Y, nsp_y in zip(
-        tokens_X_shards,
-        segments_X_shards,
-        valid_lens_x_shards,
-        pred_positions_X_shards,
-        mlm_weights_X_shards,
-        mlm_Y_shards,
-        nsp_y_shards,
-        strict=True,
-    ):
+    shards = zip(
+        tokens_X_shards, segments_X_shards, valid_lens_x_shards,
+        pred_positions_X_shards, mlm_weights_X_shards, mlm_Y_shards,
+        nsp_y_shards, strict=True,
+    )  # fmt: skip
+    for tokens, segments, lens, positions, weights, mlm_Y, nsp_y in shards:
         _, mlm_Y_hat, nsp_Y_hat = net(
             tokens, segments, lens.reshape(-1), positions
         )
@@ -160,32 +132,6 @@ def _get_batch_loss_bert(
         nsp_ls.append(loss(nsp_Y_hat, nsp_y).mean())
     ls = [mlm_l + nsp_l for mlm_l, nsp_l in zip(mlm_ls, nsp_ls, strict=True)]
     return mlm_ls, nsp_ls, ls
-
-
-def train_bert(
-    train_iter: Iterable[Any],
-    net: Any,
-    loss: Any,
-    vocab_size: int,
-    devices: Sequence[Any] | None = None,
-    num_steps: int | None = None,
-    *older: int,
-    ctx: Sequence[Any] | None = None,
-    log_interval: int | None = None,
-) -> None:
-    """Pretrain BERT, plotting both losses, and print the chapter's lines.
-
-    `train_iter`, `vocab_size`: from `load_data_wiki`; `net`: an initialised
-    `BERTModel`; `loss`: `gluon.loss.SoftmaxCELoss()`; `devices`: a shard of
-    each batch for each; `num_steps`: how many batches to train on.
-
-    The edition of 2020 calls the devices `ctx`, takes `log_interval` before
-    `num_steps`, and learns at 0.001 instead of 0.01.
-    """
-    chapter.train_bert(
-        train_iter, net, _recipe_of(loss), vocab_size, devices, num_steps,
-        *older, ctx=ctx, log_interval=log_interval,
-    )  # fmt: skip
 
 
 def _recipe_of(loss: Any) -> Recipe:
@@ -202,15 +148,8 @@ def _recipe_of(loss: Any) -> Recipe:
     )
 
 
-def get_bert_encoding(
-    net: Any,
-    tokens_a: list[str],
-    tokens_b: list[str] | None = None,
-    vocab: Vocab | None = None,
-) -> Any:
-    """Return BERT's encoding of one list of words or two, `(1, T, H)`.
-
-    The T tokens are `<cls>`, the words and a `<sep>` after each list.
-    `vocab`: by default the one that `load_data_wiki` has made last.
-    """
-    return chapter.get_bert_encoding(net, tokens_a, tokens_b, vocab)
+_functions = chapter.Functions(_WikiTextDataset, _recipe_of)
+_pad_bert_inputs = _functions.pad_bert_inputs
+load_data_wiki = _functions.load_data_wiki
+train_bert = _functions.train_bert
+get_bert_encoding = _functions.get_bert_encoding

@@ -1,4 +1,4 @@
-"""Text in, representations out."""
+"""The representations of texts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from d2lbert.bert import BERTModel
 from d2lbert.data.examples import join_pair
 from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
-from d2lbert.errors import InputError
+from d2lbert.errors import InputError, check_positive
 
 Text = str | tuple[str, str]
 
@@ -43,22 +43,18 @@ def represent(
             f'texts = {texts!r}: expected a list of texts; '
             'put the one text into a list'
         )
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f'batch_size = {batch_size}: expected 1 or more')
-    texts = list(texts)
+    if batch_size is not None:
+        check_positive(batch_size=batch_size)
     check_vocab_size(net, len(vocab))
-    encoded = [encode_text(vocab, text) for text in texts]
-    check_lengths(net, texts, encoded)
+    encoded = [encode_text(net, vocab, text) for text in texts]
     batches = batches_of(
         [len(tokens) for tokens, _ in encoded], TOKENS_AT_A_TIME, batch_size
     )
-    arrays = net.backend.evaluate(
-        net.encoder,
-        (
-            encoder_inputs([encoded[i] for i in batch], vocab[PAD])
-            for batch in batches
-        ),
+    inputs = (
+        encoder_inputs([encoded[i] for i in batch], vocab[PAD])
+        for batch in batches
     )
+    arrays = net.backend.evaluate(net.encoder, inputs)
     results: list[Any] = [None] * len(encoded)
     for batch, array in zip(batches, arrays, strict=True):
         for i, X in zip(batch, array, strict=True):
@@ -89,14 +85,27 @@ def to_tokens(text: Text) -> tuple[list[str], list[int]]:
     )
 
 
-def encode_text(vocab: Vocab, text: Text) -> tuple[list[int], list[int]]:
-    """Return the indices of the tokens of a text, and their segments."""
+def encode_text(
+    net: BERTModel, vocab: Vocab, text: Text
+) -> tuple[list[int], list[int]]:
+    """Return the indices of the tokens of a text, and their segments.
+
+    Raises `InputError` for a text without a known word, and for one that is
+    longer than the positions of the network.
+    """
     tokens, segments = to_tokens(text)
     indices = vocab[tokens]
     if {vocab.unk, vocab[CLS], vocab[SEP]}.issuperset(indices):
         raise InputError(
             f'no word of {text!r} is in the vocabulary of {len(vocab):,} '
             'tokens: use words of the corpus, separated by spaces'
+        )
+    too_many = len(tokens) - net.max_len
+    if too_many > 0:
+        raise InputError(
+            f'a text of {len(tokens)} tokens, {text!r:.40}…, is longer than '
+            f'the {net.max_len} positions of the network: cut {too_many} '
+            'words or more'
         )
     return indices, segments
 
@@ -105,26 +114,9 @@ def check_vocab_size(net: BERTModel, vocab_size: int) -> None:
     """Raise `InputError` where a network has another vocabulary."""
     if vocab_size != net.vocab_size:
         raise InputError(
-            f'vocab_size = {vocab_size}: this network has '
-            f'{net.vocab_size} tokens; '
-            'give it the vocabulary that it was made for'
+            f'vocab_size = {vocab_size}: this network has {net.vocab_size} '
+            'tokens; give it the vocabulary that it was made for'
         )
-
-
-def check_lengths(
-    net: BERTModel,
-    texts: Sequence[Text],
-    encoded: Sequence[tuple[list[int], list[int]]],
-) -> None:
-    """Raise `InputError` for a text beyond the network's positions."""
-    max_len = net.max_len
-    for text, (tokens, _) in zip(texts, encoded, strict=True):
-        if len(tokens) > max_len:
-            raise InputError(
-                f'a text of {len(tokens)} tokens, {text!r:.40}…, is longer '
-                f'than the {max_len} positions of the network: cut '
-                f'{len(tokens) - max_len} words or more'
-            )
 
 
 def batches_of(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from d2lbert.book.textbook import (
     _read_wiki,
     _replace_mlm_tokens,
     get_tokens_and_segments,
-    pad_bert_inputs,
     tokenize,
 )
 from d2lbert.data.vocab import Vocab
@@ -83,29 +81,6 @@ class _WikiTextDataset(chapter.WikiTextDataset, data.Dataset):
     backend = BACKEND
 
 
-def _pad_bert_inputs(
-    examples: Any, max_len: int, vocab: Vocab
-) -> tuple[Any, ...]:
-    """Pad examples to `max_len`: seven native arrays, a row for each."""
-    return tuple(
-        map(BACKEND.tensor, pad_bert_inputs(examples, max_len, vocab))
-    )
-
-
-def load_data_wiki(
-    batch_size: int, max_len: int, corpus: str = 'wikitext-2'
-) -> tuple[chapter.TrainIter, Vocab]:
-    """Return the minibatches of a corpus and its vocabulary.
-
-    `batch_size`: examples a minibatch; `max_len`: tokens an example;
-    `corpus`: see `d2lbert.data.corpus.read_lines`. Python's `random`
-    decides the examples, as in the textbook.
-    """
-    return chapter.load_data_wiki(
-        _WikiTextDataset, batch_size, max_len, corpus
-    )
-
-
 def _get_batch_loss_bert(
     net: nn.Module,
     loss: nn.Module,
@@ -135,37 +110,6 @@ def _get_batch_loss_bert(
     return mlm_l, nsp_l, mlm_l + nsp_l
 
 
-def train_bert(
-    train_iter: Iterable[Any],
-    net: nn.Module,
-    loss: nn.Module,
-    vocab_size: int,
-    devices: Sequence[torch.device] | None = None,
-    num_steps: int | None = None,
-    *older: int,
-    ctx: Sequence[torch.device] | None = None,
-    log_interval: int | None = None,
-    precision: str = 'float32',
-) -> None:
-    """Pretrain BERT, plotting both losses, and print the chapter's lines.
-
-    `train_iter`, `vocab_size`: from `load_data_wiki`; `net`: a `BERTModel`,
-    which may be inside of `nn.DataParallel`; `loss`:
-    `nn.CrossEntropyLoss()`, the chapter's, or one with `reduction='none'`,
-    which leaves padding out; `devices`: a shard of each batch for each;
-    `num_steps`: how many batches to train on; `precision`: `'tf32'` and
-    `'bf16'` are faster on CUDA cards, and inexact.
-
-    The edition of 2020 calls the devices `ctx`, takes `log_interval` before
-    `num_steps`, and learns at 0.001 instead of 0.01.
-    """
-    net = net.module if isinstance(net, nn.DataParallel) else net
-    chapter.train_bert(
-        train_iter, net, _recipe_of(loss), vocab_size, devices, num_steps,
-        *older, ctx=ctx, log_interval=log_interval, precision=precision,
-    )  # fmt: skip
-
-
 def _recipe_of(loss: nn.Module) -> Recipe:
     """Return the recipe that a loss object stands for."""
     plain = type(loss) is nn.CrossEntropyLoss and (
@@ -191,16 +135,8 @@ def _recipe_of(loss: nn.Module) -> Recipe:
     )
 
 
-def get_bert_encoding(
-    net: nn.Module,
-    tokens_a: list[str],
-    tokens_b: list[str] | None = None,
-    vocab: Vocab | None = None,
-) -> torch.Tensor:
-    """Return BERT's encoding of one list of words or two, `(1, T, H)`.
-
-    The T tokens are `<cls>`, the words and a `<sep>` after each list.
-    `vocab`: by default the one that `load_data_wiki` has made last.
-    """
-    net = net.module if isinstance(net, nn.DataParallel) else net
-    return chapter.get_bert_encoding(net, tokens_a, tokens_b, vocab)
+_functions = chapter.Functions(_WikiTextDataset, _recipe_of)
+_pad_bert_inputs = _functions.pad_bert_inputs
+load_data_wiki = _functions.load_data_wiki
+train_bert = _functions.train_bert
+get_bert_encoding = _functions.get_bert_encoding

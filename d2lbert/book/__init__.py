@@ -1,1 +1,1 @@
-"""The book's own names, which the tabs give on to a reader of it."""
+"""The names of the book, which both tabs offer to its readers."""

@@ -104,7 +104,7 @@ class Animator:
             (figsize[0] * ncols, figsize[1] * nrows), layout='constrained'
         )
         self.axes = self.fig.subplots()
-        self.options: dict[str, Any] = {
+        options = {
             'xlabel': xlabel,
             'ylabel': ylabel,
             # Matplotlib warns of an axis without any width
@@ -112,6 +112,11 @@ class Animator:
             'ylim': ylim,
             'xscale': xscale,
             'yscale': yscale,
+        }
+        self.options: dict[str, Any] = {
+            name: value
+            for name, value in options.items()
+            if value is not None
         }
         self.handle: Any = None
         self.in_notebook = _in_notebook()
@@ -127,9 +132,8 @@ class Animator:
         """
         y = list(y) if hasattr(y, '__len__') else [y]
         x = list(x) if hasattr(x, '__len__') else [x] * len(y)
-        while len(self.Y) < len(y):
-            self.X.append([])
-            self.Y.append([])
+        if not self.Y:
+            self.X, self.Y = [[] for _ in y], [[] for _ in y]
         for line, (a, b) in enumerate(zip(x, y, strict=True)):
             if a is not None and b is not None:
                 self.X[line].append(float(a))
@@ -144,13 +148,7 @@ class Animator:
         self.axes.cla()
         for line, (X, Y) in enumerate(zip(self.X, self.Y, strict=True)):
             self.axes.plot(X, Y, self.fmts[line % len(self.fmts)])
-        self.axes.set(
-            **{
-                name: value
-                for name, value in self.options.items()
-                if value is not None
-            }
-        )
+        self.axes.set(**self.options)
         if self.legend:
             self.axes.legend(self.legend)
         self.axes.grid()
@@ -191,12 +189,8 @@ class Animator:
             for name, value in zip(names, y, strict=False)
             if value is not None
         )
-        print(
-            f'\r{self.xlabel} {float(x):g}: {values}   ',
-            end='',
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f'\r{self.xlabel} {float(x):g}: {values}   '
+        print(line, end='', file=sys.stderr, flush=True)
         if self.xlim and float(x) >= self.xlim[1]:
             self.finish()
 
@@ -213,8 +207,5 @@ class Animator:
 
 def _in_notebook() -> bool:
     """Return whether this session can show pictures."""
-    if 'IPython' not in sys.modules:
-        return False
-    from IPython import get_ipython
-
-    return hasattr(get_ipython(), 'kernel')
+    ipython: Any = sys.modules.get('IPython')
+    return ipython is not None and hasattr(ipython.get_ipython(), 'kernel')

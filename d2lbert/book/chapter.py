@@ -1,14 +1,13 @@
-"""What both tabs offer a reader of the chapter, beside the model.
+"""The chapter's functions beside the model, written once for both tabs.
 
-`load_data_wiki`, `train_bert` and `get_bert_encoding` take what the chapter's
-cells give them; the shared trainer and data layer do the work. A tab module
-binds them to its framework.
+`Functions` has them. They take what the chapter's cells give them; the shared
+trainer and data layer do the work.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -18,8 +17,12 @@ from backends.base import Backend
 from backends.types import Array, Device
 from d2lbert.bert import BERTModel
 from d2lbert.book import editions
-from d2lbert.book.animator import Accumulator, Animator, Timer
-from d2lbert.book.textbook import _read_wiki, get_tokens_and_segments
+from d2lbert.book.animator import Accumulator, Animator
+from d2lbert.book.textbook import (
+    _read_wiki,
+    get_tokens_and_segments,
+    pad_bert_inputs,
+)
 from d2lbert.data import examples
 from d2lbert.data.batches import Batches
 from d2lbert.data.checks import to_int32
@@ -33,10 +36,6 @@ from d2lbert.trainer import Step, Trainer
 LR = 0.01
 #: The English edition of 2020, whose `train_bert` takes `log_interval`.
 LR_2020 = 0.001
-
-#: The vocabulary that `load_data_wiki` has made last in each tab: the
-#: chapter's `get_bert_encoding` takes it from the notebook.
-last_vocab: dict[str, Vocab] = {}
 
 
 def native_array(name: str) -> property:
@@ -104,15 +103,6 @@ class TrainIter:
             yield [self.dataset.backend.tensor(array) for array in batch]
 
 
-def load_data_wiki(
-    dataset: type[WikiTextDataset], batch_size: int, max_len: int, corpus: str
-) -> tuple[TrainIter, Vocab]:
-    """Return the minibatches of a corpus and its vocabulary."""
-    train_set = dataset(_read_wiki(corpus), max_len)
-    last_vocab[dataset.backend.name] = train_set.vocab
-    return TrainIter(train_set, batch_size), train_set.vocab
-
-
 def random_seed() -> int:
     """Return a seed that `random.seed` decides, without drawing from it.
 
@@ -133,16 +123,15 @@ def numpy_batches(
     batches of seven native arrays in the chapter's order.
     """
     while True:
-        empty = True
         if isinstance(train_iter, TrainIter):
-            epoch: Iterable[Batch] = train_iter.batches
+            epoch = iter(train_iter.batches)
         else:
             epoch = (as_batch(backend, arrays) for arrays in train_iter)
-        for batch in epoch:
-            empty = False
-            yield batch
-        if empty:
+        first = next(epoch, None)
+        if first is None:
             raise InputError('train_iter gave no batch')
+        yield first
+        yield from epoch
 
 
 def as_batch(backend: Backend, arrays: Sequence[Array]) -> Batch:
@@ -176,82 +165,23 @@ def training_steps(
     precision: str = 'float32',
 ) -> Iterator[Step]:
     """Train `net` and yield what each step reports."""
+    batches = numpy_batches(net.backend, train_iter)
     trainer = Trainer(
-        net,
-        recipe,
-        lr=lr,
-        devices=devices,
-        seed=random_seed(),
+        net, recipe, lr=lr, devices=devices, seed=random_seed(),
         precision=precision,
-    )
+    )  # fmt: skip
     with closing(trainer):
-        yield from trainer.train(
-            numpy_batches(net.backend, train_iter), num_steps
-        )
+        yield from trainer.train(batches, num_steps)
 
 
-def train_bert(
-    train_iter: Iterable[Any],
-    net: BERTModel,
-    recipe: Recipe,
-    vocab_size: int,
-    devices: Sequence[Device] | None,
-    num_steps: int | None,
-    *older: int,
-    ctx: Sequence[Device] | None = None,
-    log_interval: int | None = None,
-    precision: str = 'float32',
-) -> None:
-    """Train as the chapter's `train_bert`, plot, and print its two lines."""
-    if len(older) > 1:
-        raise TypeError(
-            f'train_bert takes 7 arguments at most, got {6 + len(older)}'
-        )
-    if older:
-        # 2020: train_bert(…, ctx, log_interval, num_steps)
-        log_interval, num_steps = num_steps, *older
-    devices = editions.one_of(devices=devices, ctx=ctx)
-    num_steps = editions.one_of(num_steps=num_steps)
-    draw_interval = 1 if log_interval is None else log_interval
-    check_positive(num_steps=num_steps, log_interval=draw_interval)
-    check_net(net, vocab_size)
-    animator = Animator(
-        xlabel='step',
-        ylabel='loss',
-        xlim=[1, num_steps],
-        legend=['mlm', 'nsp'],
-    )
-    # Sums of both losses, of sentence pairs and of steps
-    metric, timer = Accumulator(4), Timer()
-    for step in training_steps(
-        train_iter,
-        net,
-        recipe,
-        devices,
-        num_steps,
-        LR if log_interval is None else LR_2020,
-        precision,
-    ):
-        timer.times.append(step.seconds)
-        metric.add(step.mlm_loss, step.nsp_loss, step.num_pairs, 1)
-        if metric[3] % draw_interval == 0 or metric[3] == num_steps:
-            animator.add(
-                metric[3], (metric[0] / metric[3], metric[1] / metric[3])
-            )
-    print(
-        f'MLM loss {metric[0] / metric[3]:.3f}, '
-        f'NSP loss {metric[1] / metric[3]:.3f}'
-    )
-    print(
-        f'{metric[2] / timer.sum():.1f} sentence pairs/sec on {list(devices)}'
-    )
+def model_of(net: Any, vocab_size: int) -> BERTModel:
+    """Return the `BERTModel` that a reader gives, checked.
 
-
-def check_net(net: object, vocab_size: int) -> None:
-    """Raise `InputError` for a network that is none of ours, or not for this.
-
-    `vocab_size`: of the vocabulary that it is used with.
+    `net`: a `BERTModel`, which may be inside of an `nn.DataParallel`;
+    `vocab_size`: of the vocabulary that it is used with. Raises `InputError`
+    for a network of another kind or for another vocabulary.
     """
+    net = getattr(net, 'module', net)
     if not isinstance(net, BERTModel):
         raise InputError(
             f'net is a {type(net).__qualname__}: expected a BERTModel or a '
@@ -259,26 +189,130 @@ def check_net(net: object, vocab_size: int) -> None:
             '_get_batch_loss_bert'
         )
     check_vocab_size(net, vocab_size)
+    return net
 
 
-def get_bert_encoding(
-    net: BERTModel,
-    tokens_a: list[str],
-    tokens_b: list[str] | None,
-    vocab: Vocab | None,
-) -> Array:
-    """Return the encoding of one list of words or two, `(1, T, H)`.
+class Functions:
+    """The chapter's functions of one tab.
 
-    In evaluation mode, whatever mode `net` is in.
+    `dataset`: the tab's `_WikiTextDataset`; `recipe_of`: returns the recipe
+    that a loss object of the framework stands for.
     """
-    vocab = vocab or last_vocab.get(net.backend.name)
-    if vocab is None:
-        raise InputError(
-            'no vocabulary yet: call load_data_wiki first, or give vocab='
+
+    def __init__(
+        self,
+        dataset: type[WikiTextDataset],
+        recipe_of: Callable[[Any], Recipe],
+    ) -> None:
+        self.dataset = dataset
+        self.backend = dataset.backend
+        self.recipe_of = recipe_of
+        # The chapter's get_bert_encoding takes it from the notebook
+        self.last_vocab: Vocab | None = None
+
+    def pad_bert_inputs(
+        self, examples: Any, max_len: int, vocab: Vocab
+    ) -> tuple[Array, ...]:
+        """Pad examples to `max_len`: seven native arrays, a row for each.
+
+        An example is its masked tokens, predicted positions, true tokens
+        there, segments and whether the second sentence follows.
+        """
+        batch = pad_bert_inputs(examples, max_len, vocab)
+        return tuple(map(self.backend.tensor, batch))
+
+    def load_data_wiki(
+        self, batch_size: int, max_len: int, corpus: str = 'wikitext-2'
+    ) -> tuple[TrainIter, Vocab]:
+        """Return the minibatches of a corpus and its vocabulary.
+
+        `batch_size`: examples a minibatch; `max_len`: tokens an example;
+        `corpus`: see `d2lbert.data.corpus.read_lines`. Python's `random`
+        decides the examples, as in the textbook.
+        """
+        train_set = self.dataset(_read_wiki(corpus), max_len)
+        self.last_vocab = train_set.vocab
+        return TrainIter(train_set, batch_size), train_set.vocab
+
+    def train_bert(
+        self,
+        train_iter: Iterable[Any],
+        net: Any,
+        loss: Any,
+        vocab_size: int,
+        devices: Sequence[Device] | None = None,
+        num_steps: int | None = None,
+        *older: int,
+        ctx: Sequence[Device] | None = None,
+        log_interval: int | None = None,
+        precision: str = 'float32',
+    ) -> None:
+        """Pretrain BERT, plotting both losses, and print the chapter's lines.
+
+        `train_iter`, `vocab_size`: from `load_data_wiki`; `net`: a
+        `BERTModel`, initialised in MXNet, which may be inside of an
+        `nn.DataParallel` in PyTorch; `loss`: in MXNet
+        `gluon.loss.SoftmaxCELoss()`, in PyTorch `nn.CrossEntropyLoss()`, or
+        one with `reduction='none'`, which leaves padding out; `devices`: a
+        shard of each batch for each; `num_steps`: how many batches to train
+        on; `precision`: `'tf32'` and `'bf16'` are faster on CUDA cards in
+        PyTorch, and inexact.
+
+        The edition of 2020 calls the devices `ctx`, takes `log_interval`
+        before `num_steps`, and learns at 0.001 instead of 0.01.
+        """
+        if len(older) > 1:
+            raise TypeError(
+                f'train_bert takes 7 arguments at most, got {6 + len(older)}'
+            )
+        recipe = self.recipe_of(loss)
+        if older:
+            # 2020: train_bert(…, ctx, log_interval, num_steps)
+            log_interval, num_steps = num_steps, *older
+        devices = editions.one_of(devices=devices, ctx=ctx)
+        num_steps = editions.one_of(num_steps=num_steps)
+        draw_interval = 1 if log_interval is None else log_interval
+        check_positive(num_steps=num_steps, log_interval=draw_interval)
+        steps = training_steps(
+            train_iter, model_of(net, vocab_size), recipe, devices, num_steps,
+            LR if log_interval is None else LR_2020, precision,
+        )  # fmt: skip
+        animator = Animator(
+            'step', 'loss', legend=['mlm', 'nsp'], xlim=[1, num_steps]
         )
-    check_net(net, len(vocab))
-    tokens, segments = get_tokens_and_segments(tokens_a, tokens_b)
-    backend = net.backend
-    inputs = encoder_inputs([(vocab[tokens], segments)], vocab[PAD])
-    (X,) = backend.evaluate(net.encoder, [inputs])
-    return backend.tensor(X, backend.device_of(net))
+        # Sums of both losses, of sentence pairs, of seconds
+        metric = Accumulator(4)
+        for i, step in enumerate(steps, 1):
+            metric.add(
+                step.mlm_loss, step.nsp_loss, step.num_pairs, step.seconds
+            )
+            means = metric[0] / i, metric[1] / i
+            if i % draw_interval == 0 or i == num_steps:
+                animator.add(i, means)
+        print(f'MLM loss {means[0]:.3f}, NSP loss {means[1]:.3f}')
+        speed = metric[2] / metric[3]
+        print(f'{speed:.1f} sentence pairs/sec on {list(devices)}')
+
+    def get_bert_encoding(
+        self,
+        net: Any,
+        tokens_a: list[str],
+        tokens_b: list[str] | None = None,
+        vocab: Vocab | None = None,
+    ) -> Array:
+        """Return BERT's encoding of one list of words or two, `(1, T, H)`.
+
+        The T tokens are `<cls>`, the words and a `<sep>` after each list.
+        `vocab`: by default the one that `load_data_wiki` has made last. The
+        network is in evaluation mode meanwhile.
+        """
+        vocab = vocab or self.last_vocab
+        if vocab is None:
+            raise InputError(
+                'no vocabulary yet: call load_data_wiki first, or give vocab='
+            )
+        net = model_of(net, len(vocab))
+        tokens, segments = get_tokens_and_segments(tokens_a, tokens_b)
+        inputs = encoder_inputs([(vocab[tokens], segments)], vocab[PAD])
+        (X,) = self.backend.evaluate(net.encoder, [inputs])
+        return self.backend.tensor(X, self.backend.device_of(net))

@@ -19,27 +19,24 @@ IMPLIED_SIZES = (
 )
 
 
-def one_of(default: Any = None, **spellings: Any) -> Any:
+def one_of(**spellings: Any) -> Any:
     """Return the value of an argument that has several names.
 
-    Raises `InputError` where they disagree, or where none is given and
-    there is no `default`.
+    Raises `InputError` where none is given, or where they disagree.
     """
     given = {
         name: value for name, value in spellings.items() if value is not None
     }
-    values = list(given.values())
-    if any(value != values[0] for value in values):
+    if not given:
+        raise InputError('give ' + ' or '.join(spellings))
+    value, *others = given.values()
+    if any(other != value for other in others):
         raise InputError(
             'expected one value, got '
             + ' and '.join(f'{name} = {v!r}' for name, v in given.items())
             + ': give one of them'
         )
-    if values:
-        return values[0]
-    if default is None:
-        raise InputError('give ' + ' or '.join(spellings))
-    return default
+    return value
 
 
 def without_implied_sizes(
@@ -52,11 +49,9 @@ def without_implied_sizes(
     others = dict(arguments)
     for name in IMPLIED_SIZES:
         size = others.pop(name, num_hiddens)
-        expected = [num_hiddens] if name == 'norm_shape' else num_hiddens
-        got = list(size) if isinstance(size, tuple) else size
-        if got not in (expected, num_hiddens):
+        if size not in (num_hiddens, [num_hiddens], (num_hiddens,)):
             raise InputError(
-                f'{name} = {size!r}: this model implies {expected!r}, the '
+                f'{name} = {size!r}: this model implies {num_hiddens}, the '
                 'number of hidden units; leave it out or give that'
             )
     return others

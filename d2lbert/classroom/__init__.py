@@ -1,1 +1,1 @@
-"""What the notebooks look at, in numbers and in pictures."""
+"""The numbers and pictures of the notebooks."""

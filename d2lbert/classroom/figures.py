@@ -37,6 +37,12 @@ KIND_COLORS = {
     'changed': '#ffd8a8',
     'kept': '#fff3bf',
 }
+#: What becomes of a word to predict, with an example.
+CHANGES = {
+    'masked': 'crane → <mask>',
+    'changed': 'crane → boat',
+    'kept': 'crane → crane',
+}
 LAYER, LINE = '#d0ebff', '#495057'
 
 
@@ -61,10 +67,10 @@ class Picture(Figure):
 
 
 def draw_example(example: Example) -> Picture:
-    """Draw how a pair of sentences becomes what BERT sees and is asked.
+    """Draw how a pair of sentences becomes a pretraining example.
 
     Row by row: the words as they were; the tokens of the input, coloured by
-    what became of them; their segments; the labels to predict.
+    their kind; their segments; the labels to predict.
     """
     num_tokens = len(example.tokens)
     num_lines = -(-num_tokens // TOKENS_A_LINE)
@@ -74,55 +80,33 @@ def draw_example(example: Example) -> Picture:
     for line in range(num_lines):
         top = 5.2 * line
         for i, name in enumerate(NAMES):
-            axes.text(
-                1.25, top + i + 0.9, name, ha='right', va='center', size=8,
-                family='monospace',
-            )  # fmt: skip
+            _name(axes, 1.25, top + i + 0.9, name, ha='right')
         start = line * tokens_a_line
         for place in range(start, min(start + tokens_a_line, num_tokens)):
             _draw_token(axes, example, place, 1.35 + place - start, top)
-    _draw_kinds(axes, 5.2 * num_lines + 0.4, example.is_next)
+    top = 5.2 * num_lines + 0.4
+    for i, (kind, text) in enumerate(CHANGES.items()):
+        _box(axes, 1.35 + 2 * i, top, 1.85, 0.7, text, KIND_COLORS[kind])
+    _name(axes, 9, top + 0.35, f'nsp_labels: {int(example.is_next)}')
     return picture
 
 
 def _draw_token(
     axes: Any, example: Example, place: int, left: float, top: float
 ) -> None:
-    kind = example.kind(place)
+    kind, word = example.kind(place), example.words[place]
     segment = example.segments[place]
     plain = KIND_COLORS[f'plain {segment}']
     color = KIND_COLORS.get(kind, plain)
-    word = example.words[place]
-    axes.text(
-        left + 0.5, top + 0.25, str(place), ha='center', va='center', size=6,
-        color='0.45',
-    )  # fmt: skip
+    weight = 'bold' if kind in CHANGES else 'normal'
+    _write(axes, left + 0.5, top + 0.25, str(place), size=6, color='0.45')
     if kind != 'special':
-        _box(axes, left, top + 0.5, 0.94, 0.8, word, plain, size=8)
-    _box(
-        axes, left, top + 1.5, 0.94, 0.8, example.tokens[place], color,
-        size=8, bold=kind in ('masked', 'changed', 'kept'),
-    )  # fmt: skip
-    axes.text(
-        left + 0.47, top + 2.9, str(segment), ha='center', va='center', size=8
-    )
+        _box(axes, left, top + 0.5, 0.94, 0.8, word, plain)
+    token = example.tokens[place]
+    _box(axes, left, top + 1.5, 0.94, 0.8, token, color, weight=weight)
+    _write(axes, left + 0.47, top + 2.9, str(segment))
     if place in example.positions:
-        _box(axes, left, top + 3.5, 0.94, 0.8, word, 'white', size=8)
-
-
-def _draw_kinds(axes: Any, top: float, is_next: bool) -> None:
-    """Draw what each colour means, and the label of the pair."""
-    kinds = {
-        'masked': 'crane → <mask>',
-        'changed': 'crane → boat',
-        'kept': 'crane → crane',
-    }
-    for i, (kind, text) in enumerate(kinds.items()):
-        _box(axes, 1.35 + 2 * i, top, 1.85, 0.7, text, KIND_COLORS[kind], 8)
-    axes.text(
-        9, top + 0.35, f'nsp_labels: {int(is_next)}',
-        ha='center', va='center', size=8, family='monospace',
-    )  # fmt: skip
+        _box(axes, left, top + 3.5, 0.94, 0.8, word, 'white')
 
 
 # ---- the model -------------------------------------------------------
@@ -147,11 +131,11 @@ def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
         (7, 'segment', f'segments {(B, T)}'),
         (11.6, 'pos', f'0, 1, …, {T - 1}'),
     ):
-        _data(axes, x, 0.4, array)
+        _name(axes, x, 0.4, array)
         _arrow(axes, (x, 0.7), (x, 1.2))
         _layer(axes, net, x, 1.2, f'encoder.{name}_embedding')
         _arrow(axes, (x, 2.3), (7, 3.05))
-    _data(axes, 7, 3.3, f'+  {(B, T, H)}')
+    _name(axes, 7, 3.3, f'+  {(B, T, H)}')
     _arrow(axes, (7, 3.6), (7, 4.4))
 
     _box(axes, 3.9, 4, 6.2, 5.6, '', 'white')
@@ -160,28 +144,28 @@ def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
         _layer(axes, net, 7, 4.4 + 1.3 * i, f'encoder.blks.0.{name}')
         if i:
             _arrow(axes, (7, 4.2 + 1.3 * i), (7, 4.4 + 1.3 * i))
-    # What each addnorm adds to what it gets
+    # The residual connections
     for top in (4.2, 6.85):
         axes.plot((7, 9.6, 9.6), (top, top, top + 2), color=LINE, lw=0.8)
         _arrow(axes, (9.6, top + 2), (9.05, top + 2))
-    _data(axes, 1.7, 4.95, f'valid_lens {(B,)}')
+    _name(axes, 1.7, 4.95, f'valid_lens {(B,)}')
     _arrow(axes, (3.3, 4.95), (4.95, 4.95))
 
     _arrow(axes, (7, 9.4), (7, 9.9))
-    _data(axes, 7, 10.2, f'encoded_X {(B, T, H)}')
+    _name(axes, 7, 10.2, f'encoded_X {(B, T, H)}')
     for x, name, taken, layers, output in (
         (3.6, '[:, pred_positions]', (B, P, H), ['mlm'], f'{(B, P, V)}'),
         (10.4, '[:, 0]', (B, H), ['hidden', 'nsp'], f'{(B, 2)}'),
     ):
         _arrow(axes, (7, 10.5), (x, 11))
-        _data(axes, x, 11.25, f'{name}  {taken}')
+        _name(axes, x, 11.25, f'{name}  {taken}')
         top = 11.5
         for layer in layers:
             _arrow(axes, (x, top), (x, top + 0.35))
             _layer(axes, net, x, top + 0.35, layer)
             top += 1.45
         _arrow(axes, (x, top), (x, 14.9))
-        _data(axes, x, 15.2, f'{layers[-1]}_Y_hat {output}')
+        _name(axes, x, 15.2, f'{layers[-1]}_Y_hat {output}')
     return picture
 
 
@@ -196,27 +180,17 @@ def _layer(
         if key.startswith(name)
     )
     text = f'{name.removeprefix("encoder.").replace(".0.", "[0].")}\n{size:,}'
-    _box(axes, middle - 2.05, top, 4.1, 1.1, text, LAYER, 8)
-
-
-def _data(axes: Any, middle: float, y: float, text: str) -> None:
-    """Write the name and the shape of an array."""
-    axes.text(
-        middle, y, text, ha='center', va='center', size=8,
-        family='monospace', parse_math=False,
-    )  # fmt: skip
+    _box(axes, middle - 2.05, top, 4.1, 1.1, text, LAYER)
 
 
 def _arrow(
     axes: Any, start: tuple[float, float], end: tuple[float, float]
 ) -> None:
-    axes.annotate(
-        '', end, start,
-        arrowprops={
-            'arrowstyle': '->', 'color': LINE, 'linewidth': 0.8,
-            'shrinkA': 0, 'shrinkB': 0,
-        },
-    )  # fmt: skip
+    style = {
+        'arrowstyle': '->', 'color': LINE, 'linewidth': 0.8,
+        'shrinkA': 0, 'shrinkB': 0,
+    }  # fmt: skip
+    axes.annotate('', end, start, arrowprops=style)
 
 
 # ---- losses ----------------------------------------------------------
@@ -226,17 +200,15 @@ def draw_curves(runs: Sequence[Run]) -> Picture:
     """Draw the losses of trainings on one corpus, with the chance levels."""
     picture = Picture(8, 3.4)
     tasks = (('mlm', len(runs[0].vocab)), ('nsp', 2))
-    for task, (axes, (name, num_classes)) in enumerate(
-        zip(picture.subplots(1, 2), tasks, strict=True)
-    ):
+    for task, axes in enumerate(picture.subplots(1, 2)):
+        title, num_classes = tasks[task]
         for i, run in enumerate(runs):
+            name, history = run.config.backend, np.array(run.history)
             axes.plot(
-                range(1, len(run.history) + 1),
-                [losses[task] for losses in run.history],
-                DASHES[i % len(DASHES)],
-                color=COLORS[run.config.backend],
-                label=f'{LABELS[run.config.backend]}, {run.config.recipe}',
-            )
+                range(1, len(history) + 1), history[:, task],
+                DASHES[i % len(DASHES)], color=COLORS[name],
+                label=f'{LABELS[name]}, {run.config.recipe}',
+            )  # fmt: skip
         chance = math.log(num_classes)
         axes.axhline(chance, color='0.5', linewidth=1)
         axes.annotate(
@@ -244,13 +216,11 @@ def draw_curves(runs: Sequence[Run]) -> Picture:
             xycoords=('axes fraction', 'data'), ha='right', va='bottom',
             color='0.4',
         )  # fmt: skip
-        axes.set(title=name, xlabel='step', ylabel='loss')
+        axes.set(title=title, xlabel='step', ylabel='loss')
         axes.grid(alpha=0.25)
+    handles = axes.get_legend_handles_labels()
     picture.legend(
-        *axes.get_legend_handles_labels(),
-        loc='outside lower center',
-        ncols=2,
-        frameon=False,
+        *handles, loc='outside lower center', ncols=2, frameon=False
     )
     return picture
 
@@ -261,7 +231,7 @@ def draw_curves(runs: Sequence[Run]) -> Picture:
 def draw_cosines(
     vectors: Mapping[str, np.ndarray], sentences: Sequence[str], word: str
 ) -> Picture:
-    """Draw the cosines between what networks make of a word.
+    """Draw the cosines between the representations of a word.
 
     `vectors`: for each network, by name, one vector of length 1 for each
     sentence, as `word_vectors` returns them; `sentences`: of which the first
@@ -289,10 +259,9 @@ def draw_cosines(
 
 
 def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
-    """Draw who looks at whom, a panel for each head of each block.
+    """Draw the attention weights, a panel for each head of each block.
 
-    A row for each token of the text that looks, a column for each one that
-    is looked at.
+    Rows are the tokens of the queries, columns the tokens of the keys.
     """
     tokens, _ = to_tokens(text)
     weights = attention_weights(net, vocab, text)
@@ -301,11 +270,9 @@ def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
     panels = picture.subplots(
         num_blks, num_heads, sharex=True, sharey=True, squeeze=False
     )
-    places = range(len(tokens))
+    places, scale = range(len(tokens)), {'vmin': 0, 'vmax': weights.max()}
     for (blk, head), axes in np.ndenumerate(panels):
-        image = axes.imshow(
-            weights[blk, head], vmin=0, vmax=weights.max(), cmap='Blues'
-        )
+        image = axes.imshow(weights[blk, head], cmap='Blues', **scale)
         axes.set_title(f'blks[{blk}], head {head}', size=9)
         axes.set_xticks(places, tokens, rotation=90, size=8)
         axes.set_yticks(places, tokens, size=8)
@@ -333,28 +300,24 @@ def _box(
     height: float,
     text: str,
     color: str,
-    size: float = 9,
-    bold: bool = False,
+    **style: Any,
 ) -> None:
     """Draw a box with a text in its middle."""
-    axes.add_patch(
-        FancyBboxPatch(
-            (left, top),
-            width,
-            height,
-            boxstyle='round,pad=0,rounding_size=0.12',
-            facecolor=color,
-            edgecolor=LINE,
-            linewidth=0.6,
-        )
-    )
-    axes.text(
-        left + width / 2,
-        top + height / 2,
-        text,
-        ha='center',
-        va='center',
-        size=size,
-        weight='bold' if bold else 'normal',
-        parse_math=False,
-    )
+    box = FancyBboxPatch(
+        (left, top), width, height,
+        boxstyle='round,pad=0,rounding_size=0.12',
+        facecolor=color, edgecolor=LINE, linewidth=0.6,
+    )  # fmt: skip
+    axes.add_patch(box)
+    _write(axes, left + width / 2, top + height / 2, text, **style)
+
+
+def _name(axes: Any, x: float, y: float, text: str, **style: Any) -> None:
+    """Write a name from the code."""
+    _write(axes, x, y, text, family='monospace', **style)
+
+
+def _write(axes: Any, x: float, y: float, text: str, **style: Any) -> None:
+    """Write a text, its middle at a point unless `style` says otherwise."""
+    style = {'ha': 'center', 'va': 'center', 'size': 8} | style
+    axes.text(x, y, text, parse_math=False, **style)

@@ -1,6 +1,6 @@
-"""A look inside: examples, representations, attention, memory, in numbers.
+"""Examples, representations, attention and memory, for the notebooks.
 
-What the notebooks show and `d2lbert.classroom.figures` draws.
+`d2lbert.classroom.figures` draws them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,7 @@ from d2lbert.bert import BERTModel
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import CLS, MASK, SEP, Vocab
 from d2lbert.errors import InputError
-from d2lbert.representation import (
-    Text,
-    check_lengths,
-    encode_text,
-    represent,
-)
+from d2lbert.representation import Text, encode_text, represent
 from d2lbert.runs.config import MAX_POSITIONS, Config
 from d2lbert.runs.display import LABELS
 from d2lbert.tools import doctor
@@ -46,16 +41,14 @@ def check_environment(backend: str) -> None:
             f'{doctor.examine().text()}\n\n'
             'Do that, restart the kernel and run this cell again'
         ) from error
-    names = [version_of(name) for name in ('d2lbert', 'numpy', backend)]
+    versions = [
+        f'{name} {sys.modules[name].__version__}'
+        for name in ('d2lbert', 'numpy', backend)
+    ]
     print(
-        f'Python {platform.python_version()}, {", ".join(names)}, '
+        f'Python {platform.python_version()}, {", ".join(versions)}, '
         f'{found.try_all_gpus()}: ready'
     )
-
-
-def version_of(name: str) -> str:
-    """Return the name of a package that is imported, and its version."""
-    return f'{name} {sys.modules[name].__version__}'
 
 
 # ---- examples --------------------------------------------------------
@@ -76,7 +69,7 @@ class Example(NamedTuple):
     is_next: bool
 
     def kind(self, position: int) -> str:
-        """Return what has become of a word, see `KINDS`."""
+        """Return which of `KINDS` a token is."""
         if self.words[position] in (CLS, SEP):
             return 'special'
         if position not in self.positions:
@@ -88,7 +81,7 @@ class Example(NamedTuple):
         return 'changed'
 
 
-#: What can become of a word of an example.
+#: The kinds of tokens of an example.
 KINDS = ('special', 'plain', 'masked', 'changed', 'kept')
 
 
@@ -132,7 +125,7 @@ def telling_example(examples: Batch, vocab: Vocab) -> Example:
 def word_vectors(
     net: BERTModel, vocab: Vocab, sentences: Sequence[str], word: str
 ) -> np.ndarray:
-    """Return what a network makes of a word in each of some sentences.
+    """Return the representation of a word in each of some sentences.
 
     Float32 `(len(sentences), num_hiddens)`, each of length 1, so that the
     product of two is the cosine of the angle between them. Raises
@@ -140,38 +133,29 @@ def word_vectors(
     """
     places = []
     for sentence in sentences:
-        if word not in sentence.lower().split():
+        words = sentence.lower().split()
+        if word not in words:
             raise InputError(f'there is no {word!r} in {sentence!r}')
-        places.append(1 + sentence.lower().split().index(word))  # <cls>
-    X = np.stack(
-        [
-            encoded[place]
-            for encoded, place in zip(
-                represent(net, vocab, sentences), places, strict=True
-            )
-        ]
-    )
+        places.append(1 + words.index(word))  # <cls>
+    found = represent(net, vocab, sentences)
+    X = np.stack([x[i] for x, i in zip(found, places, strict=True)])
     return X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
 def attention_weights(net: BERTModel, vocab: Vocab, text: Text) -> np.ndarray:
-    """Return how much each token of a text looks at each other one.
+    """Return the attention weights of every block for a text.
 
-    Float32 `(num_blks, num_heads, T, T)`: a row for the token that looks, a
-    column for the one that is looked at; rows add up to 1.
+    Float32 `(num_blks, num_heads, T, T)`: a row for each query, a column for
+    each key; rows add up to 1.
     """
-    encoded = encode_text(vocab, text)
-    check_lengths(net, [text], [encoded])
-    outputs = net.backend.trace(
-        net.encoder, [np.array([row]) for row in encoded]
-    )
+    inputs = [np.array([row]) for row in encode_text(net, vocab, text)]
+    outputs = net.backend.trace(net.encoder, inputs)
     # Dropout, which drops nothing in evaluation, returns the weights
-    return np.stack(
-        [
-            outputs[f'blks.{i}.attention.attention.dropout'][0]
-            for i in range(len(net.encoder.blks))
-        ]
-    )
+    names = [
+        f'blks.{i}.attention.attention.dropout'
+        for i in range(len(net.encoder.blks))
+    ]
+    return np.stack([outputs[name][0] for name in names])
 
 
 # ---- memory ----------------------------------------------------------

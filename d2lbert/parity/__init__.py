@@ -1,4 +1,4 @@
-"""Two networks held against each other, in any two frameworks.
+"""The comparison of two networks, in any two frameworks.
 
     from d2lbert import parity
     parity.copy_weights(source, target, mapping)

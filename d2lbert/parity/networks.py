@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -11,10 +12,10 @@ import numpy as np
 
 import backends
 from backends.base import Gradients
-from backends.types import Array, Losses, Masks, Part
+from backends.types import Losses, Masks, Part
 from d2lbert.weights import neutral_layer, neutral_name
 
-#: What the project promises of float32 and float64.
+#: The largest difference that passes: for float32 and float64, by kind.
 TOLERANCES = {
     'float32': {
         'forward': 1e-6,
@@ -22,11 +23,9 @@ TOLERANCES = {
         'gradients': 1e-5,
         'step': 1e-6,
         'training': 1e-3,
-    },
-    'float64': dict.fromkeys(
-        ('forward', 'losses', 'gradients', 'step', 'training'), 1e-8
-    ),
+    }
 }
+TOLERANCES['float64'] = dict.fromkeys(TOLERANCES['float32'], 1e-8)
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,11 @@ class Difference:
 
     kind: str
     name: str
-    max_abs: float = float('nan')
-    max_rel: float = float('nan')
+    max_abs: float = math.nan
+    max_rel: float = math.nan
     index: tuple[int, ...] = ()
-    ours: float = float('nan')
-    theirs: float = float('nan')
+    ours: float = math.nan
+    theirs: float = math.nan
     allowed: float = 0.0
     problem: str = ''
 
@@ -55,9 +54,25 @@ class Difference:
         """Whether the tensors are equal enough; a NaN never is."""
         return not self.problem and self.max_abs <= self.allowed
 
+    @property
+    def severity(self) -> float:
+        """How many times as large as allowed the difference is."""
+        if self.problem:
+            return math.inf
+        if not self.allowed:
+            return math.inf if self.max_abs else 0.0
+        return self.max_abs / self.allowed
+
     def as_dict(self) -> dict[str, Any]:
-        """Return it ready for JSON."""
-        return asdict(self) | {'passed': self.passed}
+        """Return the fields, ready for JSON.
+
+        A number that is not finite is `None`: JSON has none such.
+        """
+        fields = asdict(self) | {'passed': self.passed}
+        for name, value in fields.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                fields[name] = None
+        return fields
 
     def __str__(self) -> str:
         if self.problem:
@@ -82,9 +97,8 @@ def compare_arrays(
     """Return how far two arrays are apart."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     if ours.shape != theirs.shape:
-        return Difference(
-            kind, name, problem=f'shapes {ours.shape} and {theirs.shape}'
-        )
+        problem = f'shapes {ours.shape} and {theirs.shape}'
+        return Difference(kind, name, problem=problem)
     if not ours.size:
         return Difference(kind, name, 0.0, 0.0)
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
@@ -118,17 +132,19 @@ def compare_named(
 
     A name that only one side has is a difference too.
     """
-    found = [
-        compare_arrays(kind, name, ours[name], theirs[name], rtol, atol)
-        if name in theirs
-        else Difference(kind, name, problem='only the first one has it')
-        for name in ours
-    ]
-    return found + [
-        Difference(kind, name, problem='only the second one has it')
-        for name in theirs
-        if name not in ours
-    ]
+    found = []
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        if name in ours and name in theirs:
+            found.append(
+                compare_arrays(
+                    kind, name, ours[name], theirs[name], rtol, atol
+                )
+            )
+        else:
+            side = 'first' if name in ours else 'second'
+            problem = f'only the {side} one has it'
+            found.append(Difference(kind, name, problem=problem))
+    return found
 
 
 # ---- any pair of networks --------------------------------------------
@@ -144,14 +160,11 @@ def copy_weights(
     Raises `ValueError`, with nothing changed, that lists every parameter
     without a counterpart or of another shape.
     """
-    arrays = _renamed(
-        backends.of(source).get_parameters(source),
-        backends.of(target).parameter_shapes(target),
-        source,
-        target,
-        mapping,
-    )
-    backends.of(target).set_parameters(target, arrays)
+    arrays = backends.of(source).get_parameters(source)
+    backend = backends.of(target)
+    names = backend.parameter_shapes(target)
+    arrays = _renamed(arrays, names, source, target, mapping)
+    backend.set_parameters(target, arrays)
 
 
 def compare_forward(
@@ -176,10 +189,9 @@ def compare_forward(
         for net in (source, target)
     )
     ours = _renamed(ours, theirs, source, target, mapping, neutral_layer)
-    shared = {name: ours[name] for name in ours if name in theirs}
-    return compare_named(
-        'forward', shared, {name: theirs[name] for name in shared}, rtol, atol
-    )
+    ours = {name: Y for name, Y in ours.items() if name in theirs}
+    theirs = {name: theirs[name] for name in ours}
+    return compare_named('forward', ours, theirs, rtol, atol)
 
 
 def compare_gradients(
@@ -228,15 +240,11 @@ def compare_training(
         list(_train(net, losses, batches, lr, epsilon_inside))
         for net in (source, target)
     )
-    our_weights, their_weights = (
-        backends.of(net).get_parameters(net) for net in (source, target)
-    )
-    our_weights = _renamed(
-        our_weights, their_weights, source, target, mapping
-    )
+    W, V = (backends.of(net).get_parameters(net) for net in (source, target))
+    W = _renamed(W, V, source, target, mapping)
     return [
         *compare_histories(ours, theirs, rtol, atol),
-        *compare_named('weights', our_weights, their_weights, rtol, atol),
+        *compare_named('weights', W, V, rtol, atol),
     ]
 
 
@@ -247,13 +255,11 @@ def compare_histories(
     atol: float = 1e-3,
 ) -> list[Difference]:
     """Compare the losses of two trainings step by step."""
-    return compare_named(
-        'training',
-        {f'step {i}': losses for i, losses in enumerate(ours, 1)},
-        {f'step {i}': losses for i, losses in enumerate(theirs, 1)},
-        rtol,
-        atol,
+    first, second = (
+        {f'step {i}': losses for i, losses in enumerate(history, 1)}
+        for history in (ours, theirs)
     )
+    return compare_named('training', first, second, rtol, atol)
 
 
 def assert_forward(*args: Any, **kwargs: Any) -> None:
@@ -319,11 +325,8 @@ def _gradients(
     net: Any, losses: Losses
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     with _value_and_grad(net, losses) as gradients:
-        values = gradients.losses()
-        return (
-            {f'loss {i}': value for i, value in enumerate(values)},
-            gradients.arrays(),
-        )
+        values = enumerate(gradients.losses())
+        return {f'loss {i}': value for i, value in values}, gradients.arrays()
 
 
 def _train(
@@ -335,10 +338,8 @@ def _train(
 ) -> Iterator[list[float]]:
     optimizer = backends.of(net).Adam(net, lr, epsilon_inside)
     for batch in batches:
-
-        def of_batch(net: Any, batch: Any = batch) -> Sequence[Array]:
-            return losses(net, batch)
-
-        with _value_and_grad(net, of_batch) as gradients:
+        with _value_and_grad(
+            net, lambda net, batch=batch: losses(net, batch)
+        ) as gradients:
             optimizer.step(gradients)
             yield gradients.losses().tolist()

@@ -1,4 +1,4 @@
-"""The chapter's network in two frameworks, compared as far as it goes.
+"""The comparison of the chapter's network in two frameworks.
 
 With the same weights, batches and dropout masks: every layer's output, both
 losses, every gradient, one optimizer step, and a training.
@@ -7,10 +7,9 @@ losses, every gradient, one optimizer step, and a training.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,9 @@ TITLES = {
     'step': 'one Adam step',
     'training': 'training',
 }
+HEADS = (
+    'compared', 'tensors', 'max abs', 'max rel', 'allowed', 'worst at', '',
+)  # fmt: skip
 REPORT_FILE = 'parity.json'
 #: A gradient that differs for this many draws of weights is a fault.
 NUM_ATTEMPTS = 3
@@ -70,9 +72,8 @@ class Report:
     there was one; `twin`: how far the first backend's training is from
     itself with one weight changed by rounding; `kinks`: gradients that
     differed for the weights that were drawn first and agree for others, as
-    they do where an input of a ReLU was within rounding of zero. Neither is
-    a fault of anybody: they are there to be compared with, and decide
-    nothing.
+    they do where an input of a ReLU was within rounding of zero. Neither
+    counts as a failure.
     """
 
     config: Config
@@ -95,46 +96,36 @@ class Report:
 
     def table(self) -> str:
         """Return a line for each kind of comparison: its worst tensor."""
-        heads = ('compared', 'tensors', 'max abs', 'max rel', 'allowed')
-        rows: list[tuple[str, ...]] = [(*heads, 'worst at', '')]
+        rows: list[tuple[str, ...]] = [HEADS]
         for kind, title in TITLES.items():
             found = [d for d in self.differences if d.kind == kind]
-            if found:
-                passed = all(d.passed for d in found)
-                rows.append(_row(title, found, 'pass' if passed else 'FAIL'))
-            if kind == 'gradients' and self.kinks:
-                rows.append(_row('(weights at a kink)', self.kinks, ''))
-        if self.twin:
-            name = display.LABELS[self.backends[0]]
-            rows.append(_row(f'({name} and its twin)', self.twin, ''))
+            passed = all(d.passed for d in found)
+            rows += _row(title, found, 'pass' if passed else 'FAIL')
+            if kind == 'gradients':
+                rows += _row('(weights at a kink)', self.kinks)
+        name = display.LABELS[self.backends[0]]
+        rows += _row(f'({name} and its twin)', self.twin)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return '\n'.join(
-            '  '.join(
-                cell.ljust(width)
-                for cell, width in zip(row, widths, strict=True)
-            ).rstrip()
-            for row in rows
+            '  '.join(map(str.ljust, row, widths)).rstrip() for row in rows
         )
 
     def failures_text(self, at_most: int = 20) -> str:
         """Return a line for each tensor that failed, the worst ones first.
 
-        A training is told in the order of its steps.
+        The steps of a training keep their order.
         """
         failures = sorted(
             self.failures,
-            key=lambda d: 0.0 if d.kind == 'training' else -_badness(d),
+            key=lambda d: 0.0 if d.kind == 'training' else -d.severity,
         )
-        lines = [str(found) for found in failures[:at_most]]
+        lines = list(map(str, failures[:at_most]))
         if len(failures) > at_most:
             lines.append(f'… and {len(failures) - at_most} more')
         return '\n'.join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything, ready for JSON.
-
-        What is no finite number, which JSON has not, is `None`.
-        """
+        """Return everything, ready for JSON."""
         config = self.config.as_dict()
         del config['precision']  # it is that of `dtype`
         content: dict[str, Any] = {
@@ -142,12 +133,11 @@ class Report:
             'dtype': self.dtype,
             'config': config,
             'passed': self.passed,
-            'differences': [found.as_dict() for found in self.differences],
-            'twin': [found.as_dict() for found in self.twin],
-            'kinks': [found.as_dict() for found in self.kinks],
             'histories': self.histories,
         }
-        return _finite(content)
+        for kind in ('differences', 'twin', 'kinks'):
+            content[kind] = [found.as_dict() for found in getattr(self, kind)]
+        return content
 
     def save(self, folder: str | Path) -> Path:
         """Write `parity.json`, `parity.png` and `parity.svg`.
@@ -162,10 +152,8 @@ class Report:
                 f'recipe {self.config.recipe} · {self.config.title()} · '
                 f'{self.dtype}',
             )
-            write_file(
-                folder / REPORT_FILE,
-                json.dumps(self.as_dict(), indent=1).encode() + b'\n',
-            )
+            content = json.dumps(self.as_dict(), indent=1)
+            write_file(folder / REPORT_FILE, content.encode() + b'\n')
         return picture
 
 
@@ -205,8 +193,6 @@ def compare_backends(
             f'precision = {config.precision!r}: only exact arithmetic can be '
             "compared, leave it at 'float32'"
         )
-    if out is not None:
-        check_no_report(out)
     examples, vocab = load_cached_examples(
         read_lines(config.corpus), config.max_len, config.seed
     )
@@ -214,23 +200,16 @@ def compare_backends(
     for side in (ours, theirs):
         check_last_batch(config, len(examples.tokens), len(side.devices))
     batches = Batches(examples, config.batch_size, config.seed)
-    if out is None:
-        return compare_sides(ours, theirs, batches, twin, progress)
-    with locked(out):
-        # Again, because another comparison may have been faster
-        check_no_report(out)
+    with locked(out) if out is not None else nullcontext():
+        if out is not None and os.path.exists(os.path.join(out, REPORT_FILE)):
+            raise InputError(
+                f'{out} holds a comparison already: give another --out, or '
+                'remove it'
+            )
         report = compare_sides(ours, theirs, batches, twin, progress)
-        report.save(out)
-        return report
-
-
-def check_no_report(folder: str | Path) -> None:
-    """Raise `InputError` where a folder holds a report."""
-    if os.path.exists(os.path.join(folder, REPORT_FILE)):
-        raise InputError(
-            f'{folder} holds a comparison already: give another --out, or '
-            'remove it'
-        )
+        if out is not None:
+            report.save(out)
+    return report
 
 
 class Side:
@@ -258,11 +237,9 @@ class Side:
             self.config.get_recipe().initialization,
             self.config.seed,
         )
-        for name in sorted(weights):
-            array = weights[name].astype(self.dtype)
-            weights[name] = array + (
-                noise * rng.standard_normal(array.shape)
-            ).astype(self.dtype)
+        for name, W in sorted(weights.items()):
+            drawn = noise * rng.standard_normal(W.shape)
+            weights[name] = W.astype(self.dtype) + drawn.astype(self.dtype)
         set_weights(self.net, weights, self.devices)
 
     def trainer(self) -> Trainer:
@@ -286,13 +263,11 @@ class Side:
         optimizer: what a framework computes instead is noise.
         """
         found = trainer.value_and_grad(batch)
-        gradients = {
-            neutral_name(self.net, name): array
-            for name, array in found.arrays().items()
-        }
-        for name, array in gradients.items():
-            if name.endswith(bert.ZERO_GRADIENT):
-                array[:] = 0
+        gradients = {}
+        for name, array in found.arrays().items():
+            name = neutral_name(self.net, name)
+            is_zero = name.endswith(bert.ZERO_GRADIENT)
+            gradients[name] = np.zeros_like(array) if is_zero else array
         losses = dict(zip(('mlm', 'nsp'), found.losses(), strict=True))
         return losses, gradients
 
@@ -300,38 +275,32 @@ class Side:
         self, trainer: Trainer, gradients: dict[str, np.ndarray]
     ) -> dict[str, np.ndarray]:
         """Return the weights after one update by given gradients."""
+        names = self.net.backend.parameter_shapes(self.net)
         trainer.optimizer.step(
-            {
-                name: gradients[neutral_name(self.net, name)]
-                for name in self.net.backend.parameter_shapes(self.net)
-            }
+            {name: gradients[neutral_name(self.net, name)] for name in names}
         )
         return get_weights(self.net)
-
-    def nudge(self) -> None:
-        """Change one weight to the next larger number of its type."""
-        weights = get_weights(self.net)
-        first = weights[NUDGED].reshape(-1)[:1]
-        first[:] = np.nextafter(first, np.inf)
-        set_weights(self.net, weights, self.devices)
 
     def train(
         self, batches: Batches, progress: bool, nudged: bool = False
     ) -> list[list[float]]:
-        """Return both losses of each step of a training."""
+        """Return both losses of each step of a training.
+
+        `nudged`: change one weight first, to the next larger number of its
+        type.
+        """
         self.reset()
         if nudged:
-            self.nudge()
-        history = []
+            weights = get_weights(self.net)
+            first = weights[NUDGED].reshape(-1)[:1]
+            first[:] = np.nextafter(first, np.inf)
+            set_weights(self.net, weights, self.devices)
+        num_steps, history = self.config.steps, []
         with (
             closing(self.trainer()) as trainer,
-            display.Progress(
-                self.name, self.config.steps, visible=progress
-            ) as bar,
+            display.Progress(self.name, num_steps, visible=progress) as bar,
         ):
-            for step in trainer.train(
-                batches.from_step(0), self.config.steps
-            ):
+            for step in trainer.train(batches.from_step(0), num_steps):
                 history.append([step.mlm_loss, step.nsp_loss])
                 bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
         return history
@@ -343,26 +312,20 @@ def compare_sides(
     """Compare one step and a training of two networks with one `Config`."""
     report = Report(ours.config, (ours.name, theirs.name), ours.dtype)
     allowed = TOLERANCES[ours.dtype]
+    batch = next(batches.from_step(0))
     report.differences, report.kinks = compare_one_step_off_kinks(
-        ours, theirs, next(batches.from_step(0)), allowed
+        ours, theirs, batch, allowed
     )
-    our_history, their_history = (
-        side.train(batches, progress) for side in (ours, theirs)
-    )
-    again = ', again' * (ours.name == theirs.name)
-    report.histories = {
-        ours.name: our_history,
-        theirs.name + again: their_history,
-    }
-    report.differences += compare_histories(
-        our_history, their_history, atol=allowed['training']
-    )
+    first = ours.train(batches, progress)
+    second = theirs.train(batches, progress)
+    again = ', again' if ours.name == theirs.name else ''
+    report.histories = {ours.name: first, theirs.name + again: second}
+    limit = allowed['training']
+    report.differences += compare_histories(first, second, atol=limit)
     if twin:
-        twin_history = ours.train(batches, progress, nudged=True)
-        report.histories[f'{ours.name}, one weight nudged'] = twin_history
-        report.twin = compare_histories(
-            our_history, twin_history, atol=allowed['training']
-        )
+        nudged = ours.train(batches, progress, nudged=True)
+        report.histories[f'{ours.name}, one weight nudged'] = nudged
+        report.twin = compare_histories(first, nudged, atol=limit)
     return report
 
 
@@ -400,24 +363,18 @@ def compare_one_step(
     for side in (ours, theirs):
         side.reset(noise=0.02, attempt=attempt)
     rows = batch.rows(slice(FORWARD_ROWS))
-
-    def draw() -> DropoutMasks:
-        num_rows, num_tokens = rows.tokens.shape
-        return DropoutMasks(
-            ours.config.seed,
-            0,
-            np.arange(num_rows),
-            rows.valid_lens,
-            num_tokens,
-        )
-
+    num_rows, num_tokens = rows.tokens.shape
+    places, seed = np.arange(num_rows), ours.config.seed
+    limit = tolerances['forward']
     found = compare_forward(
         ours.net,
         theirs.net,
         rows[:4],
-        rtol=tolerances['forward'],
-        atol=tolerances['forward'],
-        draw=draw,
+        rtol=limit,
+        atol=limit,
+        draw=lambda: DropoutMasks(
+            seed, 0, places, rows.valid_lens, num_tokens
+        ),
     )
     with (
         closing(ours.trainer()) as our_trainer,
@@ -440,36 +397,13 @@ def compare_one_step(
 
 
 def _row(
-    title: str, found: Sequence[Difference], verdict: str
-) -> tuple[str, ...]:
-    worst = max(found, key=_badness)
-    place = ', '.join(map(str, worst.index))
-    return (
-        title,
-        str(len(found)),
-        f'{worst.max_abs:.1e}',
-        f'{worst.max_rel:.1e}',
-        f'{worst.allowed:.1e}',
-        f'{worst.name}[{place}]' if place else worst.name,
-        verdict,
-    )
-
-
-def _finite(value: Any) -> Any:
-    """Return `value` with `None` for every number that is not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _badness(found: Difference) -> float:
-    """Return how much of what is allowed a difference uses up."""
-    if found.problem:
-        return np.inf
-    if not found.allowed:
-        return 0.0 if not found.max_abs else np.inf
-    return found.max_abs / found.allowed
+    title: str, found: Sequence[Difference], verdict: str = ''
+) -> list[tuple[str, ...]]:
+    """Return the row of a table for the worst difference, if there is one."""
+    if not found:
+        return []
+    worst = max(found, key=lambda d: d.severity)
+    place = f'[{", ".join(map(str, worst.index))}]' if worst.index else ''
+    numbers = (worst.max_abs, worst.max_rel, worst.allowed)
+    cells = (f'{number:.1e}' for number in numbers)
+    return [(title, str(len(found)), *cells, worst.name + place, verdict)]
