@@ -484,6 +484,6 @@ def test_all_that_does_not_fit_is_listed():
         'd is missing',
         "b is ((2, 3), 'float32') instead of ((3, 2), 'float32')",
         "c is ((3, 2), 'float16')",
-        'e does not belong',
+        "e is ((1,), 'float32') instead of not there",
     ):
         assert words in str(error.value)
