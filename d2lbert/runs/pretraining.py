@@ -311,8 +311,8 @@ class Pretraining:
             num_steps,
         )
         self.run.steps = [
-            Step(*losses, int(num_pairs), seconds)
-            for *losses, num_pairs, seconds in arrays[STEPS].tolist()
+            Step(mlm, nsp, int(num_pairs), seconds)
+            for mlm, nsp, num_pairs, seconds in arrays[STEPS].tolist()
         ]
 
     def arrays(self) -> dict[str, np.ndarray]:
