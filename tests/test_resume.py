@@ -47,8 +47,15 @@ def begun_once(train, tmp_path_factory):
 
 
 @pytest.fixture
-def begun(begun_once, backend_name, tmp_path):
+def begun(begun_once, one_backend, tmp_path):
     """A run of two steps with checkpoints, in `tmp_path`."""
+    shutil.copytree(begun_once(one_backend), tmp_path, dirs_exist_ok=True)
+    return d2lbert.load_run(tmp_path)
+
+
+@pytest.fixture
+def begun_in_each(begun_once, backend_name, tmp_path):
+    """A run like `begun`, in each framework."""
     shutil.copytree(begun_once(backend_name), tmp_path, dirs_exist_ok=True)
     return d2lbert.load_run(tmp_path)
 
@@ -72,8 +79,8 @@ def edit(folder, change):
 @pytest.mark.parametrize(
     ('recipe', 'devices'),
     [
-        ('mxnet', 'cpu'),
         ('corrected', 'cpu:2'),
+        pytest.param('mxnet', 'cpu', marks=pytest.mark.slow),
         pytest.param('mxnet', 'cpu:2', marks=pytest.mark.slow),
         pytest.param('corrected', 'cpu', marks=pytest.mark.slow),
     ],
@@ -100,7 +107,7 @@ def test_a_run_in_pieces_equals_the_uncut_one(
     assert epochs[-1] >= 1, 'the run should be longer than an epoch'
     out = tmp_path / 'cut'
     train(backend_name, out=out, steps=1, **options)
-    for steps in (2, 3, 4, 5, 7):
+    for steps in (2, 5, 7):
         assert len(resume(out, steps=steps).history) == steps
     assert_same_runs(out, tmp_path / 'uncut')
 
@@ -121,11 +128,10 @@ def test_the_end_of_an_epoch_and_its_uneven_last_batch(
     }
     run = train(backend_name, out=tmp_path / 'uncut', steps=4, **options)
     assert [step.num_pairs for step in run.steps] == [num_examples - 5, 5] * 2
-    for cut in (2, 3):
-        out = tmp_path / str(cut)
-        train(backend_name, out=out, steps=cut, **options)
-        resume(out, steps=4)
-        assert_same_runs(out, tmp_path / 'uncut')
+    out = tmp_path / 'cut'
+    train(backend_name, out=out, steps=2, **options)
+    resume(out, steps=4)
+    assert_same_runs(out, tmp_path / 'uncut')
     with pytest.raises(
         InputError, match=r'last batch .* 1 rows for 3 devices'
     ):
@@ -138,9 +144,8 @@ def test_the_end_of_an_epoch_and_its_uneven_last_batch(
 def test_from_an_older_checkpoint_where_the_newest_is_damaged(
     train, resume, backend_name, tmp_path
 ):
-    for name in ('cut', 'uncut'):
-        train(backend_name, out=tmp_path / name, steps=5, save_every=2)
-    out = tmp_path / 'cut'
+    train(backend_name, out=tmp_path / 'uncut', steps=5, save_every=2)
+    out = shutil.copytree(tmp_path / 'uncut', tmp_path / 'cut')
     newest = Checkpoints(out).path(5)
     newest.write_bytes(_read(newest)[:-1])
     with pytest.warns(RunWarning, match='Going on from step 4'):
@@ -176,9 +181,9 @@ def test_a_finished_run_that_is_not_whole_is_mended(
     assert d2lbert.load_run(tmp_path).history == begun.history
 
 
-def test_more_steps(begun, resume, tmp_path):
+def test_more_steps(begun_in_each, resume, tmp_path):
     run = resume(steps=4)
-    assert len(run.history) == 4 and run.history[:2] == begun.history
+    assert len(run.history) == 4 and run.history[:2] == begun_in_each.history
     assert d2lbert.load_run(tmp_path).history == run.history
 
 
@@ -204,14 +209,14 @@ def test_the_other_framework_goes_on(train, resume, both_tabs, tmp_path):
     for name, other in (names, names[::-1]):
         out = tmp_path / name
         options = {'recipe': 'corrected', 'save_every': 1}
-        train(name, out=out, steps=3, **options)
+        train(name, out=out, steps=2, **options)
         with pytest.warns(RunWarning, match='rounding: backend is') as warned:
-            run = resume(out, steps=6, backend=other)
+            run = resume(out, steps=4, backend=other)
         assert other in str(warned[0].message)
         assert run.net.backend.name == other
         whole = tmp_path / f'{name}-uncut'
-        uncut = train(name, out=whole, steps=6, **options)
-        assert run.history[:3] == uncut.history[:3]
+        uncut = train(name, out=whole, steps=4, **options)
+        assert run.history[:2] == uncut.history[:2]
         np.testing.assert_allclose(run.history, uncut.history, atol=1e-4)
         arrays, expected = (
             Checkpoints(path).load().arrays for path in (out, whole)
@@ -252,13 +257,13 @@ def test_another_machine_or_version_is_told(
 
 
 def test_a_folder_with_checkpoints_is_not_begun_again(
-    begun, train, backend_name, tmp_path
+    begun, train, one_backend, tmp_path
 ):
     with pytest.raises(InputError, match='holds a run already'):
-        train(backend_name, out=tmp_path)
+        train(one_backend, out=tmp_path)
     (tmp_path / RUN_FILE).unlink()
     with pytest.raises(InputError, match=r'holds checkpoints.*--resume'):
-        train(backend_name, out=tmp_path)
+        train(one_backend, out=tmp_path)
     with pytest.raises(InputError, match=r'was stopped.*--resume'):
         d2lbert.load_run(tmp_path)
 
@@ -271,14 +276,14 @@ def test_nothing_to_resume(resume, tmp_path):
     assert not (tmp_path / 'nowhere').exists()
 
 
-def test_options_that_need_a_folder(train, backend_name):
+def test_options_that_need_a_folder(train, one_backend):
     for option in ({'resume': True}, {'save_every': 1}):
         with pytest.raises(InputError, match='give out'):
-            train(backend_name, **option)
+            train(one_backend, **option)
 
 
-def test_weights_alone_are_not_resumed(train, resume, backend_name, tmp_path):
-    train(backend_name, out=tmp_path)
+def test_weights_alone_are_not_resumed(train, resume, one_backend, tmp_path):
+    train(one_backend, out=tmp_path)
     with pytest.raises(InputError, match='no state of the optimizer'):
         resume(steps=3)
 
@@ -334,8 +339,10 @@ def test_a_corpus_may_move(begun, resume, tmp_path):
     assert len(resume(steps=3, corpus=moved).history) == 3
 
 
-def test_arrays_that_do_not_fit_are_all_listed(begun, resume, tmp_path):
-    before = get_weights(begun.net)
+def test_arrays_that_do_not_fit_are_all_listed(
+    begun_in_each, resume, tmp_path
+):
+    before = get_weights(begun_in_each.net)
 
     def change(arrays, about):
         del arrays['m.mlm.mlp.3.weight']
@@ -349,12 +356,12 @@ def test_arrays_that_do_not_fit_are_all_listed(begun, resume, tmp_path):
         resume(steps=3)
     for words in (
         'm.mlm.mlp.3.weight is missing',
-        'weights.more does not belong',
+        "weights.more is ((2,), 'float32') instead of not there",
         "v.nsp.output.bias is ((3,), 'float32') instead of ((2,)",
         "weights.encoder.pos_embedding is ((1, 1000, 8), 'float64')",
     ):
         assert words in str(error.value)
-    assert same_weights(get_weights(begun.net), before)
+    assert same_weights(get_weights(begun_in_each.net), before)
 
 
 def test_a_checkpoint_without_moments(begun, resume, tmp_path):

@@ -29,9 +29,9 @@ FILES = {RUN_FILE, METRICS_FILE, WEIGHTS_FILE, VOCAB_FILE}
 
 
 @pytest.fixture
-def folder(saved, backend_name, tmp_path):
+def folder(saved, one_backend, tmp_path):
     """A folder with a run, to do anything with."""
-    return Path(shutil.copytree(saved(backend_name), tmp_path / 'run'))
+    return Path(shutil.copytree(saved(one_backend), tmp_path / 'run'))
 
 
 def names(folder):
@@ -125,9 +125,9 @@ def test_learning_is_by_the_learning_rate(train, backend_name):
     assert default == same_lr != other_lr
 
 
-def test_more_rows_than_examples_are_all_examples(train, backend_name):
+def test_more_rows_than_examples_are_all_examples(train, one_backend):
     with pytest.warns(RunWarning, match=r'makes \d+ examples, and each'):
-        run = train(backend_name, batch_size=10**6, steps=1)
+        run = train(one_backend, batch_size=10**6, steps=1)
     assert 0 < run.steps[0].num_pairs < 1000
 
 
@@ -188,16 +188,16 @@ def test_an_option_that_there_is_not():
         d2lbert.pretrain(learning_rate=0.1)
 
 
-def test_more_devices_than_rows(train, backend_name):
+def test_more_devices_than_rows(train, one_backend):
     with pytest.raises(InputError, match=r'batch_size = 2 .* 3 devices'):
-        train(backend_name, batch_size=2, devices='cpu:3')
+        train(one_backend, batch_size=2, devices='cpu:3')
 
 
-def test_a_text_without_examples(train, backend_name, tmp_path):
+def test_a_text_without_examples(train, one_backend, tmp_path):
     (tmp_path / 'short.txt').write_text('one sentence .\n')
     with pytest.raises(CorpusError, match='no example'):
         train(
-            backend_name, corpus=tmp_path / 'short.txt', out=tmp_path / 'run'
+            one_backend, corpus=tmp_path / 'short.txt', out=tmp_path / 'run'
         )
     assert not (tmp_path / 'run').exists()
 
@@ -250,30 +250,30 @@ def test_reading_a_run_in_the_other_framework(train, both_tabs, tmp_path):
         assert same_weights(get_weights(again.net), get_weights(run.net))
 
 
-def test_a_run_is_not_overwritten(train, backend_name, folder):
+def test_a_run_is_not_overwritten(train, one_backend, folder):
     before = (folder / RUN_FILE).read_bytes()
-    run = train(backend_name)
+    run = train(one_backend)
     with pytest.raises(InputError, match='holds a run already'):
         run.save(folder)
     with pytest.raises(InputError, match='holds a run already'):
-        train(backend_name, out=folder, steps=10**9)
+        train(one_backend, out=folder, steps=10**9)
     assert (folder / RUN_FILE).read_bytes() == before
 
 
-def test_a_folder_with_other_things_is_fine(train, backend_name, tmp_path):
+def test_a_folder_with_other_things_is_fine(train, one_backend, tmp_path):
     (tmp_path / 'notes.txt').write_text('mine')
-    train(backend_name, out=tmp_path)
+    train(one_backend, out=tmp_path)
     assert d2lbert.load_run(tmp_path).history
     assert (tmp_path / 'notes.txt').read_text() == 'mine'
 
 
 @pytest.mark.parametrize('out', ['file', 'file/run', 'x' * 300])
 def test_an_out_folder_that_cannot_be_is_noticed_before_training(
-    train, backend_name, tmp_path, out
+    train, one_backend, tmp_path, out
 ):
     (tmp_path / 'file').write_text('mine')
     with pytest.raises(InputError, match='give another --out'):
-        train(backend_name, out=tmp_path / out, steps=10**9)
+        train(one_backend, out=tmp_path / out, steps=10**9)
     assert (tmp_path / 'file').read_text() == 'mine'
 
 
@@ -282,16 +282,16 @@ def test_an_out_folder_that_cannot_be_is_noticed_before_training(
     reason='root may write everywhere',
 )
 def test_a_read_only_folder_is_noticed_before_training(
-    train, backend_name, tmp_path
+    train, one_backend, tmp_path
 ):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match='Permission denied'):
-        train(backend_name, out=tmp_path, steps=10**9)
+        train(one_backend, out=tmp_path, steps=10**9)
 
 
-def test_a_disk_that_fills_up_leaves_no_run(train, backend_name, tmp_path):
+def test_a_disk_that_fills_up_leaves_no_run(train, one_backend, tmp_path):
     resource = pytest.importorskip('resource')
-    run = train(backend_name)
+    run = train(one_backend)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
@@ -385,20 +385,20 @@ def test_the_picture_says_what_was_run(folder):
 
 
 def test_a_picture_that_fails_costs_no_run(
-    train, backend_name, tmp_path, monkeypatch
+    train, one_backend, tmp_path, monkeypatch
 ):
     def draw(*_):
         raise ValueError('no such backend')
 
     monkeypatch.setattr('d2lbert.runs.display.draw_losses', draw)
     with pytest.warns(RunWarning, match='not be drawn: no such backend'):
-        run = train(backend_name, out=tmp_path)
+        run = train(one_backend, out=tmp_path)
     assert d2lbert.load_run(tmp_path).history == run.history
 
 
-def test_a_strange_file_name_is_no_formula(train, backend_name, tmp_path):
+def test_a_strange_file_name_is_no_formula(train, one_backend, tmp_path):
     path = write_text(tmp_path / r'$\nothing{ <&>.txt')
-    train(backend_name, corpus=path, out=tmp_path / 'run')
+    train(one_backend, corpus=path, out=tmp_path / 'run')
     assert (tmp_path / 'run' / 'losses.svg').stat().st_size
     assert Path(d2lbert.load_run(tmp_path / 'run').config.corpus) == path
 

@@ -2,16 +2,13 @@
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
 import threading
-import time
 
 import pytest
 
-import backends
 import d2lbert
 from d2lbert.errors import InputError, Stopped
 from d2lbert.runs.checkpoint import Checkpoints
@@ -37,8 +34,8 @@ def start(backend_name, out, *args, code=MAIN):
     )
 
 
-def wait_for_step(process, shows=b'mlm='):
-    """Read the progress bar until it shows a loss, or something else."""
+def wait_for(process, shows):
+    """Read what a process says until it says that."""
     shown = b''
     while shows not in shown:
         new = os.read(process.stderr.fileno(), 1000)
@@ -46,25 +43,18 @@ def wait_for_step(process, shows=b'mlm='):
         shown += new
 
 
-def wait_for_checkpoint(process, out):
-    """Read the progress bar until there is a checkpoint as well."""
-    wait_for_step(process)
-    while not Checkpoints(out).find():
-        assert process.poll() is None
-        time.sleep(0.01)
-
-
-def train_and_send(numbers, *args, code=MAIN):
-    """Start a training, send it signals after a step; return its end."""
-    process = start(*args, code=code)
-    with contextlib.ExitStack() as stack:
-        stack.callback(process.kill)
-        wait_for_step(process)
-        for number in numbers:
-            process.send_signal(number)
-        done = finish(process)
-    assert done.out == '' and 'Traceback' not in done.err
-    return done
+def python_that_is_sent(number):
+    """Return code that sends itself a signal while it takes step 3."""
+    return f"""
+import os
+from d2lbert.trainer import Trainer
+launch = Trainer.launch
+def interrupted(self, batch):
+    if self.num_steps == 2:
+        os.kill(os.getpid(), {int(number)})
+    return launch(self, batch)
+Trainer.launch = interrupted
+{MAIN}"""
 
 
 def test_a_stopped_training_goes_on(text_file, train, backend_name, tmp_path):
@@ -73,30 +63,21 @@ def test_a_stopped_training_goes_on(text_file, train, backend_name, tmp_path):
         'torch': (signal.SIGTERM, 143),
     }[backend_name]
     out = tmp_path / 'the run'
-    done = train_and_send(
-        [number], backend_name, out, *TINY, *LONG, f'--corpus={text_file}'
+    options = (*TINY, '--steps=5', f'--corpus={text_file}')
+    code = python_that_is_sent(number)
+    done = finish(start(backend_name, out, *options, code=code))
+    assert done.status == status and done.out == '', done.err
+    assert 'Traceback' not in done.err
+    assert done.err.splitlines()[-1] == (
+        f'd2lbert: stopped by {number.name} after step 3 of 5. '
+        f"Continue with: d2lbert pretrain --resume --out '{out}'"
     )
-    assert done.status == status
-    last = done.err.splitlines()[-1]
-    found = re.fullmatch(
-        rf'd2lbert: stopped by {number.name} after step (\d+) of 1000000. '
-        rf"Continue with: d2lbert (pretrain --resume --out '{out}')",
-        last,
-    )
-    assert found, last
-    steps = int(found[1])
-    assert Checkpoints(out).find() == [steps]
+    assert Checkpoints(out).find() == [3]
     with pytest.raises(InputError, match='was stopped'):
         d2lbert.load_run(out)
-    more = ('pretrain', '--resume', '--out', out, f'--steps={steps + 2}')
-    done = finish(python(MAIN, *more))
+    done = finish(python(MAIN, 'pretrain', '--resume', '--out', out))
     assert done.status == 0, done.err
-    train(
-        backend_name,
-        out=tmp_path / 'uncut',
-        steps=steps + 2,
-        save_every=10**6,
-    )
+    train(backend_name, out=tmp_path / 'uncut', steps=5, save_every=5)
     assert_same_runs(out, tmp_path / 'uncut')
 
 
@@ -115,24 +96,23 @@ Trainer.launch = hang
 """
 
 
-def test_a_second_signal_leaves_at_once(text_file, backend_name, tmp_path):
-    numbers = [signal.SIGTERM, signal.SIGTERM]
+def test_a_second_signal_leaves_at_once(text_file, one_backend, tmp_path):
     process = start(
-        *(backend_name, tmp_path, *TINY, *LONG, f'--corpus={text_file}'),
+        *(one_backend, tmp_path, *TINY, *LONG, f'--corpus={text_file}'),
         code=HANGING + MAIN,
     )
     with contextlib.ExitStack() as stack:
         stack.callback(process.kill)
-        wait_for_step(process, b'hanging')
-        process.send_signal(numbers[0])
+        wait_for(process, b'hanging')
+        process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
-        process.send_signal(numbers[1])
+        process.send_signal(signal.SIGTERM)
         assert process.wait(5) == -signal.SIGTERM
         process.communicate()
 
 
-def test_a_signal_before_the_training_leaves_at_once(backend_name, tmp_path):
+def test_a_signal_before_the_training_leaves_at_once(one_backend, tmp_path):
     code = f"""
 import os, signal
 import d2lbert.runs.pretraining
@@ -140,44 +120,36 @@ def load(*args):
     os.kill(os.getpid(), signal.SIGTERM)
 d2lbert.runs.pretraining.read_lines = load
 {MAIN}"""
-    done = finish(start(backend_name, tmp_path, code=code))
+    done = finish(start(one_backend, tmp_path, code=code))
     assert done.status == 143
     assert done.err == 'd2lbert: stopped by SIGTERM before the end\n'
 
 
-def test_a_killed_training_goes_on(text_file, train, tmp_path):
-    name = backends.installed()[0]
+def test_a_killed_training_goes_on(text_file, train, one_backend, tmp_path):
     out = tmp_path / 'run'
-    options = (*TINY, f'--corpus={text_file}', '--save-every=1')
-    process = start(name, out, *options, *LONG)
-    with contextlib.ExitStack() as stack:
-        stack.callback(process.kill)
-        wait_for_checkpoint(process, out)
-    assert finish(process).status == -signal.SIGKILL
-    steps = Checkpoints(out).find()[0] + 2
-    done = finish(start(name, out, '--resume', f'--steps={steps}'))
-    assert done.status == 0, done.err
-    train(name, out=tmp_path / 'uncut', steps=steps, save_every=10**6)
+    options = (*TINY, f'--corpus={text_file}', '--save-every=1', '--steps=5')
+    code = python_that_is_sent(signal.SIGKILL)
+    done = finish(start(one_backend, out, *options, code=code))
+    assert done.status == -signal.SIGKILL
+    assert Checkpoints(out).find() == [2, 1]
+    d2lbert.pretrain(out=out, resume=True, progress=False)
+    train(one_backend, out=tmp_path / 'uncut', steps=5, save_every=5)
     assert_same_runs(out, tmp_path / 'uncut')
 
 
-def test_two_trainings_in_one_folder(text_file, tmp_path):
-    name = backends.installed()[0]
+def test_two_trainings_in_one_folder(text_file, one_backend, tmp_path):
     options = (*TINY, f'--corpus={text_file}', '--save-every=1')
-    first = start(name, tmp_path, *options, *LONG)
+    first = start(one_backend, tmp_path, *options, *LONG, code=HANGING + MAIN)
     with contextlib.ExitStack() as stack:
-        stack.callback(first.wait)
+        stack.callback(first.communicate)
         stack.callback(first.kill)
-        wait_for_checkpoint(first, tmp_path)
-        first.send_signal(signal.SIGSTOP)
-        for more in (['--resume'], []):
-            done = finish(start(name, tmp_path, *options, *more))
-            words = 'another process is using', 'holds checkpoints'
-            assert_refused(done, words[not more])
+        wait_for(first, b'hanging')
+        assert Checkpoints(tmp_path).find()
+        second = finish(start(one_backend, tmp_path, *options, '--resume'))
+        assert_refused(second, 'another process is using')
         shutil.rmtree(tmp_path / 'checkpoints')
-        assert_refused(
-            finish(start(name, tmp_path, *options)), 'another process'
-        )
+        third = finish(start(one_backend, tmp_path, *options))
+        assert_refused(third, 'another process is using')
 
 
 # ---- the library -----------------------------------------------------
@@ -194,7 +166,7 @@ def test_the_library_stops_between_steps(train, backend_name, tmp_path):
 
 
 def test_a_signal_after_the_last_step_is_too_late(
-    train, backend_name, tmp_path, monkeypatch
+    train, one_backend, tmp_path, monkeypatch
 ):
     write = Run.write
 
@@ -203,7 +175,7 @@ def test_a_signal_after_the_last_step_is_too_late(
         write(self, folder)
 
     monkeypatch.setattr(Run, 'write', interrupted)
-    run = train(backend_name, out=tmp_path, steps=2)
+    run = train(one_backend, out=tmp_path, steps=2)
     assert len(run.steps) == len(d2lbert.load_run(tmp_path).steps) == 2
 
 

@@ -150,12 +150,9 @@ def without(data: bytes, checksum: object) -> tuple[memoryview, memoryview]:
 def parse_manifest(path: Path, text: str | bytes) -> dict[str, Any]:
     """Return the content of a file's manifest, which is JSON.
 
-    Raises `ValueError` for other text, `RunError` for another format.
+    Raises one of `DAMAGE` for other text, `RunError` for another format.
     """
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError('its manifest is no JSON') from error
+    content = json.loads(text)
     if not isinstance(content, dict) or 'format' not in content:
         raise ValueError('it has no manifest')
     found = content.pop('format')

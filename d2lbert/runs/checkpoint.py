@@ -179,16 +179,16 @@ def check_arrays(
 
     `expected`: arrays with the right names, shapes and types.
     """
-    faults = [f'{name} is missing' for name in expected if name not in arrays]
-    for name, array in arrays.items():
-        if name not in expected:
-            faults.append(f'{name} does not belong')
-            continue
-        found, wanted = (
-            (A.shape, A.dtype.name) for A in (array, expected[name])
-        )
-        if found != wanted:
-            faults.append(f'{name} is {found} instead of {wanted}')
+    found, wanted = (
+        {name: (A.shape, A.dtype.name) for name, A in group.items()}
+        for group in (arrays, expected)
+    )
+    faults = [
+        f'{name} is {found.get(name, "missing")} instead of '
+        f'{wanted.get(name, "not there")}'
+        for name in {**wanted, **found}
+        if found.get(name) != wanted.get(name)
+    ]
     if faults:
         raise RunError(
             f'the checkpoint does not fit the network: {"; ".join(faults)}. '

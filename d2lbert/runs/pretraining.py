@@ -7,13 +7,12 @@ Adam's moments and the number of steps to go on bit by bit.
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import signal
 import warnings
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
@@ -25,8 +24,9 @@ import numpy as np
 from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
-from d2lbert.data.files import DAMAGE, sha256
+from d2lbert.data.files import sha256
 from d2lbert.errors import InputError, RunError, RunWarning, Stopped
+from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import (
     STEPS,
@@ -37,14 +37,12 @@ from d2lbert.runs.checkpoint import (
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked
 from d2lbert.runs.run import (
-    RUN_FILE,
     Run,
     check_last_batch,
     check_no_run,
     devices_of,
-    load_tab,
+    load_run,
     new_net,
-    read_run,
     versions,
     vocab_bytes,
 )
@@ -110,7 +108,12 @@ def continue_training(
 ) -> Run:
     """Go on with a run. See `pretrain`."""
     checkpoints = Checkpoints(out)
-    check_resumable(out, checkpoints)
+    if not checkpoints.find():
+        raise InputError(
+            f'{out} holds no checkpoint to resume from: there is no state of '
+            'the optimizer, which --save-every or stopping a training '
+            'writes. Train without --resume'
+        )
     with locked(out):
         checkpoint = checkpoints.load()
         try:
@@ -127,35 +130,39 @@ def continue_training(
                 f'{checkpoint.num_steps} already; give more'
             )
         training = Pretraining(config)
-        differences = [
-            *saved.differences(config),
-            *different(checkpoint.data, training.data),
-        ]
+        differences = saved.differences(config)
+        differences += different(checkpoint.data, training.data)
         if differences:
             raise InputError(
                 f'the run in {out} cannot be resumed as another one: '
                 f'{"; ".join(differences)}. Leave these options out, or '
                 'train without --resume into another folder'
             )
+        if config.steps == checkpoint.num_steps:
+            # The run is written again where it is damaged or not there
+            with suppress(InputError, RunError):
+                return finished_run(out, config)
         training.restore(checkpoint)
         checkpoints.keep = config.keep
         return training.train(progress, checkpoints)
 
 
-def check_resumable(out: Path, checkpoints: Checkpoints) -> None:
-    """Raise `InputError` where a folder has no checkpoint."""
-    if checkpoints.find():
-        return
-    if os.path.exists(out / RUN_FILE):
-        raise InputError(
-            f'the run in {out} has weights but no state of the optimizer, '
-            'which a training with --save-every keeps: it can be used, but '
-            'not resumed. Train with --save-every'
-        )
-    raise InputError(
-        f'{out} holds no checkpoint to resume from, which --save-every or '
-        'stopping a training writes: train without --resume'
+def finished_run(out: Path, config: Config) -> Run:
+    """Return the run in `out`, with a warning that it needs no training.
+
+    Raises `InputError` or `RunError` where it is not whole or has another
+    number of steps.
+    """
+    run = load_run(out, config.backend)
+    if len(run.steps) != config.steps:
+        raise RunError(f'the run in {out} has {len(run.steps)} steps')
+    warnings.warn(
+        f'the run in {out} has taken all of its {config.steps} steps: there '
+        'is nothing to do. To train it further, give more --steps',
+        RunWarning,
+        stacklevel=4,
     )
+    return run
 
 
 class Pretraining:
@@ -201,7 +208,6 @@ class Pretraining:
         Without `checkpoints` nothing is written.
         """
         run, config = self.run, self.run.config
-        num_steps = self.num_left()
         batches = Batches(self.examples, config.batch_size, config.seed)
         with (
             display.Progress(
@@ -233,7 +239,7 @@ class Pretraining:
                     )
             # A later signal does not stop the writing of a complete run
             if checkpoints:
-                self.finish(checkpoints.run_folder, num_steps)
+                run.write(checkpoints.run_folder)
         return run
 
     def num_left(self) -> int:
@@ -244,19 +250,6 @@ class Pretraining:
         """Return how many steps there are to the next checkpoint."""
         every = self.run.config.save_every or self.run.config.steps
         return min(self.num_left(), every - len(self.run.steps) % every)
-
-    def finish(self, out: Path, num_steps: int) -> None:
-        """Write the run, unless it is complete and no step was taken."""
-        if num_steps == 0 and steps_of_run(out) == len(self.run.steps):
-            warnings.warn(
-                f'the run in {out} has taken all of its '
-                f'{len(self.run.steps)} steps: there is nothing to do. To '
-                'train it further, give more --steps',
-                RunWarning,
-                stacklevel=2,
-            )
-        else:
-            self.run.write(out)
 
     def farewell(self, number: int, checkpoints: Checkpoints | None) -> str:
         """Return the message after a signal."""
@@ -318,10 +311,8 @@ class Pretraining:
             num_steps,
         )
         self.run.steps = [
-            Step(mlm_loss, nsp_loss, int(num_pairs), seconds)
-            for mlm_loss, nsp_loss, num_pairs, seconds in arrays[
-                STEPS
-            ].tolist()
+            Step(mlm, nsp, int(num_pairs), seconds)
+            for mlm, nsp, num_pairs, seconds in arrays[STEPS].tolist()
         ]
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -371,12 +362,3 @@ def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for name in {**before, **now}
         if before.get(name) != now.get(name)
     ]
-
-
-def steps_of_run(folder: Path) -> int | None:
-    """Return how many steps a run has, `None` where it is not complete."""
-    try:
-        _, _, steps, _ = read_run(folder)
-    except (RunError, *DAMAGE):
-        return None
-    return len(steps)

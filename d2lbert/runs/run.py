@@ -25,11 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import backends
 from backends import base
-from d2lbert import __version__
 from d2lbert.data.files import (
     DAMAGE,
     describe_error,
@@ -38,9 +34,10 @@ from d2lbert.data.files import (
 )
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, RunWarning, input_errors
+from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
-from d2lbert.runs.config import Config, check_backend
+from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, read_manifest, to_manifest
 from d2lbert.trainer import Step
 from d2lbert.weights import (
@@ -86,11 +83,8 @@ class Run:
     def pairs_per_sec(self) -> float:
         """Sentence pairs trained on in a second."""
         seconds = sum(step.seconds for step in self.steps)
-        return (
-            sum(step.num_pairs for step in self.steps) / seconds
-            if seconds
-            else math.nan
-        )
+        num_pairs = sum(step.num_pairs for step in self.steps)
+        return num_pairs / seconds if seconds else math.nan
 
     def summary(self) -> str:
         """Return the chapter's two lines."""
@@ -164,8 +158,6 @@ class Run:
                 len(self.vocab),
                 self.config.title(),
             )
-        except OSError:
-            raise
         except Exception as error:  # Matplotlib's settings can be anything
             warnings.warn(
                 f'the losses could not be drawn: {describe_error(error)}. '
@@ -223,15 +215,11 @@ def new_net(
 ) -> Any:
     """Return the network of a run with its initial weights."""
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
-    set_weights(
-        net,
-        initial_weights(
-            neutral_shapes(net),
-            config.get_recipe().initialization,
-            config.seed,
-        ),
-        devices,
+    initialization = config.get_recipe().initialization
+    weights = initial_weights(
+        neutral_shapes(net), initialization, config.seed
     )
+    set_weights(net, weights, devices)
     return net
 
 
@@ -241,7 +229,8 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
     Raises `InputError` where there is no run and `RunError` for a damaged
     one.
     """
-    if not os.path.isfile(Path(folder) / RUN_FILE):
+    path = Path(folder) / RUN_FILE
+    if not os.path.isfile(path):
         raise InputError(
             f'{folder} holds no run: '
             + (
@@ -252,16 +241,17 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             )
         )
     try:
-        config, vocab, steps, weights = read_run(Path(folder))
-    except PermissionError as error:
-        raise InputError(
-            f'{error.filename} may not be read: change its permissions, or '
-            'give the folder of another run'
-        ) from error
+        about, files = read_manifest(path)
+        config = Config(**about['config'])
+        vocab = Vocab.from_tokens(files[VOCAB_FILE].decode().splitlines())
+        steps = [
+            Step(*(json.loads(line)[name] for name in Step._fields))
+            for line in files[METRICS_FILE].splitlines()
+        ]
+        weights = load_arrays(files[WEIGHTS_FILE])
     except DAMAGE as error:
-        reason = error if str(error) else type(error).__name__
         raise RunError(
-            f'the run in {folder} cannot be read ({reason}): copy it again '
+            f'the run in {folder} cannot be read ({error}): copy it again '
             'from where it came, or train it again'
         ) from error
     tab = load_tab(backend or config.backend)
@@ -275,34 +265,6 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             f'{RUN_FILE}: {error}'
         ) from error
     return Run(config, net, vocab, devices, steps)
-
-
-def read_run(
-    folder: Path,
-) -> tuple[Config, Vocab, list[Step], dict[str, np.ndarray]]:
-    """Return what a run's files hold. This needs no framework.
-
-    Raises `RunError` for another format and one of `DAMAGE` for a damaged
-    run.
-    """
-    about, files = read_manifest(folder / RUN_FILE)
-    steps = [
-        Step(*(json.loads(line)[name] for name in Step._fields))
-        for line in files[METRICS_FILE].splitlines()
-    ]
-    return (
-        Config(**about['config']),
-        Vocab.from_tokens(files[VOCAB_FILE].decode().splitlines()),
-        steps,
-        load_arrays(files[WEIGHTS_FILE]),
-    )
-
-
-def load_tab(backend: str) -> Any:
-    """Return the tab of a backend: `d2lbert.mxnet` or `d2lbert.torch`."""
-    check_backend(backend)
-    backends.load(backend)
-    return importlib.import_module(f'd2lbert.{backend}')
 
 
 def check_no_run(folder: str | Path) -> None:
@@ -323,11 +285,10 @@ def check_no_run(folder: str | Path) -> None:
 def versions(backend: str) -> dict[str, str]:
     """Return the versions of the software that trains a run."""
     return {
-        'd2lbert': __version__,
         'python': platform.python_version(),
         **{
             name: str(importlib.import_module(name).__version__)
-            for name in ('numpy', backend)
+            for name in ('d2lbert', 'numpy', backend)
         },
     }
 
