@@ -95,9 +95,6 @@ RECIPES = {
     )
 }
 
-#: The recipe of each backend's own tab.
-TAB_RECIPES = {'mxnet': 'mxnet', 'torch': 'pytorch'}
-
 
 def get_recipe(name: str) -> Recipe:
     """Return a recipe by name. Raises `InputError` for an unknown one."""

@@ -21,8 +21,9 @@ from d2lbert.bert import BERTModel
 from d2lbert.classroom.inspection import Example, attention_weights
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import Vocab
+from d2lbert.frameworks import FRAMEWORKS, label_of
 from d2lbert.representation import Text, to_tokens
-from d2lbert.runs.display import COLORS, DASHES, DPI, LABELS
+from d2lbert.runs.display import DASHES, DPI
 from d2lbert.runs.run import Run
 
 TOKENS_A_LINE = 10
@@ -234,8 +235,8 @@ def draw_curves(runs: Sequence[Run]) -> Picture:
                 range(1, len(run.history) + 1),
                 [losses[task] for losses in run.history],
                 DASHES[i % len(DASHES)],
-                color=COLORS[run.config.backend],
-                label=f'{LABELS[run.config.backend]}, {run.config.recipe}',
+                color=FRAMEWORKS[run.config.backend].color,
+                label=f'{label_of(run.config.backend)}, {run.config.recipe}',
             )
         chance = math.log(num_classes)
         axes.axhline(chance, color='0.5', linewidth=1)

@@ -17,6 +17,7 @@ from d2lbert.bert import BERTModel
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import CLS, MASK, SEP, Vocab
 from d2lbert.errors import InputError
+from d2lbert.frameworks import label_of
 from d2lbert.representation import (
     Text,
     check_lengths,
@@ -24,7 +25,6 @@ from d2lbert.representation import (
     represent,
 )
 from d2lbert.runs.config import MAX_POSITIONS, Config
-from d2lbert.runs.display import LABELS
 from d2lbert.tools import doctor
 
 FLOAT_BYTES = 4
@@ -42,7 +42,7 @@ def check_environment(backend: str) -> None:
         found = backends.load(backend)
     except Exception as error:
         raise InputError(
-            f'{LABELS[backend]} cannot be imported. The doctor says:\n\n'
+            f'{label_of(backend)} cannot be imported. The doctor says:\n\n'
             f'{doctor.examine().text()}\n\n'
             'Do that, restart the kernel and run this cell again'
         ) from error

@@ -24,6 +24,7 @@ from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import Batch
 from d2lbert.data.files import output_errors, write_file
 from d2lbert.errors import InputError
+from d2lbert.frameworks import label_of, load_tab
 from d2lbert.parity.networks import (
     TOLERANCES,
     Difference,
@@ -35,7 +36,7 @@ from d2lbert.randomness import DropoutMasks, generator
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, make_folder
-from d2lbert.runs.run import check_last_batch, devices_of, load_tab
+from d2lbert.runs.run import check_last_batch, devices_of
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (
     get_weights,
@@ -105,7 +106,7 @@ class Report:
             if kind == 'gradients' and self.kinks:
                 rows.append(_row('(weights at a kink)', self.kinks, ''))
         if self.twin:
-            name = display.LABELS[self.backends[0]]
+            name = label_of(self.backends[0])
             rows.append(_row(f'({name} and its twin)', self.twin, ''))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return '\n'.join(

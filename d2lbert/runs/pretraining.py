@@ -27,6 +27,7 @@ from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.files import DAMAGE, sha256
 from d2lbert.errors import InputError, RunError, RunWarning, Stopped
+from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import (
     STEPS,
@@ -42,7 +43,6 @@ from d2lbert.runs.run import (
     check_last_batch,
     check_no_run,
     devices_of,
-    load_tab,
     new_net,
     read_run,
     versions,

@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 
-import backends
 from backends import base
 from d2lbert import __version__
 from d2lbert.data.files import (
@@ -38,9 +37,10 @@ from d2lbert.data.files import (
 )
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, RunWarning, input_errors
+from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
-from d2lbert.runs.config import Config, check_backend
+from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, read_manifest, to_manifest
 from d2lbert.trainer import Step
 from d2lbert.weights import (
@@ -296,13 +296,6 @@ def read_run(
         steps,
         load_arrays(files[WEIGHTS_FILE]),
     )
-
-
-def load_tab(backend: str) -> Any:
-    """Return the tab of a backend: `d2lbert.mxnet` or `d2lbert.torch`."""
-    check_backend(backend)
-    backends.load(backend)
-    return importlib.import_module(f'd2lbert.{backend}')
 
 
 def check_no_run(folder: str | Path) -> None:
