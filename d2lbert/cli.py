@@ -299,33 +299,29 @@ def convert(
 @app.command()
 def doctor(
     enable_mxnet: Annotated[
-        bool,
-        flag(
-            '--enable-mxnet',
-            'Make `import mxnet` work in this environment, in any order.',
+        bool | None,
+        typer.Option(
+            '--enable-mxnet/--disable-mxnet',
+            help='Make `import mxnet` work in this environment, in any '
+            'order; or undo that.',
+            show_default=False,
         ),
-    ] = False,
-    disable_mxnet: Annotated[
-        bool, flag('--disable-mxnet', 'Undo --enable-mxnet.')
-    ] = False,
+    ] = None,
 ) -> None:
     """Say what is installed, what is broken, and how to repair it."""
     from backends import mxnet_import
-    from d2lbert.tools.doctor import examine
+    from d2lbert.tools.doctor import examine, problems, report
 
-    if enable_mxnet and disable_mxnet:
-        raise InputError(
-            '--enable-mxnet and --disable-mxnet exclude each other: give one'
-        )
     if enable_mxnet:
         print(f'The import hook is on: {mxnet_import.enable()}')
-    elif disable_mxnet:
+    elif enable_mxnet is not None:
         was_on = mxnet_import.disable()
         print(f'The import hook {"is off" if was_on else "was not on"}.')
     else:
-        report = examine()
-        print(report.text())
-        raise typer.Exit(report.exit_status)
+        findings = examine()
+        print(report(findings))
+        if problems(findings):
+            raise typer.Exit(FAILED)
 
 
 def free_folder(path: Path) -> Path:

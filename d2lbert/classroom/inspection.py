@@ -43,7 +43,7 @@ def check_environment(backend: str) -> None:
     except Exception as error:
         raise InputError(
             f'{label_of(backend)} cannot be imported. The doctor says:\n\n'
-            f'{doctor.examine().text()}\n\n'
+            f'{doctor.report(doctor.examine())}\n\n'
             'Do that, restart the kernel and run this cell again'
         ) from error
     names = [version_of(name) for name in ('d2lbert', 'numpy', backend)]
