@@ -364,7 +364,7 @@ def main() -> None:
         check_package()
         with warnings.catch_warnings():
             warnings.simplefilter('always', errors.RunWarning)
-            warnings.showwarning = show_warning(warnings.showwarning)
+            warnings.showwarning = show_warning
             app(prog_name='d2lbert', obj=settings)
         return
     except errors.Stopped as error:
@@ -398,13 +398,6 @@ def raise_stopped(number: int, frame: object) -> None:
     raise errors.Stopped(number, f'stopped by {name} before the end')
 
 
-def show_warning(others: Any) -> Any:
-    """Return a `showwarning` for ours in one line, else `others`."""
-
-    def show(message: Any, category: type[Warning], *where: Any) -> None:
-        if issubclass(category, errors.RunWarning):
-            print(f'd2lbert: {message}', file=sys.stderr)
-        else:
-            others(message, category, *where)
-
-    return show
+def show_warning(message: object, *about: object, **more: object) -> None:
+    """Print a warning in one line, without the place in the code."""
+    print(f'd2lbert: {message}', file=sys.stderr)

@@ -37,7 +37,7 @@ from d2lbert.data.files import (
 )
 from d2lbert.errors import InputError, RunError, check_choice, input_errors
 from d2lbert.frameworks import FRAMEWORKS, load_tab
-from d2lbert.runs.run import Run, check_no_run, load_run
+from d2lbert.runs.run import Run, load_run
 from d2lbert.weights import (
     MXNET_NAMES,
     get_weights,
@@ -94,7 +94,10 @@ def convert(
             'and sizes must come from another one'
         )
     out = Path(out)
-    check_no_run(out) if to == 'run' else check_free(out)
+    if to != 'run' and os.path.lexists(out):
+        raise InputError(
+            f'{out} exists already: give another --out, or remove it'
+        )
     weights = read_weights(source)
     if like is not None:
         like_run(like, weights, Path(source).name).save(out)
@@ -157,14 +160,6 @@ class ImportedRun(Run):
     def results(self) -> dict[str, Any]:
         """Return where the weights come from, ready for JSON."""
         return {'weights_from': self.source, 'steps': 0, 'history': []}
-
-
-def check_free(path: Path) -> None:
-    """Raise `InputError` where a path exists."""
-    if os.path.lexists(path):
-        raise InputError(
-            f'{path} exists already: give another --out, or remove it'
-        )
 
 
 # ---- names and shapes ------------------------------------------------
@@ -301,12 +296,13 @@ def read_npz(data: bytes) -> Weights:
 def read_mxnet(data: bytes) -> Weights:
     """Read MXNet's binary list of named arrays.
 
-    Raises `ValueError` for anything that is not as MXNet writes it.
+    `reader_of` has checked its first number. Raises `ValueError` for
+    anything that is not as MXNet writes it.
     """
     file = io.BytesIO(data)
-    magic, reserved, num_arrays = _unpack(file, '<QQQ')
-    if (magic, reserved) != (LIST_MAGIC, 0):
-        raise ValueError(f'it begins with {magic:#x}, {reserved}')
+    _magic, reserved, num_arrays = _unpack(file, '<QQQ')
+    if reserved:
+        raise ValueError(f'its second number is {reserved} instead of 0')
     arrays = [_read_array(file) for _ in range(num_arrays)]
     (num_names,) = _unpack(file, '<Q')
     names = [
