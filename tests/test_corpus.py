@@ -229,7 +229,7 @@ def test_wikitext2_is_fetched_and_read(site, monkeypatch):
         (send(b'gone', 404), 'status 404'),
         (
             send(b'<html>Log in</html>', Content_Type='text/html'),
-            'status 200 OK with content of type text/html',
+            "begin with b'<html>Log in",
         ),
         (
             send(b'', 302, Location='/login'),

@@ -48,7 +48,7 @@ def test_vocab_round_trip(tokens, min_freq):
     assert vocab.idx_to_token == sorted(set(vocab.idx_to_token))
     again = Vocab.from_tokens(vocab.idx_to_token)
     assert again.token_to_idx == vocab.token_to_idx
-    counted = Vocab.from_counts(counts, min_freq, RESERVED_TOKENS)
+    counted = Vocab(counts, min_freq, RESERVED_TOKENS)
     assert vars(counted) == vars(vocab)
 
 

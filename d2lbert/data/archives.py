@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
+from posixpath import basename
 from typing import IO, TypeVar
 
 from d2lbert.errors import CorpusError
@@ -23,6 +24,8 @@ Found = TypeVar('Found')
 TRAIN_FILE = 'wiki.train.tokens'
 #: An archive with more members is refused before they fill the memory.
 MAX_MEMBERS = 10_000
+#: With any other method a few bytes can give gigabytes in one piece.
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 CHUNK = 1 << 16
 
 
@@ -37,15 +40,13 @@ def unpack(data: bytes, name: str, max_bytes: int) -> bytes:
     suffix = name.lower()
     try:
         if suffix.endswith(('.gz', '.tgz')) or data.startswith(b'\x1f\x8b'):
-            with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
-                data = read_stream(stream, name, max_bytes)
+            unzipped = gzip.GzipFile(fileobj=io.BytesIO(data))
+            data = read_stream(unzipped, name, max_bytes)
         if suffix.endswith('.zip') or data.startswith(b'PK\3\4'):
-            return read_zip(data, name, max_bytes)
-        if (
-            suffix.endswith(('.tar', '.tar.gz', '.tgz'))
-            or data[257:262] == b'ustar'
-        ):
-            return read_tar(data, name, max_bytes)
+            return read_stream(open_zip(data, name), name, max_bytes)
+        tar = suffix.endswith(('.tar', '.tar.gz', '.tgz'))
+        if tar or data[257:262] == b'ustar':
+            return read_stream(open_tar(data, name), name, max_bytes)
     except CorpusError:
         raise
     except Exception as error:  # the types differ from Python to Python
@@ -58,45 +59,33 @@ def unpack(data: bytes, name: str, max_bytes: int) -> bytes:
     return data
 
 
-def read_zip(data: bytes, name: str, max_bytes: int) -> bytes:
-    """Return the text in a zip."""
+def open_zip(data: bytes, name: str) -> IO[bytes]:
+    """Return the text in a zip as a stream."""
     check_count(data.count(b'PK\1\2'))
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        member = only_one(
-            [
-                member
-                for member in archive.infolist()
-                if is_train_file(member.filename)
-                and stat.S_IFMT(member.external_attr >> 16)
-                in (0, stat.S_IFREG)
-            ],
-            f'archive {name}',
-        )
-        # A few bytes of another method can give gigabytes in one piece
-        if member.compress_type not in (
-            zipfile.ZIP_STORED,
-            zipfile.ZIP_DEFLATED,
-        ):
-            raise ValueError(
-                f'compression method {member.compress_type} instead of '
-                'stored or deflated'
-            )
-        with archive.open(member) as stream:
-            return read_stream(stream, name, max_bytes)
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    found = [
+        member
+        for member in archive.infolist()
+        if basename(member.filename) == TRAIN_FILE
+        and stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
+        and member.compress_type in METHODS
+    ]
+    return archive.open(only_one(found, f'archive {name}'))
 
 
-def read_tar(data: bytes, name: str, max_bytes: int) -> bytes:
-    """Return the text in a tar."""
-    with tarfile.open(fileobj=io.BytesIO(data), mode='r:') as archive:
-        members = list(islice(archive, MAX_MEMBERS + 1))
-        check_count(len(members))
-        member = only_one(
-            [m for m in members if m.isfile() and is_train_file(m.name)],
-            f'archive {name}',
-        )
-        stream = archive.extractfile(member)
-        assert stream is not None  # it is a regular file
-        return read_stream(stream, name, max_bytes)
+def open_tar(data: bytes, name: str) -> IO[bytes]:
+    """Return the text in a tar as a stream."""
+    archive = tarfile.TarFile(fileobj=io.BytesIO(data))
+    members = list(islice(archive, MAX_MEMBERS + 1))
+    check_count(len(members))
+    found = [
+        member
+        for member in members
+        if basename(member.name) == TRAIN_FILE and member.isfile()
+    ]
+    stream = archive.extractfile(only_one(found, f'archive {name}'))
+    assert stream is not None  # it is a regular file
+    return stream
 
 
 def read_stream(
@@ -122,18 +111,14 @@ def join_chunks(chunks: Iterable[bytes], name: str, max_bytes: int) -> bytes:
     return joined.getvalue()
 
 
-def is_train_file(path: str) -> bool:
-    """Return whether a path in an archive ends in the text's file name."""
-    return path.rpartition('/')[2] == TRAIN_FILE
-
-
 def only_one(found: Sequence[Found], holder: str) -> Found:
     """Return the only text found; raise `CorpusError` for none or more."""
     if len(found) != 1:
         raise CorpusError(
             f'The {holder} holds {len(found) or "no"} files named '
-            f'{TRAIN_FILE}, but exactly one was expected: give another one, '
-            'or give the text file itself.'
+            f'{TRAIN_FILE}, but exactly one was expected, a regular file '
+            'and in a zip stored or deflated: give another one, or give the '
+            'text file itself.'
         )
     return found[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError
@@ -41,7 +42,5 @@ class Batches:
         """Yield batches without end, beginning with the one of `step`."""
         self.epoch, skipped = divmod(step, len(self))
         while True:
-            for i, batch in enumerate(self):
-                if i >= skipped:
-                    yield batch
+            yield from islice(self, skipped, None)
             skipped = 0

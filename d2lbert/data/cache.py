@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ FORMAT = 2
 #: How many files are kept, the newest: of WikiText-2 each has 11 MB.
 NUM_KEPT = 8
 #: The names of this module's files, unfinished ones included.
-FILE_NAME = re.compile(r'[0-9a-f]{64}\.safetensors(\.part)?')
+FILE_NAMES = '[0-9a-f]' * 64 + '.safetensors*'
 
 
 def load_cached_examples(
@@ -43,11 +42,11 @@ def load_cached_examples(
     key = key_of(lines, max_len, seed)
     path = cache_folder() / 'examples' / f'{key}.safetensors'
     with suppress(*DAMAGE, RunError):  # a `RunError` for another format
-        return read_examples(path, key)
+        return read_examples(path)
     examples, vocab = load_examples(lines, max_len, random.Random(seed))
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_examples(path, key, examples, vocab)
+        write_examples(path, examples, vocab)
         remove_old(path.parent)
     return examples, vocab
 
@@ -67,9 +66,7 @@ def key_of(lines: Sequence[str], max_len: int, seed: int) -> str:
     return digest.hexdigest()
 
 
-def write_examples(
-    path: Path, key: str, examples: Batch, vocab: Vocab
-) -> None:
+def write_examples(path: Path, examples: Batch, vocab: Vocab) -> None:
     """Write examples, each array in the smallest type of integer.
 
     All numbers are whole and not negative.
@@ -78,39 +75,30 @@ def write_examples(
         name: array.astype(np.min_scalar_type(int(array.max())))
         for name, array in examples._asdict().items()
     }
-    write_arrays(path, arrays, {'key': key, 'counts': vocab.token_freqs})
+    about = {'key': path.stem, 'counts': vocab.token_freqs}
+    write_arrays(path, arrays, about)
 
 
-def read_examples(path: Path, key: str) -> tuple[Batch, Vocab]:
+def read_examples(path: Path) -> tuple[Batch, Vocab]:
     """Return the examples that `write_examples` was given.
 
     Raises `RunError` or one of `DAMAGE` for any other file.
     """
     arrays, about = read_arrays(path)
-    if about['key'] != key:
+    if about['key'] != path.stem:
         raise ValueError(f'{path.name} has the examples of another text')
-    vocab = Vocab.from_counts(
-        dict(about['counts']), MIN_FREQ, RESERVED_TOKENS
+    vocab = Vocab(dict(about['counts']), MIN_FREQ, RESERVED_TOKENS)
+    typed = (
+        arrays[name].astype(empty.dtype)
+        for name, empty in Batch.empty(0, 0)._asdict().items()
     )
-    dtypes = Batch(*(array.dtype for array in Batch.empty(0, 0)))
-    return Batch(
-        **{
-            name: arrays[name].astype(dtype)
-            for name, dtype in dtypes._asdict().items()
-        }
-    ), vocab
+    return Batch(*typed), vocab
 
 
 def remove_old(folder: Path) -> None:
     """Remove all files of this module but the newest; keep other files."""
     oldest_first = sorted(
-        filter(is_ours, folder.iterdir()),
-        key=lambda path: path.stat().st_mtime,
+        folder.glob(FILE_NAMES), key=lambda path: path.stat().st_mtime
     )
     for path in oldest_first[:-NUM_KEPT]:
         path.unlink(missing_ok=True)
-
-
-def is_ours(path: Path) -> bool:
-    """Return whether a path has the name of a file of this module."""
-    return FILE_NAME.fullmatch(path.name) is not None

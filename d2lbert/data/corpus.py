@@ -57,9 +57,9 @@ LOCK_TIMEOUT = 600  # seconds to wait for another process's download
 HEADERS = {'User-Agent': 'd2lbert', 'Accept-Encoding': 'identity'}
 
 OTHER_WAYS = (
-    f'point the environment variable D2LBERT_WIKITEXT2 at any copy of the '
-    f'archive, its folder or its {TRAIN_FILE}; or name one with --corpus '
-    'PATH; or take the embedded corpus with --corpus sample'
+    'name another copy of the archive, its folder or its '
+    f'{TRAIN_FILE} with --corpus PATH or in the environment variable '
+    'D2LBERT_WIKITEXT2; or take --corpus sample'
 )
 
 
@@ -171,7 +171,12 @@ def _read_path(corpus: str | os.PathLike, option: str = '') -> list[str]:
     try:
         path = os.path.expanduser(os.fsdecode(corpus))
         if os.path.isdir(path):
-            path = _train_file_in(path, name)
+            places = (
+                f'{path}/{TRAIN_FILE}',
+                f'{path}/wikitext-2/{TRAIN_FILE}',
+            )
+            found = list(filter(os.path.exists, places))
+            path = only_one(found, f'folder {name}')
             name = f'{option}{path}'
         check_regular(path, MAX_TEXT_BYTES)
         data = Path(path).read_bytes()
@@ -183,14 +188,6 @@ def _read_path(corpus: str | os.PathLike, option: str = '') -> list[str]:
             'a UTF-8 text file with a paragraph a line: give one of these.'
         ) from error
     return lines_of(data, name)
-
-
-def _train_file_in(folder: str, name: str) -> str:
-    paths = (
-        os.path.join(folder, TRAIN_FILE),
-        os.path.join(folder, 'wikitext-2', TRAIN_FILE),
-    )
-    return only_one(list(filter(os.path.exists, paths)), f'folder {name}')
 
 
 def _check_utf8(data: bytes, name: str) -> None:
@@ -229,8 +226,8 @@ def _check_sha256(data: bytes, expected: str) -> None:
     found = sha256(data)
     if found != expected:
         raise CorpusError(
-            f'{len(data):,} bytes whose SHA-256 is {found}, expected was '
-            f'{expected}'
+            f'{len(data):,} bytes that begin with {data[:16]!r} and whose '
+            f'SHA-256 is {found}, expected was {expected}'
         )
 
 
@@ -242,7 +239,7 @@ def _download(mirrors: Sequence[str], expected: str, path: Path) -> bytes:
     failures = []
     for url in mirrors:
         try:
-            data = _get_with_retries(url)
+            data = _get(url)
             _check_sha256(data, expected)
             return data
         except CorpusError as error:
@@ -254,49 +251,38 @@ def _download(mirrors: Sequence[str], expected: str, path: Path) -> bytes:
     )
 
 
-def _get_with_retries(url: str) -> bytes:
+def _get(url: str) -> bytes:
     """Return the body at `url`; try again after errors of the network."""
+    import requests  # noqa: TID251
+
     for attempt in range(ATTEMPTS):
         time.sleep(0.2 * attempt)
         try:
-            return _get(url)
+            with requests.get(
+                url,
+                headers=HEADERS,
+                timeout=TIMEOUTS,
+                allow_redirects=False,
+                stream=True,
+                hooks={'response': _check_status},
+            ) as response:
+                chunks = response.iter_content(CHUNK)
+                return join_chunks(chunks, url, MAX_DOWNLOAD_BYTES)
         except OSError as error:  # the base class of the errors of requests
             failure = error
     raise CorpusError(f'after {ATTEMPTS} attempts, {failure}') from failure
 
 
-def _get(url: str) -> bytes:
-    import requests  # noqa: TID251
-
-    with requests.get(
-        url,
-        headers=HEADERS,
-        timeout=TIMEOUTS,
-        allow_redirects=False,
-        stream=True,
-        hooks={'response': _check_response},
-    ) as response:
-        return join_chunks(
-            response.iter_content(CHUNK), url, MAX_DOWNLOAD_BYTES
-        )
-
-
-def _check_response(response: requests.Response, **_) -> None:
-    """Raise for all but a whole archive, before the body is read.
+def _check_status(response: requests.Response, **_) -> None:
+    """Raise for every status but 200, before the body is read.
 
     Raises `OSError` for an error of the server, which may be gone in the
-    next attempt, and `CorpusError` for any other answer.
+    next attempt, and `CorpusError` for any other status.
     """
-    status = f'status {response.status_code} {response.reason}'
-    content_type = response.headers.get('Content-Type') or 'unknown'
-    if response.status_code == 200 and 'html' not in content_type.lower():
+    if response.status_code == 200:
         return
     response.close()
-    if response.status_code >= 500:
-        raise OSError(status)
+    status = f'status {response.status_code} {response.reason}'
     if response.is_redirect:
-        raise CorpusError(
-            f'{status}, a redirect to {response.headers["Location"]}, which '
-            'is not followed'
-        )
-    raise CorpusError(f'{status} with content of type {content_type}')
+        status += f', a redirect to {response.headers["Location"]}'
+    raise (OSError if response.status_code >= 500 else CorpusError)(status)

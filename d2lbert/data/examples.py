@@ -150,7 +150,7 @@ def number_words(
         np.int32,
     )
     counts = dict(zip(numbers, np.bincount(words).tolist(), strict=True))
-    vocab = Vocab.from_counts(counts, MIN_FREQ, RESERVED_TOKENS)
+    vocab = Vocab(counts, MIN_FREQ, RESERVED_TOKENS)
     indices = np.array(vocab[list(numbers)], np.int32)
     bounds = accumulate(map(len, paragraphs), initial=0)
     return Text(

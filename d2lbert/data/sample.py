@@ -91,20 +91,17 @@ def paragraphs() -> list[tuple[str, list[str]]]:
 def read_topics(files: Sequence[str] = FILES) -> list[Topic]:
     """Return the topics of these files, in their order."""
     folder = resources.files(__package__) / 'sample_text'
-    texts = [(folder / f'{name}.txt').read_text('utf-8') for name in files]
-    return [topic for text in texts for topic in _parse(text)]
-
-
-def _parse(text: str) -> list[Topic]:
     topics: list[Topic] = []
-    for block in text.replace('\n  ', ' ').strip().split('\n\n'):
-        first, *rest = block.strip().split('\n')
-        heading = _HEADING.fullmatch(first)
-        if heading:
-            cast = [_casting(line) for line in rest]
-            topics.append(Topic(heading[1], int(heading[2]), cast, []))
-        else:
-            topics[-1].beats.append((first, *rest))
+    for name in files:
+        text = (folder / f'{name}.txt').read_text('utf-8')
+        for block in text.replace('\n  ', ' ').strip().split('\n\n'):
+            first, *rest = block.strip().split('\n')
+            heading = _HEADING.fullmatch(first)
+            if heading:
+                cast = [_casting(line) for line in rest]
+                topics.append(Topic(heading[1], int(heading[2]), cast, []))
+            else:
+                topics[-1].beats.append((first, *rest))
     return topics
 
 

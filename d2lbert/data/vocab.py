@@ -14,35 +14,28 @@ PAD, MASK, CLS, SEP = RESERVED_TOKENS = ('<pad>', '<mask>', '<cls>', '<sep>')
 class Vocab:
     """A sorted list of tokens, with `<unk>` for all others.
 
-    `tokens`: a list of tokens or a list of lists of them. A token that
-    occurs at least `min_freq` times gets an index of its own.
+    `tokens`: a list of tokens, a list of lists of them, or how often each
+    token occurs, in the order of their first occurrence. A token that occurs
+    at least `min_freq` times gets an index of its own.
     """
 
     def __init__(
         self,
-        tokens: Sequence[Any] = (),
+        tokens: Sequence[Any] | Mapping[str, int] = (),
         min_freq: int = 0,
         reserved_tokens: Iterable[str] = (),
     ) -> None:
-        if len(tokens) and isinstance(tokens[0], (list, tuple)):
+        if (
+            not isinstance(tokens, Mapping)
+            and len(tokens)
+            and isinstance(tokens[0], (list, tuple))
+        ):
             tokens = list(chain.from_iterable(tokens))
-        self._set_counts(Counter(tokens), min_freq, reserved_tokens)
-
-    @classmethod
-    def from_counts(
-        cls,
-        counts: Mapping[str, int],
-        min_freq: int,
-        reserved_tokens: Iterable[str],
-    ) -> Vocab:
-        """Return the vocabulary of tokens that have been counted.
-
-        `counts`: tokens in the order of their first occurrence, and how
-        often each occurs.
-        """
-        vocab = cls()
-        vocab._set_counts(counts, min_freq, reserved_tokens)
-        return vocab
+        self.token_freqs = Counter(tokens).most_common()
+        frequent = {
+            token for token, freq in self.token_freqs if freq >= min_freq
+        }
+        self._set_tokens(sorted({UNKNOWN, *reserved_tokens} | frequent))
 
     @classmethod
     def from_tokens(cls, idx_to_token: Iterable[str]) -> Vocab:
@@ -50,18 +43,6 @@ class Vocab:
         vocab = cls()
         vocab._set_tokens(list(idx_to_token))
         return vocab
-
-    def _set_counts(
-        self,
-        counts: Mapping[str, int],
-        min_freq: int,
-        reserved_tokens: Iterable[str],
-    ) -> None:
-        self.token_freqs = Counter(counts).most_common()
-        frequent = {
-            token for token, freq in counts.items() if freq >= min_freq
-        }
-        self._set_tokens(sorted({UNKNOWN, *reserved_tokens} | frequent))
 
     def _set_tokens(self, idx_to_token: list[str]) -> None:
         self.idx_to_token = idx_to_token
