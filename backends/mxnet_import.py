@@ -31,7 +31,7 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -109,18 +109,7 @@ def _expired(name: str) -> Callable[..., Any]:
 def _removed_from_numpy() -> dict[str, Any]:
     """Return what MXNet uses and some NumPy from 1.23 on has not, by name."""
     inf, nan = float('inf'), float('nan')
-    financial = (
-        'fv',
-        'ipmt',
-        'irr',
-        'mirr',
-        'nper',
-        'npv',
-        'pmt',
-        'ppmt',
-        'pv',
-        'rate',
-    )
+    financial = 'fv ipmt irr mirr nper npv pmt ppmt pv rate'
     return {
         'int': int,
         'float': float,
@@ -143,7 +132,7 @@ def _removed_from_numpy() -> dict[str, Any]:
         'msort': _call_as('sort', axis=0),
         'in1d': _in1d,
         'compat': types.SimpleNamespace(basestring=str),
-        **{name: _expired(name) for name in financial},
+        **{name: _expired(name) for name in financial.split()},
     }
 
 
@@ -175,10 +164,6 @@ class Version:
         return self.numbers >= other.numbers
 
 
-def _distutils_version() -> types.SimpleNamespace:
-    return types.SimpleNamespace(LooseVersion=Version, StrictVersion=Version)
-
-
 class _TypeOfText(type):
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, str)
@@ -198,25 +183,21 @@ def write_value(value: object) -> str:
     C++ code reads only the latter as a shape.
     """
     text = str(value)
-    if 'np.' in text and isinstance(value, (tuple, list)):
-        return _write_sequence(value)
-    return text
-
-
-def _write_sequence(values: tuple[Any, ...] | list[Any]) -> str:
-    parts = ', '.join(_write_element(value) for value in values)
-    if isinstance(values, list):
+    if 'np.' not in text or not isinstance(value, (tuple, list)):
+        return text
+    parts = ', '.join(map(_write_element, value))
+    if isinstance(value, list):
         return f'[{parts}]'
-    return f'({parts},)' if len(values) == 1 else f'({parts})'
+    return f'({parts},)' if len(value) == 1 else f'({parts})'
 
 
 def _write_element(value: object) -> str:
     import numpy
 
+    if isinstance(value, (tuple, list)):
+        return write_value(value)
     if isinstance(value, (numpy.number, numpy.bool_)):
         return str(value)
-    if isinstance(value, (tuple, list)):
-        return _write_sequence(value)
     return repr(value)
 
 
@@ -229,18 +210,13 @@ def _import(
 ) -> Any:
     """Import a module for one of MXNet's modules, as `__import__` does."""
     if level == 0 and name == 'distutils.version':
-        return _distutils_version()
+        return types.SimpleNamespace(
+            LooseVersion=Version, StrictVersion=Version
+        )
     module = builtins.__import__(name, globals, locals, fromlist, level)
     if module is sys.modules.get('numpy'):
         return numpy_for_mxnet()
     return module
-
-
-def _builtins_for(module_name: str) -> dict[str, Any]:
-    changed = dict(vars(builtins), __import__=_import)
-    if module_name in WRITES_FOR_CPP:
-        changed['str'] = Text
-    return changed
 
 
 # ---- finding and loading them ----------------------------------------
@@ -261,18 +237,18 @@ class MXNetLoader:
 
     def create_module(self, spec: ModuleSpec) -> types.ModuleType:
         if spec.name == 'mxnet':
-            _forget_submodules()
+            # A failed `import mxnet` leaves its submodules behind
+            for name in list(sys.modules):
+                if name.startswith('mxnet.'):
+                    del sys.modules[name]
         module = self.loader.create_module(spec) or types.ModuleType(
             spec.name
         )
-        vars(module)['__builtins__'] = _builtins_for(spec.name)
+        mended = dict(vars(builtins), __import__=_import)
+        if spec.name in WRITES_FOR_CPP:
+            mended['str'] = Text
+        vars(module)['__builtins__'] = mended
         return module
-
-
-def _forget_submodules() -> None:
-    """Remove the modules that a failed `import mxnet` has left behind."""
-    for name in [name for name in sys.modules if name.startswith('mxnet.')]:
-        del sys.modules[name]
 
 
 class MXNetFinder:
@@ -281,22 +257,15 @@ class MXNetFinder:
     def find_spec(
         self, name: str, path: Any = None, target: Any = None
     ) -> ModuleSpec | None:
-        if name != 'mxnet' and not name.startswith('mxnet.'):
+        if name.partition('.')[0] != 'mxnet':
             return None
-        spec = _first_spec(self._finders_after_this_one(), name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = MXNetLoader(spec.loader)  # type: ignore[assignment]
-        return spec
-
-    def _finders_after_this_one(self) -> list[Any]:
-        return sys.meta_path[sys.meta_path.index(self) + 1 :]
-
-
-def _first_spec(
-    finders: Iterable[Any], name: str, path: Any, target: Any
-) -> ModuleSpec | None:
-    specs = (finder.find_spec(name, path, target) for finder in finders)
-    return next((spec for spec in specs if spec is not None), None)
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = MXNetLoader(spec.loader)  # type: ignore[assignment]
+                return spec
+        return None
 
 
 def install() -> MXNetFinder:

@@ -309,14 +309,15 @@ def growth_point(
 ) -> Result:
     """Return the time of the fastest step but the first, and its work."""
     from d2lbert.data.examples import Batch
-    from d2lbert.recipes import RECIPES, TAB_RECIPES
+    from d2lbert.frameworks import FRAMEWORKS
+    from d2lbert.recipes import RECIPES
     from d2lbert.trainer import Trainer
 
     sizes = workload.Sizes(num_hiddens=hidden, ffn_num_hiddens=2 * hidden)
     arrays = workload.full_batch(batch_size, length, vocabulary)
     device = d2l.try_gpu()
     net = framework.new_net(d2l, vocabulary, device, sizes)
-    recipe = RECIPES[TAB_RECIPES[d2l.BACKEND.name]]
+    recipe = RECIPES[FRAMEWORKS[d2l.BACKEND.name].recipe]
     trainer = Trainer(net, recipe, lr=LEARNING_RATE, devices=[device])
     _, *steps = trainer.train(repeat(Batch(*arrays)), num_steps + 1)
     return {

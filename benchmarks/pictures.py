@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from benchmarks.numbers import Results, column
 from d2lbert.book.animator import DPI
-from d2lbert.runs.display import COLORS, LABELS
+from d2lbert.frameworks import FRAMEWORKS
 
 
 def draw_growth(results: Results, path: Path) -> None:
@@ -20,8 +20,9 @@ def draw_growth(results: Results, path: Path) -> None:
     for axes, (name, sizes) in zip(
         panels, results['curves'].items(), strict=True
     ):
-        for framework, color in COLORS.items():
-            runs, label = results[framework], LABELS[framework]
+        for framework, known in FRAMEWORKS.items():
+            runs = results[framework]
+            label, color = known.label, known.color
             seconds = np.array([column(run[name], 'seconds') for run in runs])
             medians = np.median(seconds, axis=0)
             least, greatest = seconds.min(axis=0), seconds.max(axis=0)

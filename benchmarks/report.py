@@ -26,7 +26,7 @@ from benchmarks.numbers import (
 )
 from benchmarks.targets import TIMES, exponent, targets_table
 from benchmarks.workload import BATCH_SIZE, FRAMEWORKS, MAX_LEN
-from d2lbert.runs.display import LABELS
+from d2lbert.frameworks import label_of
 
 HERE = Path(__file__).parent
 PAGE_FILE, RESULTS_FILE = 'results.md', 'results.json'
@@ -42,7 +42,7 @@ def training(results: Results) -> Gaps:
     """Describe the training."""
     rows, steps, call = [], [], []
     for framework in FRAMEWORKS:
-        name, runs = LABELS[framework], results[framework]
+        name, runs = label_of(framework), results[framework]
         for side, code in SIDES.items():
             share = targets.rate_share(results, framework, side).median
             rows.append(
@@ -84,7 +84,7 @@ def times_textbook(
 ) -> str:
     """Say how many times the textbook's a speed is, in each framework."""
     speeds = {
-        LABELS[framework]: median(column(results[framework][side], unit))
+        label_of(framework): median(column(results[framework][side], unit))
         for framework in FRAMEWORKS
     }
     return ' and '.join(
@@ -116,7 +116,7 @@ def loading(results: Results) -> Gaps:
             for code in SIDES.values()]  # fmt: skip
     rows = [
         [
-            LABELS[framework],
+            label_of(framework),
             *(text(runs[side], 'seconds', 2) for side in SIDES),
             *(peaks(runs[side])[0] for side in SIDES),
         ]
@@ -148,7 +148,7 @@ def representing(results: Results) -> Gaps:
     unit = 'sentences_per_sec'
     rows = [
         [
-            LABELS[framework],
+            label_of(framework),
             *(text(results[framework][name], unit, 0) for name in heads),
         ]
         for framework in FRAMEWORKS
@@ -200,7 +200,7 @@ def growth(results: Results) -> Gaps:
             )
             rows.append(
                 [
-                    LABELS[framework],
+                    label_of(framework),
                     name.replace('_', ' '),
                     f'{sizes[0]:,} to {sizes[-1]:,}',
                     *(time.text(2), work.text(2), f'{last.median:.2f}'),
@@ -244,7 +244,10 @@ def corpus(results: Results) -> Gaps:
 def shards(results: Results) -> Gaps:
     """Describe shards on one processor."""
     rows = [
-        [LABELS[name], *(text(run, 'pairs_per_sec') for run in runs.values())]
+        [
+            label_of(name),
+            *(text(run, 'pairs_per_sec') for run in runs.values()),
+        ]
         for name, runs in results.items()
     ]
     head = [f'`{devices}`, pairs/s' for devices in results['torch']]
@@ -254,7 +257,7 @@ def shards(results: Results) -> Gaps:
 def profile(results: Results) -> Gaps:
     """Say where a step's time goes."""
     columns = {
-        f'{LABELS[framework]}, {when}': results[framework][side]['seconds']
+        f'{label_of(framework)}, {when}': results[framework][side]['seconds']
         for framework in FRAMEWORKS
         for side, when in (('textbook', 'before'), ('ours', 'after'))
     }

@@ -20,7 +20,7 @@ from benchmarks.numbers import (
     table,
 )
 from benchmarks.workload import FRAMEWORKS
-from d2lbert.runs.display import LABELS
+from d2lbert.frameworks import label_of
 
 #: How much greater than the arithmetic's an exponent may seem: over eight
 #: times the size a fifth of the time, which noise alone can make.
@@ -82,7 +82,7 @@ def targets_table(rows: Iterable[Target]) -> str:
 def training(results: Results) -> Iterator[Target]:
     """Compare speed, memory and share of the processor, for each tab."""
     for framework, least, aim in (('torch', 3, 4), ('mxnet', 4, 6)):
-        name, runs = LABELS[framework], results[framework]
+        name, runs = label_of(framework), results[framework]
         ours, theirs = runs['ours'], runs['textbook']
         faster = ratio(ours, theirs, 'pairs_per_sec')
         yield Target(
@@ -110,7 +110,7 @@ def loading(results: Results) -> Iterator[Target]:
     for framework, least, aim in (('torch', 4, 8), ('mxnet', 15, 40)):
         runs = results[framework]
         faster = ratio(runs['textbook'], runs['ours'], 'seconds')
-        what = f'loading WikiText-2 the first time, {LABELS[framework]}'
+        what = f'loading WikiText-2 the first time, {label_of(framework)}'
         yield Target(what, least, aim, faster)
 
 
@@ -131,7 +131,7 @@ def representing(results: Results) -> Iterator[Target]:
         what = f'representing {results["sentences"]:,} sentences, '
         above, below = (results[framework][side] for side in sides)
         faster = ratio(above, below, unit)
-        yield Target(what + LABELS[framework], 10, None, faster)
+        yield Target(what + label_of(framework), 10, None, faster)
 
 
 def importing(results: Results) -> Iterator[Target]:
@@ -151,7 +151,7 @@ def growth(results: Results) -> Iterator[Target]:
                 for run in results[framework]
             ]
             what = f'growth with {name.replace("_", " ")}, '
-            what += f"{LABELS[framework]}, exponent less the arithmetic's"
+            what += f"{label_of(framework)}, exponent less the arithmetic's"
             yield at_most(what, EXPONENT_NOISE, spread(excess), '')
 
 
@@ -178,7 +178,9 @@ def shards(results: Results) -> Iterator[Target]:
     for framework, runs in results.items():
         for devices in list(runs)[1:]:
             speed = ratio(runs[devices], runs['cpu'], 'pairs_per_sec')
-            what = f'{devices}, {LABELS[framework]}, speed against one shard'
+            what = (
+                f'{devices}, {label_of(framework)}, speed against one shard'
+            )
             yield Target(what, 0.9, None, speed)
 
 

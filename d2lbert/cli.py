@@ -299,33 +299,29 @@ def convert(
 @app.command()
 def doctor(
     enable_mxnet: Annotated[
-        bool,
-        flag(
-            '--enable-mxnet',
-            'Make `import mxnet` work in this environment, in any order.',
+        bool | None,
+        typer.Option(
+            '--enable-mxnet/--disable-mxnet',
+            help='Make `import mxnet` work in this environment, in any '
+            'order; or undo that.',
+            show_default=False,
         ),
-    ] = False,
-    disable_mxnet: Annotated[
-        bool, flag('--disable-mxnet', 'Undo --enable-mxnet.')
-    ] = False,
+    ] = None,
 ) -> None:
     """Say what is installed, what is broken, and how to repair it."""
     from backends import mxnet_import
-    from d2lbert.tools.doctor import examine
+    from d2lbert.tools.doctor import examine, problems, report
 
-    if enable_mxnet and disable_mxnet:
-        raise InputError(
-            '--enable-mxnet and --disable-mxnet exclude each other: give one'
-        )
     if enable_mxnet:
         print(f'The import hook is on: {mxnet_import.enable()}')
-    elif disable_mxnet:
+    elif enable_mxnet is not None:
         was_on = mxnet_import.disable()
         print(f'The import hook {"is off" if was_on else "was not on"}.')
     else:
-        report = examine()
-        print(report.text())
-        raise typer.Exit(report.exit_status)
+        findings = examine()
+        print(report(findings))
+        if problems(findings):
+            raise typer.Exit(FAILED)
 
 
 def free_folder(path: Path) -> Path:
@@ -368,7 +364,7 @@ def main() -> None:
         check_package()
         with warnings.catch_warnings():
             warnings.simplefilter('always', errors.RunWarning)
-            warnings.showwarning = show_warning(warnings.showwarning)
+            warnings.showwarning = show_warning
             app(prog_name='d2lbert', obj=settings)
         return
     except errors.Stopped as error:
@@ -402,13 +398,6 @@ def raise_stopped(number: int, frame: object) -> None:
     raise errors.Stopped(number, f'stopped by {name} before the end')
 
 
-def show_warning(others: Any) -> Any:
-    """Return a `showwarning` for ours in one line, else `others`."""
-
-    def show(message: Any, category: type[Warning], *where: Any) -> None:
-        if issubclass(category, errors.RunWarning):
-            print(f'd2lbert: {message}', file=sys.stderr)
-        else:
-            others(message, category, *where)
-
-    return show
+def show_warning(message: object, *about: object, **more: object) -> None:
+    """Print a warning in one line, without the place in the code."""
+    print(f'd2lbert: {message}', file=sys.stderr)

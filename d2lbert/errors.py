@@ -6,7 +6,7 @@ do next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import isfinite
 
@@ -51,6 +51,16 @@ def check_positive(**values: float) -> None:
     for name, value in values.items():
         if not (isfinite(value) and value > 0):
             raise InputError(f'{name} = {value}: expected a positive number')
+
+
+def check_choice(what: str, given: object, known: Iterable[str]) -> None:
+    """Raise `InputError` unless `given` is one of the `known` names."""
+    known = tuple(known)
+    if given not in known:
+        raise InputError(
+            f'unknown {what} {given!r}: expected one of '
+            + ', '.join(map(repr, known))
+        )
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from d2lbert.errors import BackendsError, InputError
+from d2lbert.errors import BackendsError, check_choice
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -26,8 +27,7 @@ class Framework:
     `label`: how its authors write it; `color`: of its curves; `recipe`: the
     name of its tab's recipe. `probe`: Python code for `d2lbert doctor`, which
     imports the framework as `framework` and counts its GPUs as `gpus`;
-    `plain`: code for the reader's own import, where it may fail although
-    `probe` works; `reinstall`: the command that repairs its installation.
+    `reinstall`: the command that repairs its installation.
     """
 
     name: str
@@ -36,7 +36,6 @@ class Framework:
     recipe: str
     probe: str
     reinstall: str
-    plain: str = ''
 
     @property
     def install(self) -> str:
@@ -57,7 +56,6 @@ FRAMEWORKS = {
             'framework = mxnet_import.import_mxnet(); '
             'gpus = framework.context.num_gpus()',
             reinstall='pip install --force-reinstall --no-deps mxnet==1.9.1',
-            plain='import mxnet as framework',
         ),
         Framework(
             'torch',
@@ -94,11 +92,7 @@ def load_tab(backend: str) -> Tab:
 
 def check_backend(name: str) -> None:
     """Raise `InputError` for anything but the name of a backend."""
-    if name not in FRAMEWORKS:
-        raise InputError(
-            f'unknown backend {name!r}: expected '
-            + ' or '.join(map(repr, FRAMEWORKS))
-        )
+    check_choice('backend', name, FRAMEWORKS)
 
 
 def label_of(name: str) -> str:
@@ -112,16 +106,12 @@ def check_package() -> None:
     Imports nothing, so that no code of the other one runs.
     """
     ours = Path(__file__).resolve().parents[1] / 'backends'
-    spec = find_spec('backends')
-    if spec is None:
-        raise BackendsError(
-            f"d2lbert's own package backends is not at {ours}: install "
-            'd2lbert again'
-        )
-    folders = list(spec.submodule_search_locations or ())
+    spec = find_spec('backends') or ModuleSpec('backends', None)
+    folders = spec.submodule_search_locations or ()
     if ours not in (Path(folder).resolve() for folder in folders):
+        found = spec.origin or ', '.join(folders) or 'nothing'
         raise BackendsError(
-            f'{spec.origin or folders[0]} hides the package backends of '
-            f'd2lbert, which is expected at {ours}: rename it, or run from '
-            'another folder'
+            f'import backends finds {found}, but the package backends of '
+            f'd2lbert is expected at {ours}: rename what hides it, run from '
+            'another folder, or install d2lbert again'
         )

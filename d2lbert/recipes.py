@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from d2lbert.data.examples import Batch
-from d2lbert.errors import InputError
+from d2lbert.errors import InputError, check_choice
 
 #: An update with a larger one could leave float32, which ends at 3e38.
 MAX_LR = 1e30
@@ -95,17 +95,10 @@ RECIPES = {
     )
 }
 
-#: The recipe of each backend's own tab.
-TAB_RECIPES = {'mxnet': 'mxnet', 'torch': 'pytorch'}
-
 
 def get_recipe(name: str) -> Recipe:
     """Return a recipe by name. Raises `InputError` for an unknown one."""
-    if name not in RECIPES:
-        raise InputError(
-            f'unknown recipe {name!r}: expected one of '
-            + ', '.join(map(repr, RECIPES))
-        )
+    check_choice('recipe', name, RECIPES)
     return RECIPES[name]
 
 

@@ -23,11 +23,11 @@ from backends import base
 from d2lbert.data.batches import Batches
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
+from d2lbert.frameworks import FRAMEWORKS, label_of, load_tab
 from d2lbert.parity.report import REPORT_FILE, Side, compare_backends
 from d2lbert.recipes import RECIPES
 from d2lbert.runs.config import Config
-from d2lbert.runs.display import COLORS, LABELS
-from d2lbert.runs.run import load_tab, new_net
+from d2lbert.runs.run import new_net
 from d2lbert.trainer import Trainer
 from d2lbert.weights import get_weights, neutral_name, set_weights
 
@@ -88,7 +88,7 @@ def padding(figure: Figure, runs: Path) -> None:
     axes.plot(
         steps,
         averages['pytorch'],
-        color=COLORS['torch'],
+        color=FRAMEWORKS['torch'].color,
         label='mean over all slots, padding included',
     )
     axes.fill_between(steps, *averages.values(), color='0.9')
@@ -118,8 +118,8 @@ def epsilon(figure: Figure, runs: Path) -> None:
                 gradients,
                 first_step(backend, gradients, inside),
                 marker,
-                color=COLORS[backend],
-                label=None if inside else LABELS[backend],
+                color=FRAMEWORKS[backend].color,
+                label=None if inside else label_of(backend),
             )
     axes.set(
         xscale='log',
@@ -163,7 +163,7 @@ def key_bias(figure: Figure, runs: Path) -> None:
             base.ADAM_EPSILON, color='0.5', linestyle=':', label="Adam's ε"
         )
         axes.set(
-            title=LABELS[backend], yscale='log', xlabel='element, sorted'
+            title=label_of(backend), yscale='log', xlabel='element, sorted'
         )
     panels[0].set_ylabel('size of the gradient')
     legend_below(axes, 4)
@@ -177,8 +177,8 @@ def rounding(figure: Figure, runs: Path) -> None:
             range(1, len(steps) + 1),
             (steps - 1) * 1e6,
             '.-',
-            color=COLORS[backend],
-            label=LABELS[backend],
+            color=FRAMEWORKS[backend].color,
+            label=label_of(backend),
         )
     left.set(
         title="Adam's step, off its formula",
@@ -191,8 +191,8 @@ def rounding(figure: Figure, runs: Path) -> None:
             errors * 1e6,
             bins=np.linspace(-5, 5, 81),
             histtype='step',
-            color=COLORS[backend],
-            label=LABELS[backend],
+            color=FRAMEWORKS[backend].color,
+            label=label_of(backend),
         )
     right.set(
         title='log_softmax, off its value',
@@ -327,8 +327,8 @@ def drift(figure: Figure, runs: Path) -> None:
                 range(1, len(losses) + 1),
                 losses,
                 style,
-                color=COLORS[backend],
-                label=LABELS[backend],
+                color=FRAMEWORKS[backend].color,
+                label=label_of(backend),
             )
         draw_gaps(gaps, report)
         curves.set(title=f'recipe {recipe}')

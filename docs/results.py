@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 import d2lbert
+from d2lbert.frameworks import label_of
 from d2lbert.runs import display
 
 PRINTED = {
@@ -57,8 +58,7 @@ def main() -> None:
                 for run in (runs[recipe, backend, seed] for seed in SEEDS)
             )
             print(
-                f'| `{recipe}` | {display.LABELS[backend]} | {cells} | '
-                f'{printed} |'
+                f'| `{recipe}` | {label_of(backend)} | {cells} | {printed} |'
             )
     some_run = runs['mxnet', 'mxnet', 0]
     _, vector = display.draw_losses(

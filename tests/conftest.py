@@ -11,8 +11,8 @@ import pytest
 import backends
 import d2lbert
 from d2lbert import cli
+from d2lbert.frameworks import load_tab
 from d2lbert.pytest_plugin import require
-from d2lbert.runs.run import load_tab
 
 pytest.register_assert_rewrite('helpers')
 

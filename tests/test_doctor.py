@@ -14,16 +14,16 @@ import pytest
 from backends import mxnet_import
 from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.tools import doctor
-from d2lbert.tools.doctor import Finding, Report
+from d2lbert.tools.doctor import Finding
 
 ROOT = Path(mxnet_import.__file__).parents[1]
 
 EXAMINE = """
 import sys
 from d2lbert.tools import doctor
-report = doctor.examine(patience=60)
-print(report.text())
-sys.exit(report.exit_status)
+found = doctor.examine(patience=60)
+print(doctor.report(found))
+sys.exit(bool(doctor.problems(found)))
 """
 
 
@@ -172,7 +172,7 @@ def test_a_corpus_that_is_and_is_not_there(tmp_path):
     importlib.util.find_spec('mxnet') is None, reason='mxnet not installed'
 )
 def test_the_mxnet_that_is_here():
-    found = doctor.probe('mxnet', FRAMEWORKS['mxnet'].probe)
+    found = doctor.probe(FRAMEWORKS['mxnet'])
     assert found.error == '' and found.version and found.gpus >= 0
 
 
@@ -181,23 +181,21 @@ def test_the_mxnet_that_is_here():
     importlib.util.find_spec('torch') is None, reason='torch not installed'
 )
 def test_the_torch_that_is_here():
-    found = doctor.probe('torch', FRAMEWORKS['torch'].probe)
+    found = doctor.probe(FRAMEWORKS['torch'])
     assert found.error == '' and found.version and found.gpus >= 0
 
 
 def test_the_report_fits_a_terminal():
-    report = Report(
-        (
-            Finding('Python', 'ok', 'word ' * 50),
-            Finding('a long subject', 'problem', 'first\nsecond', 'do this'),
-        )
-    )
-    lines = report.text().splitlines()
+    findings = [
+        Finding('Python', 'word ' * 50),
+        Finding('a long subject', 'first\nsecond', 'problem', 'do this'),
+    ]
+    lines = doctor.report(findings).splitlines()
     assert max(map(len, lines)) <= 78
     assert '! a long subject  first' in lines
+    assert ' ' * 18 + 'mend: do this' in lines
     assert lines[-1] == 'Problems found: a long subject.'
-    assert report.exit_status == 1
-    assert Report(report.findings[:1]).exit_status == 0
+    assert doctor.report(findings[:1]).endswith('No problems found.')
 
 
 @pytest.mark.parametrize(

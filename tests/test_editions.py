@@ -18,8 +18,8 @@ import pytest
 
 from backends import mxnet_import
 from d2lbert.data import sample
+from d2lbert.frameworks import load_tab
 from d2lbert.pytest_plugin import require
-from d2lbert.runs.run import load_tab
 
 NUM_STEPS = 3
 

@@ -19,7 +19,8 @@ from d2lbert.errors import (
     RunError,
     RunWarning,
 )
-from d2lbert.recipes import RECIPES, TAB_RECIPES
+from d2lbert.frameworks import FRAMEWORKS
+from d2lbert.recipes import RECIPES
 from d2lbert.runs.config import Config
 from d2lbert.runs.run import METRICS_FILE, RUN_FILE, VOCAB_FILE, WEIGHTS_FILE
 from d2lbert.weights import get_weights
@@ -79,7 +80,7 @@ def test_a_run_has_network_vocabulary_and_history(
     assert results['mlm_loss'] == pytest.approx(mlm_loss)
     assert results['nsp_loss'] == pytest.approx(nsp_loss)
     assert results['backend'] == backend_name
-    assert results['recipe'] == TAB_RECIPES[backend_name]
+    assert results['recipe'] == FRAMEWORKS[backend_name].recipe
     assert re.fullmatch(
         rf'MLM loss {mlm_loss:.3f}, NSP loss {nsp_loss:.3f}\n'
         r'[0-9]+\.[0-9] sentence pairs/sec on \[.*cpu.*\]',

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import toy
+from d2lbert.frameworks import load_tab
 from d2lbert.pytest_plugin import require
 from d2lbert.recipes import RECIPES
-from d2lbert.runs.run import load_tab
 from d2lbert.trainer import Trainer
 from d2lbert.weights import get_weights, set_weights
 from helpers import make_batch

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from backends.devices import shard_slices
 from d2lbert.errors import InputError, RunError
+from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.randomness import DropoutMasks
-from d2lbert.recipes import RECIPES, TAB_RECIPES, get_recipe
+from d2lbert.recipes import RECIPES, get_recipe
 from d2lbert.slots import LossInputs, loss_inputs
 from d2lbert.trainer import Trainer, micro_batches
 from d2lbert.weights import get_weights
@@ -69,7 +70,7 @@ def test_losses_are_those_of_the_recipe(tab, recipe, num_shards):
 
 
 def test_each_backend_has_a_tab(backend_name):
-    assert TAB_RECIPES[backend_name] in RECIPES
+    assert FRAMEWORKS[backend_name].recipe in RECIPES
 
 
 def test_unknown_recipe():

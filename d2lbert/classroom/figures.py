@@ -21,8 +21,9 @@ from d2lbert.bert import BERTModel
 from d2lbert.classroom.inspection import Example, attention_weights
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import Vocab
+from d2lbert.frameworks import FRAMEWORKS, label_of
 from d2lbert.representation import Text, to_tokens
-from d2lbert.runs.display import COLORS, DASHES, DPI, LABELS
+from d2lbert.runs.display import DASHES, DPI
 from d2lbert.runs.run import Run
 
 TOKENS_A_LINE = 10
@@ -206,8 +207,8 @@ def draw_curves(runs: Sequence[Run]) -> Picture:
             name, history = run.config.backend, np.array(run.history)
             axes.plot(
                 range(1, len(history) + 1), history[:, task],
-                DASHES[i % len(DASHES)], color=COLORS[name],
-                label=f'{LABELS[name]}, {run.config.recipe}',
+                DASHES[i % len(DASHES)], color=FRAMEWORKS[name].color,
+                label=f'{label_of(name)}, {run.config.recipe}',
             )  # fmt: skip
         chance = math.log(num_classes)
         axes.axhline(chance, color='0.5', linewidth=1)

@@ -17,9 +17,9 @@ from d2lbert.bert import BERTModel
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import CLS, MASK, SEP, Vocab
 from d2lbert.errors import InputError
+from d2lbert.frameworks import label_of
 from d2lbert.representation import Text, encode_text, represent
 from d2lbert.runs.config import MAX_POSITIONS, Config
-from d2lbert.runs.display import LABELS
 from d2lbert.tools import doctor
 
 FLOAT_BYTES = 4
@@ -37,8 +37,8 @@ def check_environment(backend: str) -> None:
         found = backends.load(backend)
     except Exception as error:
         raise InputError(
-            f'{LABELS[backend]} cannot be imported. The doctor says:\n\n'
-            f'{doctor.examine().text()}\n\n'
+            f'{label_of(backend)} cannot be imported. The doctor says:\n\n'
+            f'{doctor.report(doctor.examine())}\n\n'
             'Do that, restart the kernel and run this cell again'
         ) from error
     versions = [

@@ -23,6 +23,7 @@ from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import Batch
 from d2lbert.data.files import output_errors, write_file
 from d2lbert.errors import InputError
+from d2lbert.frameworks import label_of, load_tab
 from d2lbert.parity.networks import (
     TOLERANCES,
     Difference,
@@ -34,7 +35,7 @@ from d2lbert.randomness import DropoutMasks, generator
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, make_folder
-from d2lbert.runs.run import check_last_batch, devices_of, load_tab
+from d2lbert.runs.run import check_last_batch, devices_of
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (
     get_weights,
@@ -103,7 +104,7 @@ class Report:
             rows += _row(title, found, 'pass' if passed else 'FAIL')
             if kind == 'gradients':
                 rows += _row('(weights at a kink)', self.kinks)
-        name = display.LABELS[self.backends[0]]
+        name = label_of(self.backends[0])
         rows += _row(f'({name} and its twin)', self.twin)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return '\n'.join(

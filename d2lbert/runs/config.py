@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d2lbert.errors import InputError, input_errors
+from d2lbert.errors import InputError, check_choice, input_errors
 from d2lbert.frameworks import FRAMEWORKS, check_backend
 
 if TYPE_CHECKING:
@@ -28,12 +28,14 @@ MAY_CHANGE = (
     'save_every',
     'keep',
 )
-SIZES = (
-    'num_hiddens',
-    'ffn_num_hiddens',
-    'num_heads',
-    'num_blks',
-)
+SIZES = ('num_hiddens', 'ffn_num_hiddens', 'num_heads', 'num_blks')
+#: The least value of each whole number.
+LEAST = {
+    **dict.fromkeys(('steps', 'batch_size', 'max_len', *SIZES), 1),
+    **dict.fromkeys(('micro_batch', 'save_every'), 1),
+    'seed': 0,
+    'keep': MIN_KEEP,
+}
 
 
 def option(
@@ -132,18 +134,15 @@ class Config:
         self._set('devices', str(self.devices))
         with input_errors():
             parse_devices(self.devices)
-        if self.precision not in PRECISIONS:
-            raise InputError(
-                f'unknown precision {self.precision!r}: expected one of '
-                + ', '.join(map(repr, PRECISIONS))
-            )
-        for name in ('steps', 'batch_size', 'max_len', *SIZES):
-            self._check_count(name, least=1)
-        for name in ('micro_batch', 'save_every'):
-            if getattr(self, name) is not None:
-                self._check_count(name, least=1)
-        self._check_count('seed', least=0)
-        self._check_count('keep', least=MIN_KEEP)
+        check_choice('precision', self.precision, PRECISIONS)
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if value is one.default:  # of some it is `None`
+                continue
+            if one.name in LEAST:
+                _check_count(one.name, value, LEAST[one.name])
+            if one.name in ('dropout', 'lr'):
+                _check_number(one.name, value)
         check_max_len(self.max_len)
         if self.max_len > MAX_POSITIONS:
             raise InputError(
@@ -155,27 +154,15 @@ class Config:
                 f'num_hiddens = {self.num_hiddens} does not divide into '
                 f'num_heads = {self.num_heads}: choose a divisor'
             )
-        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
+        if not 0 <= self.dropout < 1:
             raise InputError(
-                f'dropout = {self.dropout!r}: expected a number '
-                'from 0 to below 1'
-            )
-        if not _is_number(self.learning_rate):
-            raise InputError(
-                f'lr = {self.learning_rate!r}: expected a positive number'
+                f'dropout = {self.dropout!r}: expected from 0 to below 1'
             )
         check_lr(self.learning_rate)
 
     def _set(self, name: str, value: object) -> None:
         """Set a field although the class is frozen."""
         object.__setattr__(self, name, value)
-
-    def _check_count(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int) or value < least:
-            raise InputError(
-                f'{name} = {value!r}: expected a whole number from {least} up'
-            )
 
     @property
     def learning_rate(self) -> float:
@@ -223,6 +210,14 @@ class Config:
         return asdict(self)
 
 
-def _is_number(value: object) -> bool:
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or value < least:
+        raise InputError(
+            f'{name} = {value!r}: expected a whole number from {least} up'
+        )
+
+
+def _check_number(name: str, value: object) -> None:
     # JSON does not know other types, such as NumPy's float32
-    return isinstance(value, (int, float))
+    if not isinstance(value, (int, float)):
+        raise InputError(f'{name} = {value!r}: expected a number')

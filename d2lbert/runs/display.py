@@ -8,15 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from d2lbert.book.animator import DPI
 from d2lbert.data.files import write_file
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
-COLORS = {name: known.color for name, known in FRAMEWORKS.items()}
-LABELS = {name: known.label for name, known in FRAMEWORKS.items()}
 DASHES = ('-', '--', ':', '-.')
 SUFFIXES = ('.png', '.svg')
 TASKS = ('Masked language modelling', 'Next sentence prediction')
@@ -83,12 +80,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.bar.close()
 
 
@@ -202,7 +194,7 @@ def _draw_curves(
             range(1, len(losses) + 1),
             losses,
             label=_title_of(label),
-            color=COLORS.get(label.partition(',')[0]),
+            color=_color_of(label),
             linestyle=DASHES[number % len(DASHES)],
             # A line through a single step would be invisible
             marker='o' if len(losses) == 1 else None,
@@ -222,6 +214,11 @@ def _draw_gaps(
         markersize=3,
         linewidth=1,
     )
+
+
+def _color_of(label: str) -> str | None:
+    known = FRAMEWORKS.get(label.partition(',')[0])
+    return known.color if known else None
 
 
 def _title_of(label: str) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import re
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save as to_safetensors
 
 import backends
 from backends.parameters import check_parameters
@@ -35,9 +35,9 @@ from d2lbert.data.files import (
     output_errors,
     write_file,
 )
-from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.errors import InputError, RunError, check_choice, input_errors
 from d2lbert.frameworks import FRAMEWORKS, load_tab
-from d2lbert.runs.run import Run, check_no_run, load_run
+from d2lbert.runs.run import Run, load_run
 from d2lbert.weights import (
     MXNET_NAMES,
     get_weights,
@@ -52,7 +52,7 @@ Weights = dict[str, np.ndarray]
 #: What `nn.DataParallel` puts in front of each name.
 PARALLEL = 'module.'
 NO_PICKLE = (
-    'is a pickle, which may run any code when it is opened, so it is '
+    'this is a pickle, which may run any code when it is opened, so it is '
     'never opened here. If you trust it, load it where it was made and write '
     "safetensors.torch.save_file(net.state_dict(), 'net.safetensors')"
 )
@@ -87,16 +87,17 @@ def convert(
     and shape that is wrong, and `RunError` for a damaged file. Nothing is
     written then.
     """
-    if to not in (*WRITERS, 'run'):
-        expected = ', '.join(map(repr, (*WRITERS, 'run')))
-        raise InputError(f'unknown format {to!r}: expected one of {expected}')
+    check_choice('format', to, (*WRITERS, 'run'))
     if (to == 'run') != (like is not None):
         raise InputError(
             "--like RUN and --to run belong together: a run's vocabulary "
             'and sizes must come from another one'
         )
     out = Path(out)
-    check_no_run(out) if to == 'run' else check_free(out)
+    if to != 'run' and os.path.lexists(out):
+        raise InputError(
+            f'{out} exists already: give another --out, or remove it'
+        )
     weights = read_weights(source)
     if like is not None:
         like_run(like, weights, Path(source).name).save(out)
@@ -116,18 +117,16 @@ def read_weights(source: str | Path) -> Weights:
     try:
         check_regular(source, MAX_WEIGHTS)
         data = Path(source).read_bytes()
-    except (OSError, ValueError, MemoryError) as error:
-        raise InputError(
-            f'{source} cannot be read ({describe_error(error)}): give the '
-            'folder of a run, or a file of weights'
-        ) from error
-    read = reader_of(source, data)
-    try:
-        weights = neutral(read(data))
+        weights = neutral(reader_of(data)(data))
         with input_errors():
             check_weights(weights)
     except InputError as error:
         raise InputError(f'the weights in {source}: {error}') from error
+    except OSError as error:
+        raise InputError(
+            f'{source} cannot be read ({describe_error(error)}): give the '
+            'folder of a run, or a file of weights'
+        ) from error
     except (ValueError, KeyError, MemoryError, zipfile.BadZipFile) as error:
         raise RunError(
             f'the weights in {source} cannot be read ({error}): copy the '
@@ -163,14 +162,6 @@ class ImportedRun(Run):
         return {'weights_from': self.source, 'steps': 0, 'history': []}
 
 
-def check_free(path: Path) -> None:
-    """Raise `InputError` where a path exists."""
-    if os.path.lexists(path):
-        raise InputError(
-            f'{path} exists already: give another --out, or remove it'
-        )
-
-
 # ---- names and shapes ------------------------------------------------
 
 
@@ -185,25 +176,60 @@ def neutral(arrays: Mapping[str, np.ndarray]) -> Weights:
 
 def check_weights(weights: Weights) -> None:
     """Raise `ValueError` unless these are all the weights of a BERT."""
+    check_numbers(weights)
     sizes = sizes_of(weights)
     check_size(weights, sizes)
     net = load_tab(any_backend()).BERTModel(**sizes)
     check_parameters(neutral_shapes(net), weights)
-    check_numbers(weights)
 
 
 def check_numbers(weights: Weights) -> None:
-    """Raise `ValueError` unless all numbers are real and finite."""
+    """Raise `ValueError` unless there are numbers, all real and finite."""
     faults = []
     for name, W in weights.items():
         if W.dtype not in (np.float32, np.float64):
             faults.append(
                 f'{name} has type {W.dtype} instead of float32 or float64'
             )
+        elif not W.size:
+            faults.append(f'{name} has shape {W.shape}, without numbers')
         elif not np.isfinite(W).all():
             faults.append(f'{name} holds numbers that are not finite')
     if faults:
         raise ValueError('; '.join(faults))
+
+
+def sizes_of(weights: Weights) -> dict[str, int]:
+    """Return the arguments of `BERTModel` that follow from its weights.
+
+    The number of heads does not follow from them; it is 1 here.
+    """
+    shapes = {name: W.shape for name, W in weights.items()}
+    try:
+        vocab_size, num_hiddens = shapes['encoder.token_embedding.weight']
+        _, max_len, _ = shapes['encoder.pos_embedding']
+        ffn_num_hiddens, _ = shapes['encoder.blks.0.ffn.dense1.weight']
+    except (KeyError, ValueError) as error:
+        found = ', '.join(f'{name} {shapes[name]}' for name in sorted(shapes))
+        raise ValueError(
+            'every BERT of the chapter has encoder.token_embedding.weight '
+            'with 2 axes, encoder.pos_embedding with 3 and '
+            'encoder.blks.0.ffn.dense1.weight with 2; there is '
+            + (found or 'nothing')
+        ) from error
+    blocks = {
+        name.split('.')[2]
+        for name in weights
+        if name.startswith('encoder.blks.')
+    }
+    return {
+        'vocab_size': vocab_size,
+        'num_hiddens': num_hiddens,
+        'ffn_num_hiddens': ffn_num_hiddens,
+        'num_heads': 1,
+        'num_blks': len(blocks),
+        'max_len': max_len,
+    }
 
 
 def check_size(weights: Weights, sizes: Mapping[str, int]) -> None:
@@ -212,12 +238,6 @@ def check_size(weights: Weights, sizes: Mapping[str, int]) -> None:
     `check_weights` makes a network of these sizes, so a file must hold a
     fair part of its numbers.
     """
-    empty = [name for name, W in weights.items() if not W.size]
-    if empty:
-        raise ValueError(
-            f'{empty[0]} has shape {weights[empty[0]].shape}, which holds '
-            'no numbers'
-        )
     width = 2 * sizes['num_hiddens']
     blocks = sizes['num_blks'] * (width + sizes['ffn_num_hiddens'])
     expected = width * (blocks + sizes['vocab_size'])
@@ -229,37 +249,6 @@ def check_size(weights: Weights, sizes: Mapping[str, int]) -> None:
         )
 
 
-def sizes_of(weights: Weights) -> dict[str, int]:
-    """Return the arguments of `BERTModel` that follow from its weights.
-
-    The number of heads does not follow from them; it is 1 here.
-    """
-    tokens = 'encoder.token_embedding.weight'
-    positions = 'encoder.pos_embedding'
-    ffn = 'encoder.blks.0.ffn.dense1.weight'
-    for name, num_axes in {tokens: 2, positions: 3, ffn: 2}.items():
-        if name not in weights:
-            raise ValueError(
-                f'{name} is missing, which every BERT of the chapter has; '
-                f'there is {", ".join(sorted(weights)) or "nothing"}'
-            )
-        if weights[name].ndim != num_axes:
-            raise ValueError(
-                f'{name} has shape {weights[name].shape}: expected '
-                f'{num_axes} axes'
-            )
-    vocab_size, num_hiddens = weights[tokens].shape
-    numbers = (re.match(r'encoder\.blks\.(\d+)\.', name) for name in weights)
-    return {
-        'vocab_size': vocab_size,
-        'num_hiddens': num_hiddens,
-        'ffn_num_hiddens': weights[ffn].shape[0],
-        'num_heads': 1,
-        'num_blks': len({found[1] for found in numbers if found}),
-        'max_len': weights[positions].shape[1],
-    }
-
-
 def any_backend() -> str:
     """Return the name of a backend, an installed one if there is any."""
     return [*FRAMEWORKS, *backends.installed()][-1]
@@ -268,25 +257,22 @@ def any_backend() -> str:
 # ---- reading ---------------------------------------------------------
 
 
-def reader_of(
-    source: str | Path, data: bytes
-) -> Callable[[bytes], Mapping[str, np.ndarray]]:
+def reader_of(data: bytes) -> Callable[[bytes], Mapping[str, np.ndarray]]:
     """Return the function that reads a file, by its first bytes.
 
     Raises `InputError` for a pickle and for anything unknown.
     """
     if data.startswith(struct.pack('<Q', LIST_MAGIC)):
         return read_mxnet
-    if data.startswith(b'PK\x03\x04'):
-        if b'.pkl' in data[:4096]:
-            raise InputError(f'{source} {NO_PICKLE}')
-        return read_npz
     if data[8:9] == b'{':
         return load_arrays
-    if data.startswith(b'\x80'):
-        raise InputError(f'{source} {NO_PICKLE}')
+    is_zip = data.startswith(b'PK\x03\x04')
+    if data.startswith(b'\x80') or (is_zip and b'.pkl' in data[:4096]):
+        raise InputError(NO_PICKLE)
+    if is_zip:
+        return read_npz
     raise InputError(
-        f'{source} is no file of weights: expected safetensors, or what '
+        'this is no file of weights: expected safetensors, or what '
         "Gluon's save_parameters writes"
     )
 
@@ -310,11 +296,13 @@ def read_npz(data: bytes) -> Weights:
 def read_mxnet(data: bytes) -> Weights:
     """Read MXNet's binary list of named arrays.
 
-    Raises `ValueError` for anything that is not as MXNet writes it.
+    `reader_of` has checked its first number. Raises `ValueError` for
+    anything that is not as MXNet writes it.
     """
     file = io.BytesIO(data)
-    _expect(file, '<QQ', LIST_MAGIC, 0)
-    (num_arrays,) = _unpack(file, '<Q')
+    _magic, reserved, num_arrays = _unpack(file, '<QQQ')
+    if reserved:
+        raise ValueError(f'its second number is {reserved} instead of 0')
     arrays = [_read_array(file) for _ in range(num_arrays)]
     (num_names,) = _unpack(file, '<Q')
     names = [
@@ -328,11 +316,9 @@ def read_mxnet(data: bytes) -> Weights:
 
 
 def _read_array(file: io.BytesIO) -> np.ndarray:
-    (magic,) = _unpack(file, '<I')
-    if magic not in ARRAY_MAGICS:
-        raise ValueError(f'an array begins with {magic:#x}')
-    _expect(file, '<i', DENSE)
-    (num_axes,) = _unpack(file, '<i')
+    magic, storage, num_axes = _unpack(file, '<Iii')
+    if magic not in ARRAY_MAGICS or storage != DENSE:
+        raise ValueError(f'an array begins with {magic:#x}, {storage}')
     if not 0 <= num_axes <= 32:
         raise ValueError(f'an array has {num_axes} axes')
     shape = _unpack(file, f'<{num_axes}q')
@@ -355,12 +341,6 @@ def _take(file: io.BytesIO, size: int) -> bytes:
 def _unpack(file: io.BytesIO, form: str) -> tuple[Any, ...]:
     """Return the next numbers, by a format of `struct`."""
     return struct.unpack(form, _take(file, struct.calcsize(form)))
-
-
-def _expect(file: io.BytesIO, form: str, *expected: int) -> None:
-    """Take the next numbers, which must be `expected`."""
-    if (found := _unpack(file, form)) != expected:
-        raise ValueError(f'{found} instead of {expected}')
 
 
 # ---- writing ---------------------------------------------------------
@@ -391,13 +371,6 @@ def to_mxnet(weights: Weights) -> bytes:
     for name in map(str.encode, map(mxnet_name, weights)):
         parts += struct.pack('<Q', len(name)), name
     return b''.join(parts)
-
-
-def to_safetensors(weights: Weights) -> bytes:
-    """Return the bytes of a safetensors file, with neutral names."""
-    from safetensors.numpy import save
-
-    return save(weights)
 
 
 WRITERS: dict[str, Callable[[Weights], bytes]] = {

@@ -12,8 +12,8 @@ import numpy as np
 
 from d2lbert.book import chapter
 from d2lbert.errors import CorpusError
+from d2lbert.frameworks import load_tab
 from d2lbert.recipes import RECIPES
-from d2lbert.runs.run import load_tab
 from oracle import cases, results
 
 
