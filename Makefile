@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ORACLE := .oracle
 CORPUS ?= sample
+# Two files of tests at a time
+TWO := --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help venv pretrain test test-all lint format audit test-matrix \
@@ -29,10 +31,10 @@ pretrain: $(READY)  ## Train the chapter's BERT in both frameworks
 	$(BIN)/d2lbert chapter
 
 test: $(READY)  ## Run the tests but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 test-all: $(READY)  ## Run the slow tests too
-	$(BIN)/python -m pytest -m 'not oracle'
+	$(BIN)/python -m pytest $(TWO) -m 'not oracle'
 
 lint: $(READY)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -21,7 +21,12 @@ from helpers import RUN_SIZES, Done, write_text  # noqa: E402
 pytest_plugins = ['d2lbert.pytest_plugin']
 
 # Only the tests that ask for the real corpus get it, from any folder
-WIKITEXT2 = os.path.abspath(os.environ.pop('D2LBERT_WIKITEXT2', 'unset'))
+WIKITEXT2 = os.path.abspath(
+    os.environ.pop('D2LBERT_WIKITEXT2', '')
+    or os.environ.get('D2LBERT_TESTS_WIKITEXT2', 'unset')
+)
+# The processes of pytest-xdist inherit this one
+os.environ['D2LBERT_TESTS_WIKITEXT2'] = WIKITEXT2
 
 # A shell's background job, as these tests may be, ignores Ctrl-C, and so
 # would whatever it starts

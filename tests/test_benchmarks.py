@@ -426,6 +426,7 @@ def test_printed_speed():
         measure.pairs_per_sec('')
 
 
+@pytest.mark.slow
 def test_training_is_measured(backend_name, tmp_path):
     bench = Bench(tmp_path, QUICK, sys.executable)
     run = bench.measure(

@@ -603,10 +603,8 @@ def test_an_empty_path_is_not_the_folder_one_is_in(run):
 
 
 @unix
-@pytest.mark.parametrize(
-    'redirection',
-    ['2>/dev/full', pytest.param('2>&-', marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('redirection', ['2>/dev/full', '2>&-'])
 def test_a_training_does_without_its_progress_bar(
     text_file, tmp_path, redirection, one_backend
 ):

@@ -451,7 +451,11 @@ def test_the_packages_functions_are_the_cells(
     ('edition', 'own_functions'),
     [
         pytest.param('French MXNet', False, marks=pytest.mark.mxnet),
-        pytest.param('French PyTorch', True, marks=pytest.mark.torch),
+        pytest.param(
+            'French PyTorch',
+            True,
+            marks=[pytest.mark.torch, pytest.mark.slow],
+        ),
     ],
 )
 def test_script(edition, own_functions, tmp_path):

@@ -49,7 +49,13 @@ def strictly(text):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
-@pytest.mark.parametrize('order', [('torch', 'mxnet'), ('mxnet', 'torch')])
+@pytest.mark.parametrize(
+    'order',
+    [
+        ('torch', 'mxnet'),
+        pytest.param(('mxnet', 'torch'), marks=pytest.mark.slow),
+    ],
+)
 def test_parity(compare, tmp_path, dtype, order):
     done = compare('--backends', *order, '--dtype', dtype, '--json')
     assert done.status == 0

@@ -50,7 +50,11 @@ def two_steps(tab, backend, recipe, devices):
 @pytest.mark.torch
 @pytest.mark.parametrize(
     ('recipe', 'devices'),
-    [('mxnet', 'cpu:2'), ('pytorch', 'cpu'), ('corrected', 'cpu:2')],
+    [
+        ('mxnet', 'cpu:2'),
+        pytest.param('pytorch', 'cpu', marks=pytest.mark.slow),
+        ('corrected', 'cpu:2'),
+    ],
 )
 def test_two_steps_are_those_of_pytorch(recipe, devices):
     require('torch')
