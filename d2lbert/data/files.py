@@ -28,7 +28,15 @@ NO_CHECKSUM = '0' * 64
 #: How a system says that there is no room for more.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: What reading a damaged file can raise.
-DAMAGE = (OSError, ValueError, KeyError, TypeError, RecursionError)
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
 
 
 # ---- files -----------------------------------------------------------

@@ -221,8 +221,9 @@ class Pretraining:
                 batches.from_step(len(run.steps)),
             )
             while self.num_left():
-                # A segment ends at a checkpoint: while it lasts, the network
-                # may be ahead of the steps that were reported
+                # A segment ends at a checkpoint. Inside of it a GPU may have
+                # computed a step more than was reported; at its end both
+                # agree
                 for step in self.trainer.train(
                     until_stopped, self.num_until_checkpoint()
                 ):

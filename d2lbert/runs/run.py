@@ -121,23 +121,25 @@ class Run:
         """
         check_no_run(folder)
         with locked(folder):
+            # Again, because a training may have been faster
+            check_no_run(folder)
             self.write(folder)
 
     def write(self, folder: str | Path) -> None:
         """Write into a folder that exists, over any run in it."""
         folder = Path(folder)
         files = self.files()
+        about = {
+            'config': self.config.as_dict(),
+            'results': self.results(),
+            'versions': versions(self.config.backend),
+        }
         try:
             # Without this file the folder holds no run
             (folder / RUN_FILE).unlink(missing_ok=True)
             for name, data in files.items():
                 write_file(folder / name, data)
             self.draw(folder)
-            about = {
-                'config': self.config.as_dict(),
-                'results': self.results(),
-                'versions': versions(self.config.backend),
-            }
             write_file(folder / RUN_FILE, to_manifest(about, files))
         except OSError as error:
             raise RunError(
