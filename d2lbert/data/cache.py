@@ -76,7 +76,9 @@ def write_examples(path: Path, examples: Batch, vocab: Vocab) -> None:
         name: array.astype(np.min_scalar_type(int(array.max())))
         for name, array in examples._asdict().items()
     }
-    about = {'key': path.stem, 'counts': vocab.token_freqs}
+    words, counts = zip(*vocab.token_freqs, strict=True)
+    # One string, because JSON reads many slowly; no word has a space in it
+    about = {'key': path.stem, 'words': ' '.join(words), 'counts': counts}
     write_arrays(path, arrays, about)
 
 
@@ -88,7 +90,9 @@ def read_examples(path: Path) -> tuple[Batch, Vocab]:
     arrays, about = read_arrays(path)
     if about['key'] != path.stem:
         raise ValueError(f'{path.name} has the examples of another text')
-    vocab = Vocab(dict(about['counts']), MIN_FREQ, RESERVED_TOKENS)
+    words = about['words'].split(' ')
+    counts = dict(zip(words, about['counts'], strict=True))
+    vocab = Vocab(counts, MIN_FREQ, RESERVED_TOKENS)
     typed = (
         arrays[name].astype(empty.dtype)
         for name, empty in Batch.empty(0, 0)._asdict().items()
