@@ -288,15 +288,15 @@ class Backend(ABC):
         precision: str = 'float32',
         shared_masks: bool = False,
     ) -> DataParallel:
-        """Return what differentiates the losses of `net` on some devices.
+        """Return an object that computes losses and gradients of `net`.
 
         `devices`: a shard of each batch for each; the parameters of `net`
         move to them. `precision`: one of `PRECISIONS`, of which `'tf32'` and
-        `'bf16'` are inexact. `shared_masks`: a GPU uses the dropout masks of
-        the parts too, where it would draw its own in less time.
+        `'bf16'` are inexact. `shared_masks`: a GPU too uses the dropout masks
+        of the parts; otherwise it draws its own, which is faster.
 
         Raises `ValueError` for a device that is given twice where it cannot
-        serve two shards, and for a precision that cannot be had.
+        serve two shards, and for a precision that is not supported.
         """
 
     @abstractmethod
@@ -321,11 +321,11 @@ class DataParallel(ABC):
     """Losses and gradients of one network, for batches that are split.
 
     `num_shards`: into how many shards a batch is split; `own_shards`: which
-    of them this process computes; `num_workers`: how many micro-batches are
-    computed at the same time, on which the rounding of the sums depends;
+    of them this process computes; `num_workers`: how many workers share the
+    micro-batches, on which the rounding of the sums depends;
     `tokens_at_a_time`: how many tokens of a micro-batch keep a device busy;
     `static_shapes`: inputs should have few different shapes, because each
-    is compiled or recorded; `asynchronous`: results arrive later.
+    is compiled or recorded; `asynchronous`: `value_and_grad` does not wait.
     """
 
     num_shards: int
@@ -346,7 +346,7 @@ class DataParallel(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Leave `net` on the given devices, for others to use."""
+        """Leave `net` to others, without gradients of this object."""
 
 
 class Gradients(ABC):

@@ -7,6 +7,7 @@ with its own copy of the parameters: they are the replicas of a network.
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ from backends.threads import (
     ThreadedDataParallel,
     Threads,
     Worker,
+    count_workers,
     num_cores,
 )
 from backends.types import Arrays, Device, Losses
@@ -74,12 +76,11 @@ class DataParallel(ThreadedDataParallel):
                 'keeps parameters once for each; give others, such as '
                 'cpu(0) and cpu(1)'
             )
-        num_threads = num_cores()
-        contexts = list(devices)
-        if getattr(net, 'is_replicable', False) and not any(
-            device.device_type == 'gpu' for device in devices
-        ):
-            contexts += free_contexts(devices, num_threads)
+        on_gpu = any(device.device_type == 'gpu' for device in devices)
+        num_each, num_threads = count_workers(
+            net, len(devices), on_gpu, num_cores()
+        )
+        contexts = [*devices, *free_contexts(devices, num_each - 1)]
         super().__init__(
             [
                 Worker(i % len(devices), context, net)
@@ -150,14 +151,17 @@ class Gradients(base.Gradients):
 
     def norm(self):
         # NumPy, because MXNet's sums take ten times as long
-        squares = values = 0.0
+        parameters = parameters_of(self.net).values()
+        for X in (
+            parameter.list_data()[0].asnumpy() for parameter in parameters
+        ):
+            if not numpy.isfinite(X).all():
+                return math.nan
+        squares = 0.0
         with numpy.errstate(over='ignore', invalid='ignore'):
-            for parameter in parameters_of(self.net).values():
-                values += parameter.list_data()[0].asnumpy().sum()
             for grad in self.arrays().values():
                 squares += float(grad.reshape(-1) @ grad.reshape(-1))
-            # A parameter that is not finite makes the norm NaN
-            return float(numpy.sqrt(squares) + 0 * values)
+        return math.sqrt(squares)
 
     def arrays(self):
         return {
@@ -166,14 +170,11 @@ class Gradients(base.Gradients):
         }
 
 
-def free_contexts(
-    devices: Sequence[Device], num_threads: int
-) -> list[Device]:
-    """Return more contexts of the processor, as many for each device."""
+def free_contexts(devices: Sequence[Device], num_each: int) -> list[Device]:
+    """Return other contexts of the processor, so many for each device."""
     taken = {device.device_id for device in devices}
     free = (npx.cpu(i) for i in itertools.count() if i not in taken)
-    num_more = len(devices) * (max(1, num_threads // len(devices)) - 1)
-    return list(itertools.islice(free, num_more))
+    return list(itertools.islice(free, len(devices) * num_each))
 
 
 def move(net: Any, contexts: Sequence[Device]) -> None:
@@ -220,7 +221,7 @@ class Adam(base.Optimizer):
         self, net: Any, lr: float, epsilon_inside: bool, frozen: Sequence[str]
     ) -> None:
         self.net = net
-        # One that has several names, because layers share it, is one
+        # A parameter that layers share has several names: keep one
         once = {
             parameter: name for name, parameter in learned_by(net).items()
         }
@@ -256,9 +257,9 @@ class Adam(base.Optimizer):
             if data.dtype == numpy.float64:
                 update_in_float64(data, grad, m, v, lr, epsilon)
                 continue
-            # The operator's v is smaller by its rounding of 1 − β₂, which is
-            # how Gluon's Adam is; PyTorch's, which the other recipes follow,
-            # is exact.
+            # The operator rounds 1 − β₂, so that its v is slightly too small.
+            # Gluon's Adam has the same error; PyTorch's, which the other
+            # recipes follow, has not.
             scale = 1.0 if self.epsilon_inside else base.GLUON_ROUNDING
             nd.adam_update(
                 data,

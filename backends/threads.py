@@ -1,4 +1,4 @@
-"""What the backends share that compute on the threads of a processor.
+"""Data parallelism with threads of a processor, shared by two backends.
 
 Two workers of one thread each get more done than one worker whose
 operations use two threads. So each core has a worker with a replica of the
@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backends import base
-from backends.types import Device, Layer, Part
+from backends.types import Device, Layer, Net, Part
 
-#: So many tokens keep a core and its caches busy; more only take memory.
+#: Tokens of a micro-batch on a core. More take more memory, and are not
+#: faster.
 CPU_TOKENS = 4096
-#: malloc.h of glibc: arrays of up to so many bytes, at most 32 MiB, are
-#: taken from memory that was freed, of which so much is kept.
+#: malloc.h of glibc: it reuses freed memory for arrays of up to 32 MiB, and
+#: keeps up to 512 MiB of it.
 M_MMAP_THRESHOLD, KEPT_ARRAY = -3, 32 << 20
 M_TRIM_THRESHOLD, KEPT_MEMORY = -1, 512 << 20
 
@@ -141,13 +142,13 @@ class ThreadedDataParallel(base.DataParallel):
     def __init__(
         self, workers: Sequence[Worker], threads: Threads, num_threads: int
     ) -> None:
+        """`num_threads`: in how many threads the workers compute."""
         self.workers = workers
         self.threads = threads
         self.num_workers = len(workers)
         self.num_shards = 1 + max(worker.shard for worker in workers)
         self.own_shards = range(self.num_shards)
-        # More threads than cores, so that no core waits for the others
-        self.num_threads = min(self.num_workers, 2 * num_threads)
+        self.num_threads = num_threads
 
     @abstractmethod
     def start(self) -> None:
@@ -179,6 +180,21 @@ class ThreadedDataParallel(base.DataParallel):
     ) -> list[Sequence[Any]]:
         """Add the gradients of all micro-batches of a worker."""
         return [self.accumulate(worker, part) for part in share]
+
+
+def count_workers(
+    net: Net, num_devices: int, on_gpu: bool, num_cores: int
+) -> tuple[int, int]:
+    """Return how many workers each device has, and how many threads compute.
+
+    A GPU has one worker. Where copies of a network may not run at the same
+    time, one thread computes for one device after the other.
+    """
+    if not getattr(net, 'is_replicable', False):
+        return 1, 1
+    num_each = 1 if on_gpu else max(1, num_cores // num_devices)
+    # With more shards than cores, more threads keep all cores busy
+    return num_each, min(num_each * num_devices, 2 * num_cores)
 
 
 def share_out(

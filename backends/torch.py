@@ -236,9 +236,10 @@ class TorchBackend(base.Backend):
                 )
             return self.to_numpy(outputs)
 
-        num_threads = num_cores() if device.type == 'cpu' else 1
+        side_by_side = device.type == 'cpu' and len(batches) > 1
+        num_threads = num_cores() if side_by_side else 1
         with mode(net, training=False):
-            return THREADS.map(min(num_threads, len(batches)), run, batches)
+            return THREADS.map(num_threads, run, batches)
 
     @torch.no_grad()
     def trace(self, net, inputs, masks=None):

@@ -24,6 +24,7 @@ from backends.threads import (
     ThreadedDataParallel,
     Threads,
     Worker,
+    count_workers,
 )
 from backends.types import Arrays, Losses
 
@@ -43,17 +44,21 @@ class DataParallel(ThreadedDataParallel):
         precision: str,
         shared_masks: bool,
     ) -> None:
-        on_gpu = any(device.type == 'cuda' for device in devices)
-        if precision != 'float32' and not torch.cuda.is_available():
+        cards = [device for device in devices if device.type == 'cuda']
+        on_gpu = bool(cards)
+        if precision != 'float32' and len(cards) < len(devices):
             raise ValueError(
-                f'precision = {precision!r} is for CUDA cards, and there is '
-                "none: use 'float32'"
+                f'precision = {precision!r} is for CUDA cards, and devices = '
+                f"{list(devices)}: use 'float32'"
             )
-        num_threads = num_cores()
-        is_replicable = getattr(net, 'is_replicable', False)
-        num_each = 1
-        if is_replicable and not on_gpu:
-            num_each = max(1, num_threads // len(devices))
+        if len(set(cards)) < len(cards):
+            raise ValueError(
+                f'devices = {list(devices)}: a card is there twice; give '
+                'each once'
+            )
+        num_each, num_threads = count_workers(
+            net, len(devices), on_gpu, num_cores()
+        )
         replicas = replicas_of(net, [*devices] * num_each)
         shards = [*range(len(devices))] * num_each
         super().__init__(
@@ -71,15 +76,22 @@ class DataParallel(ThreadedDataParallel):
         self.asynchronous = on_gpu
         # CUDA records one graph at a time in a process, for one card
         self.static_shapes = (
-            self.draws_masks and is_replicable and len(devices) == 1
+            self.draws_masks
+            and getattr(net, 'is_replicable', False)
+            and len(devices) == 1
         )
         self.tokens_at_a_time = GPU_TOKENS if on_gpu else CPU_TOKENS
         self.graphs: dict[tuple[torch.Size, ...], Graph] = {}
+        # Kept, because a CUDA graph holds their addresses
+        self.gradients = [
+            [torch.zeros_like(p) for p in learned_by(replica).values()]
+            for replica in replicas
+        ]
 
     def value_and_grad(self, parts):
         if self.precision == 'float32':
             return super().value_and_grad(parts)
-        # One switch for the whole process: worker threads must not turn it
+        # One switch for the whole process: worker threads must not change it
         matmul = torch.backends.cuda.matmul
         before, matmul.allow_tf32 = matmul.allow_tf32, True
         try:
@@ -96,8 +108,14 @@ class DataParallel(ThreadedDataParallel):
             ):
                 if target.data_ptr() != source.data_ptr():
                     target.copy_(source)
-        for worker in self.workers:
-            zero_gradients(worker.net)
+        for worker, gradients in zip(
+            self.workers, self.gradients, strict=True
+        ):
+            for parameter, gradient in zip(
+                learned_by(worker.net).values(), gradients, strict=True
+            ):
+                parameter.grad = gradient
+            torch._foreach_zero_(gradients)
 
     def accumulate(self, worker, part):
         inputs = [self.backend.tensor(X, worker.device) for X in part.inputs]
@@ -133,14 +151,12 @@ class DataParallel(ThreadedDataParallel):
 
     @torch.no_grad()
     def reduce(self, losses):
-        first, *others = (worker.net for worker in self.workers)
         device = self.workers[0].device
-        ours = gradients_of(first)
+        ours, *others = self.gradients
         for other in others:
-            theirs = [grad.to(device) for grad in gradients_of(other)]
-            torch._foreach_add_(ours, theirs)
+            torch._foreach_add_(ours, [grad.to(device) for grad in other])
         return Gradients(
-            first,
+            self.workers[0].net,
             torch.stack(
                 [
                     torch.stack([loss.to(device) for loss in each])
@@ -151,6 +167,9 @@ class DataParallel(ThreadedDataParallel):
 
     def close(self):
         self.graphs.clear()
+        for parameter in learned_by(self.workers[0].net).values():
+            parameter.grad = None
+        self.workers, self.gradients = [], []
 
 
 class Graph:
@@ -213,7 +232,7 @@ class Gradients(base.Gradients):
             self.copied.record(torch.cuda.current_stream(numbers.device))
 
     def read(self) -> np.ndarray:
-        """Wait for the losses and the norm; waits for no later step."""
+        """Wait for the losses and the norm, and not for later steps."""
         if hasattr(self, 'copied'):
             self.copied.synchronize()
         return self.numbers.numpy()
@@ -269,30 +288,19 @@ def gradients_of(net: nn.Module) -> list[torch.Tensor]:
     return [parameter.grad for parameter in learned_by(net).values()]
 
 
-def zero_gradients(net: nn.Module) -> None:
-    """Set all gradients to zero, in the memory that they have.
-
-    A CUDA graph holds their addresses.
-    """
-    for parameter in learned_by(net).values():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    torch._foreach_zero_(gradients_of(net))
-
-
 @contextmanager
 def mode(net: nn.Module, training: bool) -> Iterator[None]:
     """Put each part of `net` in one mode, and back into its own after."""
     before = {module: module.training for module in net.modules()}
-    # To set an attribute of a module takes long, even to what it is
-    if not all(mode == training for mode in before.values()):
+    # To set an attribute of a module is slow, even where nothing changes
+    if not all(was == training for was in before.values()):
         net.train(training)
     try:
         yield
     finally:
-        for module, mode in before.items():
-            if module.training != mode:
-                module.training = mode
+        for module, was in before.items():
+            if module.training != was:
+                module.training = was
 
 
 def num_cores() -> int:
@@ -404,9 +412,7 @@ def set_gradients(net: nn.Module, arrays: Arrays) -> None:
         arrays,
     )
     for name, parameter in learned.items():
-        parameter.grad = torch.from_numpy(arrays[name].copy()).to(
-            parameter.device
-        )
+        parameter.grad = torch.tensor(arrays[name]).to(parameter)
 
 
 THREADS = Threads(start_thread, one_core)

@@ -35,8 +35,8 @@ class DropoutMasks:
     Row `rows[i]` of the batch of a step has its own stream, from which the
     dropout layers draw in the order in which they are called, and as many
     numbers as its `lens[i]` valid tokens need. A row is therefore masked
-    alike in any shard or micro-batch, padded to any length. What is drawn
-    for padding does not matter and is kept.
+    alike in any shard or micro-batch, padded to any length. No numbers are
+    drawn for padding; it is kept.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class DropoutMasks:
 
         `shape`: `(rows, T, H)` for encodings, or `(rows, heads, T, T)` for
         attention weights; with Q in place of the first T where only the
-        queries are encoded: they get what they get among all. An element is
-        dropped with probability `p`, rounded to a multiple of 1/65536.
+        queries are encoded, with the masks that they have among all. An
+        element is dropped with probability `p`, rounded to a multiple of 1/65536.
 
         Raises `ValueError` for any other shape.
         """

@@ -15,7 +15,7 @@ import numpy as np
 from d2lbert.data.examples import Batch
 
 #: With static shapes rows have a multiple of `TOKENS` tokens, and there is a
-#: multiple of `SLOTS` slots: few shapes, and little computed in vain.
+#: multiple of `SLOTS` slots: few shapes, and little padding.
 TOKENS, SLOTS = 8, 256
 
 

@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 class Launched(NamedTuple):
-    """A step that is computed, and perhaps not finished yet."""
+    """A step that was submitted to the device and may still run there."""
 
     gradients: Gradients
     number: int
@@ -50,10 +50,9 @@ class Trainer:
     """Trains a network on batches by a recipe.
 
     `net`: a `BERTModel` of any tab with its parameters set; `devices`: the
-    backend's devices, a shard for each; `micro_batch`: how many rows go
-    through the network at a time, by default as many as keep the device
-    busy; `seed`: decides the dropout masks; `precision`, `shared_masks`: see
-    `backends.base.Backend.data_parallel`.
+    backend's devices, a shard for each; `micro_batch`: rows that go through
+    the network at a time, by default as many as keep the device busy;
+    `seed`: of the dropout masks; others: see `Backend.data_parallel`.
     """
 
     def __init__(
@@ -116,10 +115,7 @@ class Trainer:
         return step
 
     def close(self) -> None:
-        """Leave the network on the devices that were given, for others.
-
-        The trainer cannot be used any more.
-        """
+        """Leave the network to others; the trainer is of no use any more."""
         self.parallel.close()
 
     def launch(self, batch: Batch) -> Launched:
@@ -213,16 +209,11 @@ class Trainer:
             for task, loss in zip(('MLM', 'NSP'), losses, strict=True)
             if not np.isfinite(loss)
         ]
-        parameters = self.net.backend.get_parameters(self.net)
-        faults += [
-            f'{kind} {neutral_name(self.net, name)} is not finite'
-            for kind, arrays in (
-                ('the parameter', parameters),
-                ('the gradient of', launched.gradients.arrays()),
-            )
-            for name, array in arrays.items()
-            if not np.isfinite(array).all()
-        ]
+        if launched.number < self.num_steps:
+            # By now parameters and gradients are those of a later step
+            faults = faults or ['a gradient or a parameter is not finite']
+        else:
+            faults += self.not_finite(launched.gradients)
         # None where only the sum of the squares has overflowed
         if faults:
             more = f' and {len(faults) - 4} more' if len(faults) > 4 else ''
@@ -231,6 +222,19 @@ class Trainer:
                 f'{"; ".join(faults[:4])}{more}. Give a smaller --lr than '
                 f'{self.lr}'
             )
+
+    def not_finite(self, gradients: Gradients) -> list[str]:
+        """Return in words which parameters and gradients are not finite."""
+        kinds = {
+            'the parameter': self.net.backend.get_parameters(self.net),
+            'the gradient of': gradients.arrays(),
+        }
+        return [
+            f'{kind} {neutral_name(self.net, name)} is not finite'
+            for kind, arrays in kinds.items()
+            for name, array in arrays.items()
+            if not np.isfinite(array).all()
+        ]
 
 
 def micro_batches(
