@@ -77,7 +77,8 @@ class DropoutMasks:
         `shape`: `(rows, T, H)` for encodings, or `(rows, heads, T, T)` for
         attention weights; with Q in place of the first T where only the
         queries are encoded, with the masks that they have among all. An
-        element is dropped with probability `p`, rounded to a multiple of 1/65536.
+        element is dropped with probability `p`, rounded to a multiple of
+        1/65536.
 
         Raises `ValueError` for any other shape.
         """

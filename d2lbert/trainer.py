@@ -120,11 +120,8 @@ class Trainer:
 
     def launch(self, batch: Batch) -> Launched:
         """Compute a step, without waiting for an asynchronous device."""
-        launched = Launched(
-            self.value_and_grad(batch),
-            self.num_steps + 1,
-            len(batch.tokens),
-        )
+        gradients, number = self.value_and_grad(batch), self.num_steps + 1
+        launched = Launched(gradients, number, len(batch.tokens))
         if not self.parallel.asynchronous:
             self.check_finite(launched)
         self.optimizer.step(launched.gradients)
