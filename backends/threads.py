@@ -7,10 +7,8 @@ network, and takes micro-batches of its own.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import platform
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -26,10 +24,6 @@ from backends.types import Device, Layer, Net, Part
 #: Tokens of a micro-batch on a core. More take more memory, and are not
 #: faster.
 CPU_TOKENS = 4096
-#: malloc.h of glibc: it reuses freed memory for arrays of up to 32 MiB, and
-#: keeps up to 512 MiB of it.
-M_MMAP_THRESHOLD, KEPT_ARRAY = -3, 32 << 20
-M_TRIM_THRESHOLD, KEPT_MEMORY = -1, 512 << 20
 
 _scratch = local()
 
@@ -56,18 +50,6 @@ def scratch(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
     if memory is None or len(memory) < size:
         memory = _scratch.memory = np.empty(size, np.uint8)
     return memory[:size].view(dtype).reshape(shape)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc, where it is the C library, keep freed memory for reuse.
-
-    By default it returns large arrays to the system and asks for them again
-    in each step, and new memory takes long to touch.
-    """
-    if platform.libc_ver()[0] == 'glibc':
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, KEPT_ARRAY)
-        mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
 
 
 class Threads:
@@ -116,7 +98,6 @@ class Threads:
     def executor(self, num_threads: int) -> ThreadPoolExecutor:
         """Return the executor with so many threads."""
         if num_threads not in self.executors:
-            keep_freed_memory()
             self.executors[num_threads] = ThreadPoolExecutor(
                 num_threads, initializer=self.start
             )

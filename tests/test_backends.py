@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import platform
 import subprocess
 import sys
 import threading
@@ -259,33 +258,6 @@ def test_scratch_memory_is_used_again_by_its_thread_only():
         other = pool.submit(threads.scratch, (3, 4), np.dtype('float32'))
         assert not np.shares_memory(first, other.result())
     assert (first == 1).all()
-
-
-@pytest.mark.skipif(
-    platform.libc_ver()[0] != 'glibc', reason='is for the GNU C library'
-)
-def test_freed_memory_is_kept():
-    """In a process of its own, because it holds for the whole process."""
-    code = """if True:
-        from resource import RUSAGE_SELF, getrusage
-        import numpy as np
-        from backends import threads
-        threads.keep_freed_memory()
-        for _ in range(3):
-            before = getrusage(RUSAGE_SELF).ru_minflt
-            arrays = [np.ones(2_500_000) for _ in range(3)]
-            del arrays
-            print(getrusage(RUSAGE_SELF).ru_minflt - before)
-    """
-    done = subprocess.run(
-        [sys.executable, '-c', code],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    first, *later = map(int, done.stdout.split())
-    assert first > 100
-    assert max(later) < 50
 
 
 # ---- layers ----------------------------------------------------------
