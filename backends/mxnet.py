@@ -16,6 +16,7 @@ import numpy
 from backends import base
 from backends.dropout import current_masks, dropout_masks
 from backends.mxnet_training import Adam, DataParallel, mx, parameters_of
+from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.threads import scratch
 
@@ -322,9 +323,7 @@ class MXNetBackend(base.Backend):
 
         def run(batch):
             outputs = net(*(self.tensor(X, device) for X in batch))
-            if isinstance(outputs, (tuple, list)):
-                return tuple(Y if Y is None else Y.asnumpy() for Y in outputs)
-            return outputs.asnumpy()
+            return to_arrays(outputs, self.to_numpy)
 
         with autograd.pause(train_mode=False):
             return list(map(run, batches))
@@ -351,11 +350,7 @@ class MXNetBackend(base.Backend):
         finally:
             for hook in hooks:
                 hook.detach()
-        results = result if isinstance(result, (tuple, list)) else [result]
-        outputs |= {f'output {i}': Y for i, Y in enumerate(results)}
-        return {
-            name: Y.asnumpy() for name, Y in outputs.items() if Y is not None
-        }
+        return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
         self, net, losses, devices, *, precision='float32', shared_masks=False

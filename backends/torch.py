@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from backends import base
 from backends.dropout import current_masks, dropout_masks
+from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.threads import scratch
 from backends.torch_training import (
@@ -230,11 +231,7 @@ class TorchBackend(base.Backend):
             # Each thread has its own switch for graphs
             with torch.no_grad():
                 outputs = net(*(self.tensor(X, device) for X in batch))
-            if isinstance(outputs, (tuple, list)):
-                return tuple(
-                    Y if Y is None else self.to_numpy(Y) for Y in outputs
-                )
-            return self.to_numpy(outputs)
+            return to_arrays(outputs, self.to_numpy)
 
         side_by_side = device.type == 'cpu' and len(batches) > 1
         num_threads = num_cores() if side_by_side else 1
@@ -264,13 +261,7 @@ class TorchBackend(base.Backend):
         finally:
             for hook in hooks:
                 hook.remove()
-        results = result if isinstance(result, (tuple, list)) else [result]
-        outputs |= {f'output {i}': Y for i, Y in enumerate(results)}
-        return {
-            name: self.to_numpy(Y)
-            for name, Y in outputs.items()
-            if Y is not None
-        }
+        return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
         self, net, losses, devices, *, precision='float32', shared_masks=False

@@ -360,9 +360,8 @@ class Adam(base.Optimizer):
         )
         for parameter in self.parameters.values():
             # The fused update wants its count where the parameter is
-            device = parameter.device if parameter.is_cuda else 'cpu'
             self.adam.state[parameter] = {
-                'step': torch.zeros((), device=device),
+                'step': torch.zeros((), device=parameter.device),
                 'exp_avg': torch.zeros_like(parameter),
                 'exp_avg_sq': torch.zeros_like(parameter),
             }
