@@ -233,7 +233,11 @@ class TorchBackend(base.Backend):
                 outputs = net(*(self.tensor(X, device) for X in batch))
             return to_arrays(outputs, self.to_numpy)
 
-        side_by_side = device.type == 'cpu' and len(batches) > 1
+        side_by_side = (
+            device.type == 'cpu'
+            and len(batches) > 1
+            and getattr(net, 'is_replicable', False)
+        )
         num_threads = num_cores() if side_by_side else 1
         with mode(net, training=False):
             return THREADS.map(num_threads, run, batches)

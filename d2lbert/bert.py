@@ -17,7 +17,7 @@ P predicted positions an example.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from backends.base import Backend
@@ -297,6 +297,22 @@ class BERTEncoder(Definition):
             return last_blk(X, valid_lens)
         return last_blk(X, valid_lens, self.backend.gather(X, queries))
 
+    @property
+    def is_replicable(self) -> bool:
+        """Whether copies of the encoder may run at the same time.
+
+        A reader's own `forward` need not bear that.
+        """
+        return not any(map(has_own_forward, self.parts()))
+
+    def parts(self) -> Iterator[Any]:
+        """Yield the encoder and its parts, each before its own parts."""
+        yield self
+        for blk in self.blks:
+            yield blk
+            yield from (blk.addnorm1, blk.addnorm2, blk.ffn, blk.attention)
+            yield blk.attention.attention
+
 
 class MaskLM(Definition):
     """Masked language modelling: guess tokens from their encodings.
@@ -432,10 +448,16 @@ class BERTModel(Definition):
 
     @property
     def is_replicable(self) -> bool:
-        """Whether copies of the network may run at the same time.
+        """Whether copies of the network may run at the same time."""
+        heads = (self, self.mlm, self.nsp)
+        return (
+            getattr(self.encoder, 'is_replicable', False)
+            and not any(map(has_own_forward, heads))
+        )  # fmt: skip
 
-        A reader's own `forward` need not bear that.
-        """
+    @property
+    def is_plain(self) -> bool:
+        """Whether `losses` may go around the `forward` of its parts."""
         *_, last_blk = self.encoder.blks
         parts = (self, self.encoder, last_blk, self.mlm, self.nsp)
         return not any(map(has_own_forward, parts))
@@ -459,7 +481,7 @@ class BERTModel(Definition):
         depends on and without holding the logits. Where a reader has
         replaced a `forward` that this goes around, it is called instead.
         """
-        if not self.is_replicable:
+        if not self.is_plain:
             _, mlm_Y_hat, nsp_Y_hat = self(
                 tokens, segments, valid_lens, queries
             )
@@ -495,4 +517,5 @@ class BERTModel(Definition):
 
 def has_own_forward(part: Any) -> bool:
     """Say whether a reader has replaced the `forward` of this module."""
-    return type(part).forward.__module__ != __name__
+    package, _, _ = type(part).forward.__module__.partition('.')
+    return package != 'd2lbert'

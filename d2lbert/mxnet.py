@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from backends.mxnet import BACKEND, Module, gluon
 from d2lbert import bert
-from d2lbert.book import chapter
+from d2lbert.book import chapter, transformer
 from d2lbert.book.animator import Accumulator, Animator, Timer
 from d2lbert.book.editions import Spellings
+from d2lbert.book.hub import (
+    DATA_HUB,
+    DATA_URL,
+    download,
+    download_extract,
+    extract,
+    get_dataloader_workers,
+)
 from d2lbert.book.textbook import (
     _get_mlm_data_from_tokens,
     _get_next_sentence,
@@ -29,6 +38,7 @@ data: Any = gluon.data
 num_gpus = BACKEND.num_gpus
 try_gpu = BACKEND.try_gpu
 try_all_gpus = BACKEND.try_all_gpus
+masked_softmax = BACKEND.masked_softmax
 
 
 class DotProductAttention(bert.DotProductAttention, Module):
@@ -68,6 +78,21 @@ class TransformerEncoderBlock(bert.TransformerEncoderBlock, Module):
     AddNorm = AddNorm
 
 
+# The name in editions before 1.0
+EncoderBlock = TransformerEncoderBlock
+
+
+class PositionalEncoding(transformer.PositionalEncoding, Module):
+    __doc__ = transformer.PositionalEncoding.__doc__
+    device_of = attrgetter('ctx')
+
+
+class TransformerEncoder(transformer.TransformerEncoder, Module):
+    __doc__ = transformer.TransformerEncoder.__doc__
+    Block = TransformerEncoderBlock
+    PositionalEncoding = PositionalEncoding
+
+
 class BERTEncoder(Spellings, bert.BERTEncoder, Module):
     __doc__ = bert.BERTEncoder.__doc__
     Block = TransformerEncoderBlock
@@ -79,6 +104,13 @@ class MaskLM(bert.MaskLM, Module):
 
 class NextSentencePred(bert.NextSentencePred, Module):
     __doc__ = bert.NextSentencePred.__doc__
+
+    def forward(self, X: Any) -> Any:
+        """`(B, …)` to logits `(B, 2)`, from all numbers of an example.
+
+        The textbook's layer does that: `nn.Dense(2)` flattens its input.
+        """
+        return super().forward(X.reshape((len(X), -1)))
 
 
 class BERTModel(Spellings, bert.BERTModel, Module):
@@ -149,6 +181,8 @@ def _recipe_of(loss: Any) -> Recipe:
 
 
 _functions = chapter.Functions(_WikiTextDataset, _recipe_of)
+cpu = _functions.cpu
+gpu = _functions.gpu
 _pad_bert_inputs = _functions.pad_bert_inputs
 load_data_wiki = _functions.load_data_wiki
 train_bert = _functions.train_bert

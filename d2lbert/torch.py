@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -11,9 +12,17 @@ from torch.utils import data
 
 from backends.torch import BACKEND, Module
 from d2lbert import bert
-from d2lbert.book import chapter
+from d2lbert.book import chapter, transformer
 from d2lbert.book.animator import Accumulator, Animator, Timer
-from d2lbert.book.editions import Spellings
+from d2lbert.book.editions import Spellings, check_implied_sizes
+from d2lbert.book.hub import (
+    DATA_HUB,
+    DATA_URL,
+    download,
+    download_extract,
+    extract,
+    get_dataloader_workers,
+)
 from d2lbert.book.textbook import (
     _get_mlm_data_from_tokens,
     _get_next_sentence,
@@ -30,6 +39,7 @@ from d2lbert.recipes import RECIPES, Recipe
 num_gpus = BACKEND.num_gpus
 try_gpu = BACKEND.try_gpu
 try_all_gpus = BACKEND.try_all_gpus
+masked_softmax = BACKEND.masked_softmax
 
 
 class DotProductAttention(bert.DotProductAttention, Module):
@@ -54,6 +64,49 @@ class TransformerEncoderBlock(bert.TransformerEncoderBlock, Module):
     Attention = MultiHeadAttention
     FFN = PositionWiseFFN
     AddNorm = AddNorm
+
+
+class EncoderBlock(TransformerEncoderBlock):
+    """`TransformerEncoderBlock` with the arguments of editions before 1.0.
+
+    Raises `InputError` for a size of the input that is not `num_hiddens`.
+    """
+
+    def __init__(
+        self,
+        key_size: int,
+        query_size: int,
+        value_size: int,
+        num_hiddens: int,
+        norm_shape: Any,
+        ffn_num_input: int,
+        ffn_num_hiddens: int,
+        num_heads: int,
+        dropout: float,
+        use_bias: bool = False,
+    ) -> None:
+        check_implied_sizes(
+            num_hiddens,
+            key_size=key_size,
+            query_size=query_size,
+            value_size=value_size,
+            norm_shape=norm_shape,
+            ffn_num_input=ffn_num_input,
+        )
+        super().__init__(
+            num_hiddens, ffn_num_hiddens, num_heads, dropout, use_bias
+        )
+
+
+class PositionalEncoding(transformer.PositionalEncoding, Module):
+    __doc__ = transformer.PositionalEncoding.__doc__
+    device_of = attrgetter('device')
+
+
+class TransformerEncoder(transformer.TransformerEncoder, Module):
+    __doc__ = transformer.TransformerEncoder.__doc__
+    Block = TransformerEncoderBlock
+    PositionalEncoding = PositionalEncoding
 
 
 class BERTEncoder(Spellings, bert.BERTEncoder, Module):
@@ -112,30 +165,46 @@ def _get_batch_loss_bert(
 
 def _recipe_of(loss: nn.Module) -> Recipe:
     """Return the recipe that a loss object stands for."""
-    plain = type(loss) is nn.CrossEntropyLoss and (
-        loss.weight is None
-        and loss.ignore_index == -100
-        and loss.label_smoothing == 0
-    )
-    if plain and loss.reduction == 'none':
-        return RECIPES['corrected']
-    if plain and loss.reduction == 'mean':
-        warnings.warn(
-            'nn.CrossEntropyLoss() averages the masked language modelling '
-            'loss over padding too, as the chapter prints it; reduction='
-            "'none' leaves padding out (README: why the book prints 7.3 and "
-            '5.2)',
-            stacklevel=3,
-        )
-        return RECIPES['pytorch']
+    given = repr(loss)
+    if type(loss) is nn.CrossEntropyLoss:
+        changed = _changed_arguments(loss)
+        if not changed:
+            warnings.warn(
+                'nn.CrossEntropyLoss() averages the masked language '
+                'modelling loss over padding too, as the chapter prints it; '
+                "reduction='none' leaves padding out (README: why the book "
+                'prints 7.3 and 5.2)',
+                stacklevel=3,
+            )
+            return RECIPES['pytorch']
+        if changed == ["reduction='none'"]:
+            return RECIPES['corrected']
+        given = f'nn.CrossEntropyLoss({", ".join(changed)})'
     raise InputError(
-        f'loss = {loss!r}: expected nn.CrossEntropyLoss(), or with '
-        "reduction='none'; for another loss write the loop yourself, with "
+        f"loss = {given}: expected nn.CrossEntropyLoss(), or with reduction='"
+        "none'; for another loss write the loop yourself, with "
         '_get_batch_loss_bert'
     )
 
 
+def _changed_arguments(loss: nn.CrossEntropyLoss) -> list[str]:
+    """Return the arguments of a loss that are not the default ones."""
+    values = {
+        name: getattr(loss, name)
+        for name in ('ignore_index', 'reduction', 'label_smoothing')
+    }
+    default = nn.CrossEntropyLoss()
+    changed = [
+        f'{name}={value!r}'
+        for name, value in values.items()
+        if value != getattr(default, name)
+    ]
+    return changed if loss.weight is None else ['weight=…', *changed]
+
+
 _functions = chapter.Functions(_WikiTextDataset, _recipe_of)
+cpu = _functions.cpu
+gpu = _functions.gpu
 _pad_bert_inputs = _functions.pad_bert_inputs
 load_data_wiki = _functions.load_data_wiki
 train_bert = _functions.train_bert

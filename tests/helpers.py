@@ -127,6 +127,17 @@ def set_num_cores(monkeypatch, tab, num_cores):
     )
 
 
+# ---- the book's programs ---------------------------------------------
+
+
+def run_cells(cells):
+    """Run cells one after the other in one namespace, as a notebook does."""
+    names = {'__name__': '__main__'}
+    for number, cell in enumerate(cells, 1):
+        exec(compile(cell, f'<cell {number}>', 'exec'), names)
+    return names
+
+
 # ---- runs ------------------------------------------------------------
 
 RUN_SIZES = {

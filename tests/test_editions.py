@@ -20,6 +20,7 @@ from backends import mxnet_import
 from d2lbert.data import sample
 from d2lbert.frameworks import load_tab
 from d2lbert.pytest_plugin import require
+from helpers import run_cells
 
 NUM_STEPS = 3
 
@@ -335,14 +336,6 @@ def cells_of(edition, own_functions):
     return CELLS[tab](own_functions, **arguments)
 
 
-def run(cells):
-    """Run cells one after the other in one namespace, as a notebook does."""
-    names = {'__name__': '__main__'}
-    for number, cell in enumerate(cells, 1):
-        exec(compile(cell, f'<cell {number}>', 'exec'), names)
-    return names
-
-
 TWO_LINES = re.compile(
     r'MLM loss (\d+\.\d{3}), NSP loss (\d+\.\d{3})\n'
     r'\d+\.\d sentence pairs/sec on (\[.+\])\n'
@@ -376,7 +369,7 @@ def check(names, output):
 @in_both_ways(*EDITIONS)
 @pytest.mark.filterwarnings(LOSS_WARNING)
 def test_edition(edition, own_functions, capsys, tmp_path):
-    names = run(cells_of(edition, own_functions))
+    names = run_cells(cells_of(edition, own_functions))
     output = capsys.readouterr()
     check(names, output.out)
     assert 'step 2: mlm ' in output.err
@@ -394,7 +387,7 @@ def test_several_devices_in_mxnet(
     tab = load_tab('mxnet')
     two = tab.BACKEND.devices('cpu:2')
     monkeypatch.setattr(tab, 'try_all_gpus', lambda: two)
-    names = run(cells)
+    names = run_cells(cells)
     assert check(names, capsys.readouterr().out) == '[cpu(0), cpu(1)]'
     for parameter in names['net'].collect_params().values():
         assert parameter.list_ctx() == two
@@ -419,7 +412,7 @@ def test_the_packages_functions_are_the_cells(
     monkeypatch.setattr(tab, 'try_all_gpus', lambda: devices)
     cells = [cell.replace('dropout=0.2', 'dropout=0') for cell in cells]
     *before, _training, _encoding = cells
-    names = run(before)
+    names = run_cells(before)
     batches = list(names['train_iter'])[:NUM_STEPS]
     net, loss, backend = names['net'], names['loss'], tab.BACKEND
     if EDITIONS[edition][0] == 'mxnet':

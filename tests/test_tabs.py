@@ -67,18 +67,32 @@ SIGNATURES = {
     'DotProductAttention': 'dropout',
     'PositionWiseFFN': 'ffn_num_hiddens ffn_num_outputs',
     'train_bert': 'train_iter net loss vocab_size devices num_steps',
+    'TransformerEncoder': 'vocab_size num_hiddens ffn_num_hiddens num_heads '
+    'num_blks dropout use_bias',
+    'PositionalEncoding': 'num_hiddens dropout max_len',
+    'masked_softmax': 'X valid_lens',
+    'cpu': '',
+    'gpu': 'i',
+    'download': 'url folder sha1_hash',
+    'extract': 'filename folder',
+    'download_extract': 'name folder',
+    'get_dataloader_workers': '',
     'get_bert_encoding': 'net tokens_a tokens_b',
 }
 TAB_SIGNATURES = {
     'mxnet': {
         'MultiHeadAttention': 'num_hiddens num_heads dropout use_bias',
         'AddNorm': 'dropout',
+        'EncoderBlock': 'num_hiddens ffn_num_hiddens num_heads dropout '
+        'use_bias',
         '_get_batch_loss_bert': 'net loss vocab_size '
         + ' '.join(f'{name}_shards' for name in BATCH.split()),
     },
     'torch': {
         'MultiHeadAttention': 'num_hiddens num_heads dropout bias',
         'AddNorm': 'norm_shape dropout',
+        'EncoderBlock': 'key_size query_size value_size num_hiddens '
+        'norm_shape ffn_num_input ffn_num_hiddens num_heads dropout use_bias',
         '_get_batch_loss_bert': f'net loss vocab_size {BATCH}',
     },
 }
@@ -226,6 +240,52 @@ def test_older_sizes(tab, name):
         wrong = [768] if size == 'norm_shape' else 768
         with pytest.raises(ValueError, match=f'{size} = .*768.* implies'):
             make(**SIZES, **{size: wrong})
+
+
+@pytest.mark.parametrize('name', ['BERTModel', 'BERTEncoder'])
+def test_older_order(tab, name):
+    make = getattr(tab, name)
+    net = make(50, 12, [12], 12, 20, 3, 2, 0.1, 16, 12, query_size=12)
+    shapes = tab.BACKEND.parameter_shapes(net)
+    assert shapes == tab.BACKEND.parameter_shapes(make(**SIZES))
+    with pytest.raises(ValueError, match=r'norm_shape = \[13\].* implies 12'):
+        make(50, 12, [13], 12, 20, 3, 2, 0.1)
+    with pytest.raises(ValueError, match=r'key_size = 768.* implies 12'):
+        make(50, 12, [12], 12, 20, 3, 2, 0.1, 16, 768)
+    with pytest.raises(TypeError, match='multiple values .*num_layers'):
+        make(50, 12, [12], 12, 20, 3, 2, num_layers=2)
+    with pytest.raises(TypeError, match='at most 15 arguments'):
+        make(50, 12, [12], 12, 20, 3, 2, 0.1, 16, *[12] * 7)
+
+
+@pytest.mark.torch
+def test_older_torch_block(both_tabs):
+    d2l = both_tabs[1]
+    block = d2l.EncoderBlock(24, 24, 24, 24, [24], 24, 48, 8, 0.5, True)
+    newer = d2l.TransformerEncoderBlock(24, 48, 8, 0.5, True)
+    shapes = d2l.BACKEND.parameter_shapes
+    assert shapes(block) == shapes(newer)
+    with pytest.raises(ValueError, match='query_size = 25.* implies 24'):
+        d2l.EncoderBlock(24, 25, 24, 24, [24], 24, 48, 8, 0.5)
+
+
+def test_sinusoids(tab):
+    encoding = tab.PositionalEncoding(4, 0, max_len=9)
+    X = encoding(tab.BACKEND.tensor(np.zeros((2, 7, 4), np.float32)))
+    i = np.arange(7)
+    columns = [np.sin(i), np.cos(i), np.sin(i / 100), np.cos(i / 100)]
+    expected = np.broadcast_to(np.stack(columns, -1), (2, 7, 4))
+    np.testing.assert_allclose(tab.BACKEND.to_numpy(X), expected, atol=1e-6)
+
+
+@pytest.mark.mxnet
+def test_mxnet_next_sentence_takes_all_numbers_of_an_example(both_tabs):
+    d2l = both_tabs[0]
+    nsp = d2l.NextSentencePred()
+    nsp.initialize()
+    X = np.ones((2, 8, 12), np.float32)
+    assert nsp(d2l.BACKEND.tensor(X)).shape == (2, 2)
+    assert nsp.output.weight.shape == (2, 96)
 
 
 def test_unknown_arguments(tab):
@@ -674,10 +734,12 @@ def test_ctx_and_log_interval(tab, capsys):
         tab.train_bert(
             batches_for(tab), net, masked_loss(tab), 50, *args, **kwargs
         )
-        progress = capsys.readouterr().err
+        output = capsys.readouterr()
         # Every second step is drawn, and the last one
-        assert re.findall(r'step (\d)', progress) == ['2', '3']
+        assert re.findall(r'step (\d)', output.err) == ['2', '3']
+        assert 'learning rate 0.001\n' in output.out
     train(tab, nets[2], 3)
+    assert 'learning rate 0.01\n' in capsys.readouterr().out
     old, again, new = map(tab.BACKEND.get_parameters, nets)
     start = tab.BACKEND.get_parameters(new_net(tab, dropout=0))
     for name in ('hidden.bias', 'hidden.0.bias'):
@@ -685,6 +747,17 @@ def test_ctx_and_log_interval(tab, capsys):
             np.testing.assert_array_equal(old[name], again[name])
             moved = abs(old[name] - start[name]).mean()
             assert moved < 0.5 * abs(new[name] - start[name]).mean()
+
+
+def test_learning_rate(tab, capsys):
+    """Adam's first step has the size of the rate."""
+    start = train(tab, lr=1e-9)
+    assert 'learning rate 1e-09\n' in capsys.readouterr().out
+    after = train(tab, num_steps=1, lr=1e-4)
+    moved = max(abs(after[name] - start[name]).max() for name in start)
+    assert 0.9e-4 < moved < 1.1e-4
+    with pytest.raises(InputError, match='lr = -1'):
+        train(tab, lr=-1)
 
 
 @pytest.mark.mxnet
@@ -732,8 +805,13 @@ def test_another_vocabulary(tab, loaded):
 
 
 def test_a_network_of_another_kind(tab):
-    with pytest.raises(InputError, match='MaskLM: expected a BERTModel'):
-        train(tab, tab.MaskLM(50, 4))
+    class BERTModel(tab.BACKEND.Module):
+        """A reader's own."""
+
+    name = re.escape(BERTModel.__qualname__)
+    expected = f'net is a {__name__}.{name}: expected d2l.BERTModel'
+    with pytest.raises(InputError, match=expected):
+        train(tab, BERTModel())
 
 
 def test_batches_of_another_kind(tab):
@@ -787,7 +865,10 @@ def test_the_recipe_is_that_of_the_torch_loss(both_tabs):
         {'ignore_index': 0},
         {'weight': d2l.torch.ones(50)},
     ):
-        with pytest.raises(InputError, match=r'loss = CrossEntropyLoss\(\)'):
+        (name,) = options
+        with pytest.raises(
+            InputError, match=rf'loss = nn.CrossEntropyLoss\({name}=.+\): '
+        ):
             recipe(**options)
 
     class Own(nn.CrossEntropyLoss):

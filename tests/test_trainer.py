@@ -354,6 +354,7 @@ def plain(tab, recipe, batch, monkeypatch):
     """One worker, one micro-batch, `forward` for all, and all logits."""
     with monkeypatch.context() as patch:
         patch.setattr(tab.BERTModel, 'is_replicable', False)
+        patch.setattr(tab.BERTModel, 'is_plain', False)
         return losses_and_gradients(new_trainer(tab, recipe), batch)
 
 
@@ -417,16 +418,31 @@ def test_threads_are_shared_out(tab, num_threads, monkeypatch):
     assert shards.count(0) == shards.count(1)
 
 
-def test_a_readers_own_forward_is_not_called_side_by_side(tab, monkeypatch):
+@pytest.mark.parametrize('part', ['Encoder', 'Block', 'Attention', 'FFN'])
+def test_a_readers_own_forward_is_not_called_side_by_side(
+    tab, part, monkeypatch
+):
     set_num_cores(monkeypatch, tab, 2)
 
+    def own_forward(cls):
+        """Return a subclass whose `forward` is the reader's."""
+        return type(
+            f'Own{cls.__name__}',
+            (cls,),
+            {'forward': lambda self, *inputs: cls.forward(self, *inputs)},
+        )
+
+    class OwnBlock(tab.TransformerEncoderBlock):
+        """Calls the reader's own part."""
+
     class OwnEncoder(tab.BERTEncoder):
-        def forward(self, *inputs):
-            return super().forward(*inputs)
+        Block = OwnBlock
 
     class Net(tab.BERTModel):
         Encoder = OwnEncoder
 
+    owner = {'Encoder': Net, 'Block': OwnEncoder}.get(part, OwnBlock)
+    setattr(owner, part, own_forward(getattr(owner, part)))
     net = Net(**SIZES)
     tab.BACKEND.set_parameters(
         net, tab.BACKEND.get_parameters(new_net(tab)),

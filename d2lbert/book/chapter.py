@@ -33,9 +33,10 @@ from d2lbert.recipes import Recipe
 from d2lbert.representation import check_vocab_size, encoder_inputs
 from d2lbert.trainer import Step, Trainer
 
+#: The learning rate of the editions since 0.17.1.
 LR = 0.01
-#: The English edition of 2020, whose `train_bert` takes `log_interval`.
-LR_2020 = 0.001
+#: That of older ones; those until 0.14 have the argument `log_interval`.
+OLDER_LR = 0.001
 
 
 def native_array(name: str) -> property:
@@ -184,9 +185,9 @@ def model_of(net: Any, vocab_size: int) -> BERTModel:
     net = getattr(net, 'module', net)
     if not isinstance(net, BERTModel):
         raise InputError(
-            f'net is a {type(net).__qualname__}: expected a BERTModel or a '
-            'subclass; for another network write the loop yourself, with '
-            '_get_batch_loss_bert'
+            f'net is a {type(net).__module__}.{type(net).__qualname__}: '
+            'expected d2l.BERTModel or a subclass; for another network write '
+            'the loop yourself, with _get_batch_loss_bert'
         )
     check_vocab_size(net, vocab_size)
     return net
@@ -209,6 +210,14 @@ class Functions:
         self.recipe_of = recipe_of
         # The chapter's get_bert_encoding takes it from the notebook
         self.last_vocab: Vocab | None = None
+
+    def cpu(self) -> Device:
+        """Return the processor."""
+        return self.backend.device('cpu', 0)
+
+    def gpu(self, i: int = 0) -> Device:
+        """Return GPU `i`, whether there is one or not."""
+        return self.backend.device('gpu', i)
 
     def pad_bert_inputs(
         self, examples: Any, max_len: int, vocab: Vocab
@@ -245,9 +254,13 @@ class Functions:
         *older: int,
         ctx: Sequence[Device] | None = None,
         log_interval: int | None = None,
+        lr: float | None = None,
         precision: str = 'float32',
     ) -> None:
-        """Pretrain BERT, plotting both losses, and print the chapter's lines.
+        """Pretrain BERT and plot both losses.
+
+        Prints the learning rate at the start and the chapter's two lines at
+        the end.
 
         `train_iter`, `vocab_size`: from `load_data_wiki`; `net`: a
         `BERTModel`, initialised in MXNet, which may be inside of an
@@ -255,11 +268,13 @@ class Functions:
         `gluon.loss.SoftmaxCELoss()`, in PyTorch `nn.CrossEntropyLoss()`, or
         one with `reduction='none'`, which leaves padding out; `devices`: a
         shard of each batch for each; `num_steps`: how many batches to train
-        on; `precision`: `'tf32'` and `'bf16'` are faster on CUDA cards in
+        on; `lr`: Adam's learning rate, by default 0.01; `precision`:
+        `'tf32'` and `'bf16'` are faster on CUDA cards in
         PyTorch, and inexact.
 
-        The edition of 2020 calls the devices `ctx`, takes `log_interval`
-        before `num_steps`, and learns at 0.001 instead of 0.01.
+        The edition of 2020 calls the devices `ctx` and takes `log_interval`
+        before `num_steps`; with `log_interval` the default of `lr` is 0.001,
+        as there. `docs/editions.md` has the rate of each edition.
         """
         if len(older) > 1:
             raise TypeError(
@@ -273,9 +288,12 @@ class Functions:
         num_steps = editions.one_of(num_steps=num_steps)
         draw_interval = 1 if log_interval is None else log_interval
         check_positive(num_steps=num_steps, log_interval=draw_interval)
+        if lr is None:
+            lr = LR if log_interval is None else OLDER_LR
+        print(f'Adam, learning rate {lr:g}')
         steps = training_steps(
             train_iter, model_of(net, vocab_size), recipe, devices, num_steps,
-            LR if log_interval is None else LR_2020, precision,
+            lr, precision,
         )  # fmt: skip
         animator = Animator(
             'step', 'loss', legend=['mlm', 'nsp'], xlim=[1, num_steps]

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from d2lbert.errors import InputError
 
-#: Sizes that older PyTorch editions pass and the model implies.
+#: Sizes that PyTorch editions before 1.0 pass and the model implies.
 IMPLIED_SIZES = (
     'norm_shape',
     'ffn_num_input',
+    'key_size',
+    'query_size',
+    'value_size',
+    'hid_in_features',
+    'mlm_in_features',
+    'nsp_in_features',
+)
+#: The order of a network's arguments in PyTorch editions before 1.0.
+OLDER_ORDER = (
+    'vocab_size',
+    'num_hiddens',
+    'norm_shape',
+    'ffn_num_input',
+    'ffn_num_hiddens',
+    'num_heads',
+    'num_layers',
+    'dropout',
+    'max_len',
     'key_size',
     'query_size',
     'value_size',
@@ -39,22 +59,34 @@ def one_of(**spellings: Any) -> Any:
     return value
 
 
-def without_implied_sizes(
-    num_hiddens: int, arguments: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the arguments that are not sizes the model has anyway.
-
-    Raises `InputError` for such a size that is not `num_hiddens`.
-    """
-    others = dict(arguments)
-    for name in IMPLIED_SIZES:
-        size = others.pop(name, num_hiddens)
+def check_implied_sizes(num_hiddens: int, **sizes: Any) -> None:
+    """Raise `InputError` for a size that is not `num_hiddens`."""
+    for name, size in sizes.items():
         if size not in (num_hiddens, [num_hiddens], (num_hiddens,)):
             raise InputError(
                 f'{name} = {size!r}: this model implies {num_hiddens}, the '
                 'number of hidden units; leave it out or give that'
             )
-    return others
+
+
+def takes_older_order(init: Callable[..., None]) -> Callable[..., None]:
+    """Let `__init__` take its positional arguments in the older order too.
+
+    The list in third place, `norm_shape`, tells the orders apart.
+    """
+
+    @wraps(init)
+    def either_order(self: Any, *arguments: Any, **others: Any) -> None:
+        if len(arguments) < 3 or not isinstance(arguments[2], (list, tuple)):
+            return init(self, *arguments, **others)
+        if len(arguments) > len(OLDER_ORDER):
+            raise TypeError(
+                f'expected at most {len(OLDER_ORDER)} arguments, '
+                f'got {len(arguments)}'
+            )
+        return init(self, **dict(zip(OLDER_ORDER, arguments)), **others)
+
+    return either_order
 
 
 class Spellings:
@@ -63,9 +95,11 @@ class Spellings:
     `num_layers` is `num_blks` under its older name. The sizes that older
     PyTorch editions pass too (`norm_shape`, `key_size`, …) are accepted
     where they equal what `num_hiddens` implies; any other is an
-    `InputError`.
+    `InputError`. With `norm_shape` in third place the positional arguments
+    have the order of those editions, `OLDER_ORDER`.
     """
 
+    @takes_older_order
     def __init__(
         self,
         vocab_size: int,
@@ -79,6 +113,10 @@ class Spellings:
         num_layers: int | None = None,
         **others: Any,
     ) -> None:
+        sizes = {
+            name: others.pop(name) for name in IMPLIED_SIZES if name in others
+        }
+        check_implied_sizes(num_hiddens, **sizes)
         super().__init__(  # type: ignore[call-arg]
             vocab_size,
             num_hiddens,
@@ -87,5 +125,5 @@ class Spellings:
             one_of(num_blks=num_blks, num_layers=num_layers),
             dropout,
             max_len,
-            **without_implied_sizes(num_hiddens, others),
+            **others,
         )

@@ -48,7 +48,9 @@ def get_tokens_and_segments(
     return examples.join_pair(tokens_a, tokens_b, CLS, SEP)
 
 
-def _read_wiki(data_dir: str | os.PathLike) -> list[list[str]]:
+def _read_wiki(
+    data_dir: str | os.PathLike = 'wikitext-2',
+) -> list[list[str]]:
     """Return the sentences of each paragraph of a folder's corpus, shuffled.
 
     `data_dir`: a folder with `wiki.train.tokens`, or any other corpus that

@@ -251,7 +251,7 @@ def _download(mirrors: Sequence[str], expected: str, path: Path) -> bytes:
     )
 
 
-def _get(url: str) -> bytes:
+def _get(url: str, max_bytes=MAX_DOWNLOAD_BYTES) -> bytes:
     """Return the body at `url`; try again after errors of the network."""
     import requests  # noqa: TID251
 
@@ -267,7 +267,7 @@ def _get(url: str) -> bytes:
                 hooks={'response': _check_status},
             ) as response:
                 chunks = response.iter_content(CHUNK)
-                return join_chunks(chunks, url, MAX_DOWNLOAD_BYTES)
+                return join_chunks(chunks, url, max_bytes)
         except OSError as error:  # the base class of the errors of requests
             failure = error
     raise CorpusError(f'after {ATTEMPTS} attempts, {failure}') from failure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -220,6 +220,15 @@ def draw(parameter: Parameter, rng: np.random.RandomState) -> np.ndarray:
     bound = 0.1 if len(shape) == 1 else (6 / sum(shape[-2:])) ** 0.5
     is_scale = parameter.mxnet.endswith('gamma')
     return (is_scale + rng.uniform(-bound, bound, shape)).astype(np.float32)
+
+
+def drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Draw arrays near 0 of these shapes, in the order of their names."""
+    rng = np.random.RandomState(0)
+    return {
+        name: rng.uniform(-0.3, 0.3, shapes[name]).astype(np.float32)
+        for name in sorted(shapes)
+    }
 
 
 # ---- batches ---------------------------------------------------------

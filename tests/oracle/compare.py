@@ -206,6 +206,10 @@ def compare_networks(
         )  # fmt: skip
         found = results.gradients(side, tab, net, name)
         yield arrays_row('gradients', framework, size, found, expected)
+    yield arrays_row(
+        'encodings of `TransformerEncoder`', framework, '3 blocks',
+        results.transformer(side, tab), expected,
+    )  # fmt: skip
     for name in cases.NETWORKS:
         for training in cases.TRAININGS[framework]:
             yield from training_rows(

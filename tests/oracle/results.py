@@ -123,6 +123,16 @@ def outputs(side: ModuleType, net: Any, name: str) -> Arrays:
     return results
 
 
+def transformer(side: ModuleType, d2l: Any) -> Arrays:
+    """Return the encodings of the Transformer section's encoder."""
+    tokens, _, lens, *_ = cases.batch('odd', 5, 1)
+    sizes = cases.NETWORKS['odd']
+    net = d2l.TransformerEncoder(*sizes[:5], 0.0, True)
+    side.draw_weights(net, (tokens, lens))
+    encoded_X = side.evaluate(net, (tokens, lens))
+    return {'transformer/encoded_X': side.to_numpy(encoded_X)}
+
+
 def gradients(side: ModuleType, d2l: Any, net: Any, name: str) -> Arrays:
     """Return the gradient of the chapter's loss by parameter."""
     sizes = cases.NETWORKS[name]

@@ -128,6 +128,7 @@ def full(folder: Path) -> None:
         results.progress(f'textbook, {framework}: networks')
         data['types'] = results.types(side, load, folder / 'corpora')
         arrays = networks(framework, tuple(cases.NETWORKS), folder)
+        arrays |= results.transformer(side, d2l)
         for name in cases.NETWORKS:
             path = folder / f'ours-{framework}-{name}{side.SUFFIX}'
             net = results.network(side, d2l, name, path)

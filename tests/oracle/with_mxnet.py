@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 from mxnet import autograd, gluon, init, np, npx
 
-from oracle.cases import LEARNING_RATE, Sizes
+from oracle.cases import LEARNING_RATE, Sizes, drawn
 
 npx.set_np()
 SUFFIX = '.params'
@@ -35,6 +35,14 @@ def set_weights(net: Any, arrays: dict[str, numpy.ndarray]) -> None:
         parameter.shape = arrays[name].shape
         parameter.initialize(init.Zero(), ctx=npx.cpu())
         parameter.set_data(np.array(arrays[name]))
+
+
+def draw_weights(net: Any, inputs: Sequence[numpy.ndarray]) -> None:
+    """Draw all parameters, after inputs that decide their shapes."""
+    net.initialize()
+    evaluate(net, inputs)
+    parameters = net._collect_params_with_prefix()
+    set_weights(net, drawn({name: X.shape for name, X in parameters.items()}))
 
 
 def save(net: Any, path: Path) -> None:

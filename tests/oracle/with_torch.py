@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from oracle.cases import LEARNING_RATE, Sizes
+from oracle.cases import LEARNING_RATE, Sizes, drawn
 
 SUFFIX = '.npz'
 
@@ -30,6 +30,13 @@ def set_weights(net: nn.Module, arrays: dict[str, np.ndarray]) -> None:
         {name: torch.from_numpy(array) for name, array in arrays.items()},
         strict=True,
     )
+
+
+def draw_weights(net: nn.Module, inputs: Sequence[np.ndarray]) -> None:
+    """Draw all parameters, after inputs that decide their shapes."""
+    evaluate(net, inputs)
+    shapes = {name: tuple(X.shape) for name, X in net.state_dict().items()}
+    set_weights(net, drawn(shapes))
 
 
 def save(net: nn.Module, path: Path) -> None:

@@ -1,0 +1,120 @@
+"""The book's table of datasets, and the functions that fetch them.
+
+WikiText-2 comes from `d2lbert.data.corpus`, because its address in the book
+is gone; other names of the table are fetched from the address that it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from d2lbert.data.corpus import ARCHIVE, cache_folder, fetch, read_lines
+from d2lbert.data.corpus import _get as get
+from d2lbert.data.archives import TRAIN_FILE
+from d2lbert.data.files import output_errors, write_file
+from d2lbert.errors import CorpusError, InputError
+
+WIKITEXT_2 = 'wikitext-2'
+DATA_URL = 'http://d2l-data.s3-accelerate.amazonaws.com/'
+#: Address and SHA-1 of each dataset, by name. Cells of the book add theirs.
+DATA_HUB = {
+    WIKITEXT_2: (
+        f'https://wikitext.smerity.com/{ARCHIVE}',
+        '3c914d17d80b1459be871a5039ac23e752a53cbe',
+    )
+}
+MAX_BYTES = 1 << 30  # the largest archive of the book's sections has 2e9
+
+
+def download(
+    url: str, folder: str | None = None, sha1_hash: str | None = None
+) -> str:
+    """Fetch a file, unless it is there with this SHA-1; return its path.
+
+    `url`: an address, or a name in `DATA_HUB`; `folder`: where the file is
+    kept, by default the cache. Raises `CorpusError` for a file that cannot
+    be fetched or has another SHA-1.
+    """
+    if url == WIKITEXT_2:
+        fetch()
+        return str(cache_folder() / ARCHIVE)
+    url, sha1_hash = DATA_HUB.get(url, (url, sha1_hash))
+    if not url.startswith(('http://', 'https://')):
+        raise InputError(
+            f'{url!r} is no address and not in DATA_HUB, which has '
+            + ', '.join(map(repr, DATA_HUB))
+            + ': add its address and SHA-1 to DATA_HUB'
+        )
+    path = Path(folder or cache_folder()) / url.rpartition('/')[2]
+    if sha1_hash and path.is_file() and sha1(path.read_bytes()) == sha1_hash:
+        return str(path)
+    data = get(url, MAX_BYTES)
+    if sha1_hash not in (None, sha1(data)):
+        raise CorpusError(
+            f'{url}: the SHA-1 of its {len(data):,} bytes is {sha1(data)}, '
+            f'expected was {sha1_hash}: correct DATA_HUB, or fetch the file '
+            f'elsewhere and put it at {path}'
+        )
+    with output_errors(path, 'folder'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, data)
+    return str(path)
+
+
+def sha1(data: bytes) -> str:
+    """Return the SHA-1 of some bytes, in hexadecimal."""
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+def extract(filename: str, folder: str | None = None) -> None:
+    """Unpack an archive (.zip, .tar, .tar.gz), by default where it lies."""
+    # No file outside of the folder; zip files never have one
+    options = {} if filename.endswith('.zip') else {'filter': 'data'}
+    try:
+        shutil.unpack_archive(
+            filename, folder or os.path.dirname(filename), **options
+        )
+    except (OSError, ValueError, shutil.ReadError) as error:
+        raise CorpusError(
+            f'{filename} cannot be unpacked ({error}): expected an archive, '
+            '.zip, .tar or .tar.gz'
+        ) from error
+
+
+def download_extract(name: str, folder: str | None = None) -> str:
+    """Fetch and unpack a dataset; return the path of its folder.
+
+    `name`: in `DATA_HUB`; `folder`: the name of the archive's folder, by
+    default that of the archive without its ending. For 'wikitext-2' the
+    folder holds the `wiki.train.tokens` of the corpus that
+    `load_data_wiki` reads: see `d2lbert.data.corpus.read_lines`.
+    """
+    if name == WIKITEXT_2:
+        return wikitext_2_folder()
+    path = download(name)
+    extract(path)
+    base, _ = os.path.splitext(path.removesuffix('.gz'))
+    return os.path.join(os.path.dirname(path), folder) if folder else base
+
+
+def wikitext_2_folder() -> str:
+    """Write WikiText-2's `wiki.train.tokens` to the cache; return its folder."""
+    text = ''.join(read_lines(WIKITEXT_2)).encode()
+    path = cache_folder() / WIKITEXT_2 / TRAIN_FILE
+    with output_errors(path, 'D2LBERT_CACHE'):
+        if not path.exists() or path.read_bytes() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, text)
+    return str(path.parent)
+
+
+def get_dataloader_workers() -> int:
+    """Return 0: the examples are in memory, no other process need load them.
+
+    The textbook returns 4; such processes are forked, which frameworks that
+    have started threads do not bear.
+    """
+    return 0
