@@ -96,6 +96,7 @@ class LayerNorm(nn.LayerNorm):
             scale.as_np_ndarray() * gamma.data(X.ctx),
             beta.data(X.ctx),
             num_hidden=num_hiddens,
+            no_bias=False,  # in MXNet 2 the default is True
             flatten=False,
         )
 
@@ -104,8 +105,8 @@ class LinearCrossEntropy(autograd.Function):
     """Cross-entropy of a linear layer, computed in NumPy.
 
     NumPy's matrix products and exponentials take less than half the time of
-    MXNet's on a processor, and oneDNN's `log_softmax` is off by 4e-6. The
-    gradients are `nd` arrays: MXNet gives no others to a backward pass.
+    MXNet's on a processor, and oneDNN's `log_softmax` is off by 4e-6. In a
+    backward pass MXNet 1 gives and takes `nd` arrays, MXNet 2 `np` ones.
     """
 
     def forward(self, X, weight, bias, labels, weights):
@@ -125,14 +126,18 @@ class LinearCrossEntropy(autograd.Function):
         return np.array([loss], dtype=X.dtype, ctx=X.ctx)
 
     def backward(self, grad):
+        scale = grad.asnumpy().item()
         gradients = self.gradients
-        if grad.asscalar() != 1:
-            gradients = [gradient * grad for gradient in gradients]
+        if scale != 1:
+            gradients = [gradient * scale for gradient in gradients]
         dX = gradients[0]
-        nothing = (
+        nothing = [
             nd.zeros(len(dX), ctx=dX.ctx, dtype=dX.dtype) for _ in range(2)
-        )
-        return (*gradients, *nothing)
+        ]
+        arrays = [*gradients, *nothing]
+        if isinstance(grad, np.ndarray):  # MXNet 2
+            arrays = [array.as_np_ndarray() for array in arrays]
+        return tuple(arrays)
 
 
 def linear_cross_entropy(
@@ -208,7 +213,9 @@ class MXNetBackend(base.Backend):
         first = np.arange(num_rows, dtype=positions.dtype, ctx=X.ctx)
         flat = positions + first.reshape((-1, 1)) * num_steps
         X = X.reshape((-1, num_hiddens))
-        return npx.embedding(flat, X, *X.shape, dtype=X.dtype)
+        # MXNet 2 takes the name of a type only
+        dtype = numpy.dtype(X.dtype).name
+        return npx.embedding(flat, X, *X.shape, dtype=dtype)
 
     def relu(self, X):
         return npx.relu(X)

@@ -98,6 +98,9 @@ class DataParallel(ThreadedDataParallel):
             for parameter in learned_by(net).values()
         }
         move(net, contexts)
+        for parameter in parameters_of(net).values():
+            # MXNet 2 makes it at the first use, twice where two threads do
+            parameter.var()
         # Gradients overwrite each other unless a parameter asks otherwise.
         # To ask makes new gradients, hence once.
         for parameter in self.learned:

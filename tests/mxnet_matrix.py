@@ -1,12 +1,13 @@
-"""One training step of MXNet on each Python, NumPy and MXNet we promise.
+"""Trainings in MXNet on each Python, NumPy and MXNet we promise.
 
     python tests/mxnet_matrix.py                     # all of them: a table
     python tests/mxnet_matrix.py --python 3.13 --numpy 2.2.6
 
 Each Python and MXNet get a virtual environment under `--cache`; NumPy is
 changed in place. MXNet's metadata forbids NumPy 2, hence pip's `--no-deps`.
-The hook of `d2lbert doctor --enable-mxnet` is turned on in the environment
-and the step is then run as a reader would, with a plain `import mxnet`.
+The hook of `d2lbert doctor --enable-mxnet` is turned on in the environment.
+Then a reader's own training is run, with a plain `import mxnet`, and our
+command `d2lbert pretrain`.
 
 This file needs the standard library only: the environments run it too.
 """
@@ -14,6 +15,7 @@ This file needs the standard library only: the environments run it too.
 from __future__ import annotations
 
 import argparse
+import configparser
 import json
 import re
 import shutil
@@ -76,11 +78,22 @@ def make_environment(combination: Combination, cache: Path) -> str:
         if base is None:
             raise FileNotFoundError(f'no Python {combination.python} here')
         _run(base, '-m', 'venv', '--clear', str(folder))
-        _pip(python, 'requests', 'graphviz')
+        _pip(python, 'graphviz', *requirements())
         _pip(python, '--no-deps', f'mxnet=={combination.mxnet}')
         (folder / 'complete').touch()
     _pip(python, '--only-binary=numpy', f'numpy=={combination.numpy}')
     return python
+
+
+def requirements() -> list[str]:
+    """What d2lbert needs, but NumPy."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / 'setup.cfg')
+    needed = config['options']['install_requires'].split('\n')
+    # The newest release of Matplotlib's helper that has NumPy 1.23
+    return ['contourpy==1.3.2'] + [
+        name for name in needed if name and not name.startswith('numpy')
+    ]
 
 
 def _pip(python: str, *arguments: str) -> None:
@@ -136,8 +149,30 @@ def check(combination: Combination, cache: Path) -> dict[str, Any]:
     turn_hook(python, 'on')
     with tempfile.TemporaryDirectory() as scratch:
         out = _run(python, __file__, '--step', scratch)
-    result.update(json.loads(out.splitlines()[-1]))
+        result.update(json.loads(out.splitlines()[-1]))
+        result['pretrain'] = pretrain(python, Path(scratch))
     return result
+
+
+def pretrain(python: str, scratch: Path) -> list[list[float]]:
+    """Both losses of each step of a short `d2lbert pretrain`."""
+    command = (
+        'pretrain --backend mxnet --recipe mxnet --steps 3 --batch-size 16 '
+        '--num-hiddens 16 --num-blks 1 --out'
+    )
+    done = subprocess.run(
+        [python, '-m', 'd2lbert', *command.split(), scratch / 'run'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f'{command} ended with {done.returncode}:\n{done.stderr[-2000:]}'
+        )
+    lines = (scratch / 'run' / 'metrics.jsonl').read_text().splitlines()
+    steps = map(json.loads, lines)
+    return [[step['mlm_loss'], step['nsp_loss']] for step in steps]
 
 
 # --- what runs inside the environment --------------------------------------
@@ -280,21 +315,22 @@ def main() -> int:
 
 def table(combinations: list[Combination], cache: Path) -> int:
     """Print a row for each combination; return the number that failed."""
-    print('| Python | MXNet | NumPy | alone | mended |')
-    print('| --- | --- | --- | --- | --- |')
+    print('| Python | MXNet | NumPy | alone | mended | pretrain |')
+    print('| --- | --- | --- | --- | --- | --- |')
     failed = 0
     for one in combinations:
         try:
             result = check(one, cache)
             alone = result['alone'].replace('|', ' ')
             mended = ' → '.join(f'{loss:.3f}' for loss in result['losses'])
+            ours = ' → '.join(f'{loss:.3f}' for loss, _ in result['pretrain'])
         except (RuntimeError, FileNotFoundError) as error:
             failed += 1
             reason = str(error).strip().splitlines()[-1]
-            alone, mended = '', f'FAILED: {reason}'
+            alone, mended, ours = '', f'FAILED: {reason}', ''
         print(
             f'| {one.python} | {one.mxnet} | {one.numpy} | {alone} '
-            f'| {mended} |',
+            f'| {mended} | {ours} |',
             flush=True,
         )
     return failed

@@ -228,8 +228,8 @@ def test_linear_cross_entropy(backend, num_rows, factor, bias):
     loss, dZ = softmax_and_gradient(logits, labels, factor * weights)
     gradients = found.arrays()
     close(found.losses(), [loss])
-    close(gradients['0.weight'], (dZ @ arrays['1.weight']).T, 1e-4, 1e-5)
-    close(gradients['1.weight'], dZ.T @ X, 1e-4, 1e-5)
+    close(gradients['0.weight'], (dZ @ arrays['1.weight']).T, 1e-4, 1e-4)
+    close(gradients['1.weight'], dZ.T @ X, 1e-4, 1e-4)
     if bias:
         close(gradients['1.bias'], dZ.sum(0), 1e-4, 1e-5)
 

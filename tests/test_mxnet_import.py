@@ -473,7 +473,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 @pytest.mark.slow
 @pytest.mark.mxnet
 @pytest.mark.parametrize('combination', mxnet_matrix.COMBINATIONS, ids=str)
-def test_a_training_step_on_each_combination(combination, request):
+def test_trainings_on_each_combination(combination, request, tmp_path):
     if mxnet_matrix.find_python(combination.python) is None:
         pytest.skip(f'no Python {combination.python} here')
     cache = Path(
@@ -483,3 +483,6 @@ def test_a_training_step_on_each_combination(combination, request):
     )
     result = mxnet_matrix.check(combination, cache)
     assert result['losses'][-1] < result['losses'][0]
+    here = mxnet_matrix.pretrain(sys.executable, tmp_path)
+    assert len(here) == 3
+    numpy.testing.assert_allclose(result['pretrain'], here, rtol=1e-4)

@@ -156,7 +156,8 @@ def test_what_a_reader_froze_stays(tab, num_threads, monkeypatch):
     set_num_cores(monkeypatch, tab, num_threads)
     net = new_net(tab, dropout=0)
     if tab.BACKEND.name == 'mxnet':
-        net.encoder.collect_params().setattr('grad_req', 'null')
+        for parameter in net.encoder.collect_params().values():
+            parameter.grad_req = 'null'
     else:
         net.encoder.requires_grad_(False)
     before = get_weights(net)
