@@ -201,20 +201,23 @@ def expected_shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
     A tiny network shows which size each axis has. One of the full sizes
     could fill the memory, because a few small arrays can ask for it.
     """
-    sizes = sizes_of(weights)
-    num_blks = sizes.pop('num_blks')
+    full = dict(zip(TINY.values(), sizes_of(weights), strict=True))
+    blocks = {
+        name.split('.')[2]
+        for name in weights
+        if name.startswith('encoder.blks.')
+    }
     net = load_tab(any_backend()).BERTModel(
-        **TINY, num_heads=1, num_blks=num_blks
+        **TINY, num_heads=1, num_blks=len(blocks)
     )
-    full = {TINY[name]: size for name, size in sizes.items()}
     return {
         name: tuple(full.get(size, size) for size in shape)
         for name, shape in neutral_shapes(net).items()
     }
 
 
-def sizes_of(weights: Weights) -> dict[str, int]:
-    """Return the arguments of `BERTModel` that follow from its weights."""
+def sizes_of(weights: Weights) -> tuple[int, ...]:
+    """Return the sizes of a network, in the order of `TINY`."""
     shapes = {name: W.shape for name, W in weights.items()}
     try:
         vocab_size, num_hiddens = shapes['encoder.token_embedding.weight']
@@ -228,18 +231,7 @@ def sizes_of(weights: Weights) -> dict[str, int]:
             'encoder.blks.0.ffn.dense1.weight with 2; there is '
             + (found or 'nothing')
         ) from error
-    blocks = {
-        name.split('.')[2]
-        for name in weights
-        if name.startswith('encoder.blks.')
-    }
-    return {
-        'vocab_size': vocab_size,
-        'num_hiddens': num_hiddens,
-        'ffn_num_hiddens': ffn_num_hiddens,
-        'num_blks': len(blocks),
-        'max_len': max_len,
-    }
+    return vocab_size, num_hiddens, ffn_num_hiddens, max_len
 
 
 def any_backend() -> str:
