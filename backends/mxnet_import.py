@@ -190,19 +190,13 @@ def _without_numpy(value: Any) -> Any:
     return value.item() if isinstance(value, numpy.generic) else value
 
 
-def _import(
-    name: str,
-    globals: Any = None,
-    locals: Any = None,
-    fromlist: Any = (),
-    level: int = 0,
-) -> Any:
+def _import(name: str, *args: Any, **kwargs: Any) -> Any:
     """Import a module for one of MXNet's modules, as `__import__` does."""
-    if level == 0 and name == 'distutils.version':
+    if name == 'distutils.version':
         return types.SimpleNamespace(
             LooseVersion=Version, StrictVersion=Version
         )
-    module = builtins.__import__(name, globals, locals, fromlist, level)
+    module = builtins.__import__(name, *args, **kwargs)
     if module is sys.modules.get('numpy'):
         return numpy_for_mxnet()
     return module

@@ -207,15 +207,9 @@ def _about_hook(mxnet: Probe) -> Finding:
 
 
 def _about_gpus(found: Mapping[str, Probe]) -> Finding:
-    counts = [
-        f'{name} sees {one.gpus}'
-        for name, one in found.items()
-        if one.version
-    ]
-    text = '; '.join(counts) or 'no framework that could see one'
-    if shutil.which('nvidia-smi') and not any(
-        one.gpus for one in found.values()
-    ):
+    text = '; '.join(f'{name} sees {one.gpus}' for name, one in found.items())
+    any_seen = any(one.gpus for one in found.values())
+    if shutil.which('nvidia-smi') and not any_seen:
         text += "; but NVIDIA's driver is here (nvidia-smi)"
         mend = 'install a build of the framework for CUDA'
         return Finding('GPUs', text, 'note', mend)
