@@ -132,7 +132,7 @@ def probe(framework: Framework, patience: float = PATIENCE) -> Probe:
         done = subprocess.run(
             [sys.executable, '-c', code, str(ROOT)],
             capture_output=True,
-            text=True,
+            errors='replace',
             timeout=patience,
         )
     except subprocess.TimeoutExpired:
