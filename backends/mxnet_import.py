@@ -31,7 +31,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, cast
 
@@ -242,10 +242,13 @@ class MXNetFinder:
     ) -> ModuleSpec | None:
         if name.partition('.')[0] != 'mxnet':
             return None
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = MXNetLoader(spec.loader)  # type: ignore[assignment]
-        return spec
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = MXNetLoader(spec.loader)  # type: ignore[assignment]
+                return spec
+        return None
 
 
 def install() -> MXNetFinder:
