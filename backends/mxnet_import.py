@@ -17,12 +17,11 @@ The documentation of Python's `exec` allows globals with their own
 
 This project calls `import_mxnet()`. For readers who write `import mxnet`
 themselves, `enable()` puts a hook into an environment's site-packages,
-which calls `install()` of this file.
+which runs this file and calls its `install()`.
 """
 
 from __future__ import annotations
 
-import ast
 import builtins
 import functools
 import importlib
@@ -34,9 +33,9 @@ import types
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-#: The name of the `.pth` and of the module that `enable` writes.
+#: The name of the `.pth` that `enable` writes.
 HOOK = '_d2lbert_mxnet'
 
 # Modules of MXNet 1.9.1 or 2.0.0b1 whose str(...) is read by C++.
@@ -92,18 +91,12 @@ def _in1d(ar1: Any, *args: Any, **kwargs: Any) -> Any:
     return numpy.isin(numpy.ravel(ar1), *args, **kwargs)
 
 
-def _expired(name: str) -> Callable[..., Any]:
-    """Return a function that raises, as NumPy's has since version 1.20."""
-
-    def expired(*args: Any, **kwargs: Any) -> Any:
-        """See the package `numpy_financial`."""
-        raise RuntimeError(
-            f'NumPy removed the financial function {name} in version 1.20; '
-            f'call numpy_financial.{name} instead '
-            '(pip install numpy-financial).'
-        )
-
-    return expired
+def _expired(*args: Any, **kwargs: Any) -> Any:
+    """Raise, as NumPy's financial functions have since version 1.20."""
+    raise RuntimeError(
+        'NumPy removed its financial functions in version 1.20: call those '
+        'of numpy_financial instead (pip install numpy-financial).'
+    )
 
 
 def _removed_from_numpy() -> dict[str, Any]:
@@ -132,7 +125,7 @@ def _removed_from_numpy() -> dict[str, Any]:
         'msort': _call_as('sort', axis=0),
         'in1d': _in1d,
         'compat': types.SimpleNamespace(basestring=str),
-        **{name: _expired(name) for name in financial.split()},
+        **dict.fromkeys(financial.split(), _expired),
     }
 
 
@@ -183,37 +176,27 @@ def write_value(value: object) -> str:
     C++ code reads only the latter as a shape.
     """
     text = str(value)
-    if 'np.' not in text or not isinstance(value, (tuple, list)):
-        return text
-    parts = ', '.join(map(_write_element, value))
-    if isinstance(value, list):
-        return f'[{parts}]'
-    return f'({parts},)' if len(value) == 1 else f'({parts})'
+    return str(_without_numpy(value)) if 'np.' in text else text
 
 
-def _write_element(value: object) -> str:
+def _without_numpy(value: Any) -> Any:
+    """Return a value with Python's numbers instead of NumPy's."""
     import numpy
 
-    if isinstance(value, (tuple, list)):
-        return write_value(value)
-    if isinstance(value, (numpy.number, numpy.bool_)):
-        return str(value)
-    return repr(value)
+    if isinstance(value, tuple):
+        return tuple(map(_without_numpy, value))
+    if isinstance(value, list):
+        return list(map(_without_numpy, value))
+    return value.item() if isinstance(value, numpy.generic) else value
 
 
-def _import(
-    name: str,
-    globals: Any = None,
-    locals: Any = None,
-    fromlist: Any = (),
-    level: int = 0,
-) -> Any:
+def _import(name: str, *args: Any, **kwargs: Any) -> Any:
     """Import a module for one of MXNet's modules, as `__import__` does."""
-    if level == 0 and name == 'distutils.version':
+    if name == 'distutils.version':
         return types.SimpleNamespace(
             LooseVersion=Version, StrictVersion=Version
         )
-    module = builtins.__import__(name, globals, locals, fromlist, level)
+    module = builtins.__import__(name, *args, **kwargs)
     if module is sys.modules.get('numpy'):
         return numpy_for_mxnet()
     return module
@@ -288,104 +271,54 @@ def install() -> MXNetFinder:
 
 # ---- the hook at the start of an interpreter -------------------------
 
-# A `.pth` runs single lines that begin with `import`. Another import would
-# add 2 ms to each start of Python.
+# A `.pth` runs single lines that begin with `import`. Another import at the
+# start would add 2 ms to each start of Python, so this one imports the rest
+# when mxnet is asked for, if d2lbert has not been moved or uninstalled.
 _PTH = (
-    f"import sys; sys.meta_path.insert(0, type('{HOOK}', (), "
-    "{'find_spec': staticmethod(lambda name, path=None, target=None: "
-    f"__import__('{HOOK}').find_spec(name, path, target) "
-    "if name == 'mxnet' else None)}))\n"
+    "import sys; sys.meta_path.insert(0, type({hook!r}, (), {{'find_spec': "
+    'staticmethod(lambda name, path=None, target=None, mend={mend!a}: '
+    "__import__('runpy').run_path(mend)['install']()"
+    ".find_spec(name, path, target) if name == 'mxnet' "
+    "and __import__('os').path.exists(mend) else None)}}))\n"
 )
-
-_MODULE = '''\
-"""Lets `import mxnet` work under today's Python and NumPy.
-
-Written by `d2lbert doctor --enable-mxnet`; `d2lbert doctor --disable-mxnet`
-removes it. The `.pth` beside it imports it when mxnet is asked for.
-"""
-from importlib import util
-
-MEND = {mend!r}
-
-
-def find_spec(name, path, target):
-    """Find mxnet with d2lbert's finder, if d2lbert is still there."""
-    spec = util.spec_from_file_location('_d2lbert_mxnet_mend', MEND)
-    mend = util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(mend)
-    except FileNotFoundError:  # d2lbert has been moved or uninstalled
-        return None
-    return mend.install().find_spec(name, path, target)
-'''
 
 
 def enable(site_packages: str | os.PathLike[str] | None = None) -> Path:
     """Mend `import mxnet` in every Python that starts in this environment.
 
-    Writes a `.pth` of one line and a small module into `site_packages`, by
-    default that of the running interpreter, and returns the path of the
-    `.pth`. A second call replaces both files. They add less than 1 ms to the
-    start of an interpreter.
+    Writes a `.pth` of one line into `site_packages`, by default that of the
+    running interpreter, and returns its path. A second call replaces it. It
+    adds less than 1 ms to the start of an interpreter.
 
     Raises `OSError` where the folder is missing or cannot be written to.
     """
-    module, pth = _hook_files(site_packages)
-    mend = os.path.abspath(__file__)
-    _write(module, _MODULE.format(mend=mend))
-    _write(pth, _PTH)
+    pth = hook_path(site_packages)
+    part = pth.with_suffix('.part')
+    try:
+        line = _PTH.format(hook=HOOK, mend=os.path.abspath(__file__))
+        part.write_text(line, 'ascii')
+        os.replace(part, pth)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(
+            error.errno,
+            f'cannot write {pth} ({error.strerror}); use a '
+            'virtual environment that you own: python -m venv .venv',
+        ) from error
     return pth
 
 
 def disable(site_packages: str | os.PathLike[str] | None = None) -> bool:
     """Undo `enable`, and say whether the hook was there."""
-    module, pth = _hook_files(site_packages)
-    was_there = pth.exists() or module.exists()
-    for path in (pth, module, *module.parent.glob(f'__pycache__/{HOOK}.*')):
-        path.unlink(missing_ok=True)
+    pth = hook_path(site_packages)
+    was_there = pth.exists()
+    # An older d2lbert wrote a module too
+    for path in pth.parent.glob(f'{HOOK}.*'):
+        path.unlink()
     return was_there
 
 
-def hook_state(
-    site_packages: str | os.PathLike[str] | None = None,
-) -> Literal['off', 'on', 'stale']:
-    """Say whether a Python that starts now has the hook.
-
-    `'stale'`: it has a hook without effect, because the d2lbert that wrote
-    it has been moved or uninstalled.
-    """
-    module, pth = _hook_files(site_packages)
-    if not pth.exists():
-        return 'off'
-    if not module.exists():
-        return 'stale'
-    mend = re.search(r'^MEND = (.*)$', module.read_text('utf-8'), re.M)
-    there = mend is not None and os.path.exists(ast.literal_eval(mend[1]))
-    return 'on' if there else 'stale'
-
-
-def _hook_files(
-    site_packages: str | os.PathLike[str] | None,
-) -> tuple[Path, Path]:
-    folder = Path(site_packages or sysconfig.get_path('purelib'))
-    if not folder.is_dir():
-        raise NotADirectoryError(
-            f'{folder} is not a folder; give the site-packages folder of the '
-            'environment in which `import mxnet` is to work.'
-        )
-    return folder / f'{HOOK}.py', folder / f'{HOOK}.pth'
-
-
-def _write(path: Path, text: str) -> None:
-    """Write the whole `text`, or leave `path` unchanged."""
-    part = path.with_suffix('.part')
-    try:
-        part.write_text(text, 'utf-8')
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f'cannot write {path} ({error.strerror}); use a '
-            'virtual environment that you own: python -m venv .venv',
-        ) from error
+def hook_path(site_packages: str | os.PathLike[str] | None = None) -> Path:
+    """Return the path of the `.pth`, which exists where the hook is on."""
+    folder = site_packages or sysconfig.get_path('purelib')
+    return Path(folder) / f'{HOOK}.pth'

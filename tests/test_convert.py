@@ -266,7 +266,7 @@ def test_an_archive_of_other_files(file, assert_refused):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, 'w') as names:
         names.writestr('notes.txt', 'no array')
-    assert_refused(file(archive.getvalue()), 'no array', RunError)
+    assert_refused(file(archive.getvalue()), r'notes\.txt has type')
 
 
 def test_what_is_not_there(tmp_path, assert_refused):
@@ -356,15 +356,13 @@ def few_arrays(num_hiddens, num_blks=1):
 @pytest.mark.parametrize(
     ('sizes', 'fault'),
     [
-        ({'num_hiddens': 12_000}, r'hold 36,001 numbers.* more than 576,0'),
-        ({'num_hiddens': 512, 'num_blks': 100}, 'arrays are missing'),
+        ({'num_hiddens': 100_000}, r'blks\.0\.attention\.W_q.* is missing'),
+        ({'num_hiddens': 512, 'num_blks': 100}, r'blks\.99\.ffn.* missing'),
         ({'num_hiddens': 0}, r'shape .*0\), without numbers'),
     ],
 )
-def test_a_few_numbers_make_no_giant(
-    file, assert_refused, monkeypatch, sizes, fault
-):
-    monkeypatch.setattr(convert, 'load_tab', None)  # would make one
+def test_a_few_numbers_make_no_giant(file, assert_refused, sizes, fault):
+    """A layer of 100,000 times 100,000 numbers would fill the memory."""
     data = convert.to_safetensors(few_arrays(**sizes))
     assert_refused(file(data), fault)
 

@@ -75,16 +75,9 @@ def test_both_frameworks_work(tmp_path):
 
 
 def test_neither_framework_is_installed(tmp_path):
-    status, text = examine(
-        tmp_path,
-        """
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: (
-    None if name in ('torch', 'mxnet') else find(name, package))
-"""
-        + EXAMINE,
-    )
+    for name in FRAMEWORKS:  # as Python does where there is none
+        package(tmp_path, name, f'raise ModuleNotFoundError(name={name!r})')
+    status, text = examine(tmp_path)
     assert status == 1
     for framework in FRAMEWORKS.values():
         assert framework.install in text
@@ -137,12 +130,54 @@ def test_mxnet_that_only_d2lbert_can_import(tmp_path):
     """
         + WORKING,
     )
-    if mxnet_import.hook_state() == 'on':
+    if mxnet_import.hook_path().exists():
         pytest.skip('the hook is on in this environment')
     status, text = examine(tmp_path)
     assert status == 0
     assert 'imports through d2lbert; `import mxnet` before d2lbert' in text
     assert 'AttributeError: module' in text
+    assert 'mend: d2lbert doctor --enable-mxnet' in text
+
+
+ENDS = """
+    import sys
+    print('a last word', file=sys.stderr)
+    sys.exit(3)
+"""
+
+
+def test_an_import_that_ends_python(tmp_path):
+    package(tmp_path, 'torch', ENDS)
+    package(tmp_path, 'mxnet', 'import nonsense')
+    status, text = examine(tmp_path)
+    assert status == 1 and 'Problems found: mxnet, torch.' in text
+    assert 'the import ended Python with status 3 a last word' in text
+    assert "ModuleNotFoundError: No module named 'nonsense'" in text
+
+
+def test_a_hook_that_is_broken(tmp_path):
+    """As one whose module was removed; a reader's own import runs it."""
+    working(tmp_path)
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import sys\n'
+        'class Hook:\n'
+        '    def find_spec(name, path=None, target=None):\n'
+        "        if name == 'mxnet':\n"
+        '            import module_that_is_gone\n'
+        f'Hook.__name__ = {mxnet_import.HOOK!r}\n'
+        'sys.meta_path.insert(0, Hook)\n'
+    )
+    pth = tmp_path / 'x.pth'
+    pth.touch()
+    code = (
+        'from pathlib import Path\n'
+        'from backends import mxnet_import\n'
+        f'mxnet_import.hook_path = lambda: Path({str(pth)!r})\n'
+    )
+    status, text = examine(tmp_path, code + EXAMINE)
+    assert status == 1 and 'Problems found: mxnet hook.' in text
+    assert 'imports through d2lbert; `import mxnet` before d2lbert' in text
+    assert "No module named 'module_that_is_gone'" in text
     assert 'mend: d2lbert doctor --enable-mxnet' in text
 
 
@@ -214,23 +249,3 @@ def test_the_report_fits_a_terminal():
 )
 def test_what_to_do(error, mend):
     assert mend in doctor.mend_of(error, FRAMEWORKS['mxnet'].reinstall)
-
-
-def test_the_error_of_a_traceback():
-    assert (
-        doctor.error_of(
-            textwrap.dedent("""\
-        Traceback (most recent call last):
-          File "x.py", line 1, in <module>
-        ValueError: the first
-
-        During handling of the above exception, another exception occurred:
-
-        Traceback (most recent call last):
-          File "x.py", line 3, in <module>
-        numpy.exceptions.AxisError: the last
-        with two lines
-        """)
-        )
-        == 'numpy.exceptions.AxisError: the last\nwith two lines'
-    )

@@ -7,7 +7,6 @@ its manifest have the checksum of all that decides the examples.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import sys
@@ -20,7 +19,7 @@ import numpy as np
 from d2lbert import __version__
 from d2lbert.data.corpus import cache_folder
 from d2lbert.data.examples import MIN_FREQ, Batch, load_examples
-from d2lbert.data.files import DAMAGE, read_arrays, write_arrays
+from d2lbert.data.files import DAMAGE, read_arrays, sha256, write_arrays
 from d2lbert.data.vocab import RESERVED_TOKENS, Vocab
 from d2lbert.errors import RunError
 
@@ -59,12 +58,9 @@ def key_of(lines: Sequence[str], max_len: int, seed: int) -> str:
     spaces and lower-case letters.
     """
     python = sys.version_info[:2]
-    digest = hashlib.sha256(
-        repr((FORMAT, __version__, python, max_len, seed)).encode()
-    )
-    for line in lines:
-        digest.update(f'{len(line)} {line}'.encode())
-    return digest.hexdigest()
+    lengths = [len(line) for line in lines]
+    about = FORMAT, __version__, python, max_len, seed, lengths
+    return sha256(repr(about).encode(), ''.join(lines).encode())
 
 
 def write_examples(path: Path, examples: Batch, vocab: Vocab) -> None:

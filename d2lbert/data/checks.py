@@ -38,19 +38,12 @@ def check_batch(batch: Batch, vocab_size: int, max_positions: int) -> None:
     check_range('pred_positions', batch.pred_positions, 0, max_len - 1, rows)
     check_range('mlm_labels', batch.mlm_labels, 0, vocab_size - 1, words)
     check_range('nsp_labels', batch.nsp_labels, 0, 1)
-    refuse(
-        'pred_positions',
-        batch.pred_positions,
-        batch.pred_positions >= batch.valid_lens[:, None],
-        "a number below the row's valid length",
-    )
-    weights = batch.mlm_weights
-    refuse(
-        'mlm_weights',
-        weights,
-        ~(np.isfinite(weights) & (weights >= 0)),
-        'a finite number from 0 up',
-    )
+    positions, weights = batch.pred_positions, batch.mlm_weights
+    beyond = positions >= batch.valid_lens[:, None]
+    expected = "a number below the row's valid length"
+    refuse('pred_positions', positions, beyond, expected)
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    refuse('mlm_weights', weights, wrong, 'a finite number from 0 up')
 
 
 def check_shapes(batch: Batch) -> None:
@@ -82,13 +75,10 @@ def check_range(
     is_integer = array.dtype.kind in 'biu'
     if in_range and (is_integer or (array == np.floor(array)).all()):
         return
-    refuse(
-        name,
-        array,
-        (array < low) | (array > high) | (array != np.floor(array)),
-        f'a whole number from {low} to {high}'
-        + (f', because {reason}' if reason else ''),
-    )
+    wrong = (array < low) | (array > high) | (array != np.floor(array))
+    because = f', because {reason}' if reason else ''
+    expected = f'a whole number from {low} to {high}{because}'
+    refuse(name, array, wrong, expected)
 
 
 def to_int32(name: str, array: np.ndarray) -> np.ndarray:

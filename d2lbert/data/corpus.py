@@ -114,25 +114,24 @@ def fetch(mirrors: Sequence[str] = MIRRORS, expected: str = SHA256) -> bytes:
     or if the cache folder cannot be written.
     """
     path = cache_folder() / ARCHIVE
-    data = _read_cached(path, expected)
-    if data is not None:
+    if data := _read_cached(path, expected):
         return data
     import filelock
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f'{path}.lock', timeout=LOCK_TIMEOUT):
-            data = _read_cached(path, expected)
-            if data is None:
-                data = _download(mirrors, expected, path)
-                write_file(path, data)
+            if data := _read_cached(path, expected):
+                return data
+            data = _download(mirrors, expected, path)
+            write_file(path, data)
+            return data
     except (OSError, ValueError) as error:  # also `filelock.Timeout`
         raise CorpusError(
             f'The cache folder {path.parent} cannot be used ({error}): set '
             'the environment variable D2LBERT_CACHE to a folder that can be '
             f'written and that no other process has locked; or {OTHER_WAYS}.'
         ) from error
-    return data
 
 
 def lines_of(

@@ -10,22 +10,23 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from backends import mxnet_import
+from d2lbert import __version__
 from d2lbert.frameworks import FRAMEWORKS, Framework
 
+#: Where the packages d2lbert and backends are.
+ROOT = Path(mxnet_import.__file__).parents[1]
 #: Seconds that an import may take; from a cold disk it takes around 20.
 PATIENCE = 120.0
 MARKS = {'ok': ' ', 'note': '*', 'problem': '!'}
@@ -48,11 +49,10 @@ def examine(patience: float = PATIENCE) -> list[Finding]:
     `patience`: how many seconds each import may take. Whatever is broken
     becomes a finding and raises nothing.
     """
-    with ThreadPoolExecutor() as pool:
-        results = pool.map(
-            partial(probe, patience=patience), FRAMEWORKS.values()
-        )
-        found = dict(zip(FRAMEWORKS, results, strict=True))
+    found = {
+        name: probe(framework, patience)
+        for name, framework in FRAMEWORKS.items()
+    }
     return [
         *_about_python(),
         *_about_frameworks(found),
@@ -70,19 +70,22 @@ def problems(findings: Sequence[Finding]) -> list[str]:
 def report(findings: Sequence[Finding]) -> str:
     """Return the findings as they are printed."""
     width = max(len(one.subject) for one in findings)
-    entries = []
+    lines = []
     for one in findings:
-        text = one.text + (f'\nmend: {one.mend}' if one.mend else '')
         head = f'{MARKS[one.status]} {one.subject:<{width}}  '
-        wrapper = textwrap.TextWrapper(
-            78 - len(head), break_long_words=False, break_on_hyphens=False
-        )
-        wrapped = '\n'.join(map(wrapper.fill, text.splitlines()))
-        indented = textwrap.indent(wrapped, ' ' * len(head))
-        entries.append(head + indented.lstrip())
+        mend = [f'mend: {one.mend}'] if one.mend else []
+        for text in one.text.splitlines() + mend:
+            lines += textwrap.wrap(
+                head + text,
+                78,
+                subsequent_indent=' ' * len(head),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            head = ' ' * len(head)
     broken = ', '.join(problems(findings))
     verdict = f'Problems found: {broken}.' if broken else 'No problems found.'
-    return '\n'.join([*entries, '', verdict])
+    return '\n'.join([*lines, '', verdict])
 
 
 # ---- imports, each in a process of its own ---------------------------
@@ -91,14 +94,20 @@ def report(findings: Sequence[Finding]) -> str:
 _IMPORT = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-own = ''
+found = {{}}
 try:
     import {name}
 except Exception as error:
-    own = f'{{type(error).__name__}}: {{error}}'
-{probe}
+    found['own_error'] = f'{{type(error).__name__}}: {{error}}'
+try:
+    {probe}
+    found.update(version=framework.__version__, gpus=gpus)
+except Exception as error:
+    found = {{'error': f'{{type(error).__name__}}: {{error}}'}}
+    if isinstance(error, ModuleNotFoundError) and error.name == '{name}':
+        found = {{}}
 print()
-print(json.dumps([framework.__version__, gpus, own]))
+print(json.dumps(found))
 """
 
 
@@ -117,16 +126,13 @@ class Probe:
 
 
 def probe(framework: Framework, patience: float = PATIENCE) -> Probe:
-    """Import a framework in a new process, where it is installed."""
-    if util.find_spec(framework.name) is None:
-        return Probe()
+    """Import a framework in a new process."""
     code = _IMPORT.format(name=framework.name, probe=framework.probe)
-    folder = Path(mxnet_import.__file__).parents[1]
     try:
         done = subprocess.run(
-            [sys.executable, '-c', code, str(folder)],
+            [sys.executable, '-c', code, str(ROOT)],
             capture_output=True,
-            text=True,
+            errors='replace',
             timeout=patience,
         )
     except subprocess.TimeoutExpired:
@@ -135,16 +141,9 @@ def probe(framework: Framework, patience: float = PATIENCE) -> Probe:
         crash = signal.Signals(-done.returncode).name
         return Probe(error=f'the import crashed ({crash})')
     if done.returncode:
-        ended = f'ended with status {done.returncode}'
-        return Probe(error=error_of(done.stderr) or ended)
-    return Probe(*json.loads(done.stdout.splitlines()[-1]))
-
-
-def error_of(traceback: str) -> str:
-    """Return the last error of a printed traceback, without its frames."""
-    pattern = r'^[A-Za-z_][\w.]*(?:Error|Exception|Exit)\b'
-    starts = [one.start() for one in re.finditer(pattern, traceback, re.M)]
-    return traceback[starts[-1] if starts else 0 :].strip()
+        ended = f'the import ended Python with status {done.returncode}'
+        return Probe(error=f'{ended}\n{done.stderr}'.strip())
+    return Probe(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def mend_of(error: str, reinstall: str) -> str:
@@ -167,21 +166,12 @@ def _about_python() -> Iterator[Finding]:
     python = f'{platform.python_version()} at {sys.executable}'
     yield Finding('Python', python)
     yield Finding('platform', platform.platform())
-    ours = _version_of('d2lbert') or 'run from a folder, not installed'
-    yield Finding('d2lbert', ours)
-    if numpy := _version_of('numpy'):
-        yield Finding('NumPy', numpy)
-    else:
-        yield Finding(
-            'NumPy', 'not installed', 'problem', 'pip install numpy'
-        )
-
-
-def _version_of(distribution: str) -> str:
+    yield Finding('d2lbert', f'{__version__} at {ROOT}')
     try:
-        return metadata.version(distribution)
+        yield Finding('NumPy', metadata.version('numpy'))
     except metadata.PackageNotFoundError:
-        return ''
+        mend = 'pip install numpy'
+        yield Finding('NumPy', 'not installed', 'problem', mend)
 
 
 def _about_frameworks(found: Mapping[str, Probe]) -> Iterator[Finding]:
@@ -207,41 +197,23 @@ def _about_frameworks(found: Mapping[str, Probe]) -> Iterator[Finding]:
 
 
 def _about_hook(mxnet: Probe) -> Finding:
-    state = mxnet_import.hook_state()
-    text = f'{"off" if state == "off" else "on"} in '
-    text += sysconfig.get_path('purelib')
-    if state == 'stale':
-        text += ', but the d2lbert that wrote it is gone'
-    elif state == 'on' and mxnet.own_error:
+    pth = mxnet_import.hook_path()
+    is_on = os.path.exists(pth)
+    text = f'{"on" if is_on else "off"} in {pth.parent}'
+    if is_on and mxnet.own_error:
         text += ', and `import mxnet` still fails'
-    else:
-        return Finding('mxnet hook', text)
-    return Finding('mxnet hook', text, 'problem', ENABLE)
+        return Finding('mxnet hook', text, 'problem', ENABLE)
+    return Finding('mxnet hook', text)
 
 
 def _about_gpus(found: Mapping[str, Probe]) -> Finding:
-    cards = _nvidia_cards()
-    counts = [
-        f'{name} sees {one.gpus}'
-        for name, one in found.items()
-        if one.version
-    ]
-    text = '; '.join([f'{len(cards)} on this machine', *counts])
-    text = '\n'.join([text, *cards])
-    if cards and not any(one.gpus for one in found.values()):
+    text = '; '.join(f'{name} sees {one.gpus}' for name, one in found.items())
+    any_seen = any(one.gpus for one in found.values())
+    if shutil.which('nvidia-smi') and not any_seen:
+        text += "; but NVIDIA's driver is here (nvidia-smi)"
         mend = 'install a build of the framework for CUDA'
         return Finding('GPUs', text, 'note', mend)
     return Finding('GPUs', text)
-
-
-def _nvidia_cards() -> list[str]:
-    try:
-        done = subprocess.run(
-            ['nvidia-smi', '-L'], capture_output=True, text=True, timeout=30
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return re.findall(r'^(GPU .*?)(?: \(UUID.*)?$', done.stdout, re.M)
 
 
 def _about_corpus() -> Iterator[Finding]:
