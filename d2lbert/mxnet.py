@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 from backends.mxnet import BACKEND, Module, gluon
@@ -84,7 +83,7 @@ EncoderBlock = TransformerEncoderBlock
 
 class PositionalEncoding(transformer.PositionalEncoding, Module):
     __doc__ = transformer.PositionalEncoding.__doc__
-    device_of = attrgetter('ctx')
+    DEVICE = 'ctx'
 
 
 class TransformerEncoder(transformer.TransformerEncoder, Module):

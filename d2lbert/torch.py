@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -100,7 +99,7 @@ class EncoderBlock(TransformerEncoderBlock):
 
 class PositionalEncoding(transformer.PositionalEncoding, Module):
     __doc__ = transformer.PositionalEncoding.__doc__
-    device_of = attrgetter('device')
+    DEVICE = 'device'
 
 
 class TransformerEncoder(transformer.TransformerEncoder, Module):

@@ -14,11 +14,9 @@ import stat
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import tracemalloc
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +25,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import server
 from d2lbert.data import archives, corpus
 from d2lbert.errors import CorpusError, D2LBertError, InputError
 
@@ -80,49 +79,8 @@ GOOD_SHA256 = hashlib.sha256(GOOD).hexdigest()
 # The server
 
 
-class Site(ThreadingHTTPServer):
-    """A server on this machine that answers as it is told to.
-
-    `answers` are functions of the request handler, one a request; the last
-    one goes on answering. `requests` are the requests' headers.
-    """
-
-    daemon_threads = True
-    request_queue_size = 64
-
-    def __init__(self):
-        super().__init__(('127.0.0.1', 0), Handler)
-        self.answers = [send()]
-        self.requests = []
-        self.url = f'http://127.0.0.1:{self.server_port}/{corpus.ARCHIVE}'
-
-    def handle_error(self, request, client_address):
-        """A client that hangs up is part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        answers = self.server.answers
-        self.server.requests.append(self.headers)
-        answer = answers.pop(0) if len(answers) > 1 else answers[0]
-        answer(self)
-
-    def log_message(self, *args):
-        pass
-
-
-def send(body=GOOD, status=200, length=None, **headers):
-    """Answer with a body, saying that it has `length` bytes."""
-
-    def answer(handler):
-        handler.send_response(status)
-        handler.send_header('Content-Length', length or len(body))
-        for name, value in headers.items():
-            handler.send_header(name.replace('_', '-'), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return answer
+def send(body=GOOD, *answer, **headers):
+    return server.send(body, *answer, **headers)
 
 
 def send_without_end(handler):
@@ -141,22 +99,12 @@ def send_slowly(handler):
         time.sleep(0.05)
 
 
-@contextlib.contextmanager
-def serving():
-    with Site() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:  # or a test that fails would never end
-            server.shutdown()
-            thread.join()
-
-
 @pytest.fixture
 def site():
-    with serving() as server:
-        yield server
+    with server.serving() as site:
+        site.answers = [send()]
+        site.url += f'/{corpus.ARCHIVE}'
+        yield site
 
 
 def fetch(site):
@@ -260,7 +208,8 @@ def redirect_without_end(url):
 
 @pytest.mark.parametrize('endless', [False, True])
 def test_redirect_is_not_followed(site, cache, endless):
-    with serving() as elsewhere:
+    with server.serving() as elsewhere:
+        elsewhere.answers = [send()]
         site.answers = [
             redirect_without_end(elsewhere.url)
             if endless
@@ -320,6 +269,28 @@ def test_length_that_is_no_number(site):
 def test_next_mirror_is_tried(site):
     site.answers = [send(b'no', 403), send(b'no archive'), send()]
     assert corpus.fetch([site.url] * 3, GOOD_SHA256) == GOOD
+
+
+def send_a_byte_now_and_then(handler):
+    handler.send_response(200)
+    handler.send_header('Content-Length', len(GOOD))
+    handler.end_headers()
+    with contextlib.suppress(OSError):  # the client hangs up
+        for i in range(len(GOOD)):
+            handler.wfile.write(GOOD[i : i + 1])
+            time.sleep(0.1)
+
+
+def test_a_mirror_that_is_too_slow_gives_way_to_the_next(site, monkeypatch):
+    monkeypatch.setattr(corpus, 'PATIENCE', 0.5)
+    site.answers = [send_a_byte_now_and_then, send()]
+    start = time.monotonic()
+    assert corpus.fetch([site.url] * 2, GOOD_SHA256) == GOOD
+    assert len(site.requests) == 2
+    assert time.monotonic() - start < 10
+    site.answers = [send_a_byte_now_and_then]
+    with pytest.raises(CorpusError, match=r'too slow: \d bytes in 1 seconds'):
+        corpus.get(site.url, 10**6)
 
 
 def test_every_mirror_is_reported(site):

@@ -252,7 +252,7 @@ def test_older_order(tab, name):
         make(50, 12, [13], 12, 20, 3, 2, 0.1)
     with pytest.raises(ValueError, match=r'key_size = 768.* implies 12'):
         make(50, 12, [12], 12, 20, 3, 2, 0.1, 16, 768)
-    with pytest.raises(TypeError, match='multiple values .*num_layers'):
+    with pytest.raises(TypeError, match=r'multiple values .*num_layers'):
         make(50, 12, [12], 12, 20, 3, 2, num_layers=2)
     with pytest.raises(TypeError, match='at most 15 arguments'):
         make(50, 12, [12], 12, 20, 3, 2, 0.1, 16, *[12] * 7)
@@ -265,7 +265,7 @@ def test_older_torch_block(both_tabs):
     newer = d2l.TransformerEncoderBlock(24, 48, 8, 0.5, True)
     shapes = d2l.BACKEND.parameter_shapes
     assert shapes(block) == shapes(newer)
-    with pytest.raises(ValueError, match='query_size = 25.* implies 24'):
+    with pytest.raises(ValueError, match=r'query_size = 25.* implies 24'):
         d2l.EncoderBlock(24, 25, 24, 24, [24], 24, 48, 8, 0.5)
 
 

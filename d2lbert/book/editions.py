@@ -84,7 +84,8 @@ def takes_older_order(init: Callable[..., None]) -> Callable[..., None]:
                 f'expected at most {len(OLDER_ORDER)} arguments, '
                 f'got {len(arguments)}'
             )
-        return init(self, **dict(zip(OLDER_ORDER, arguments)), **others)
+        named = dict(zip(OLDER_ORDER, arguments, strict=False))
+        return init(self, **named, **others)
 
     return either_order
 

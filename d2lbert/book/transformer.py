@@ -7,12 +7,11 @@ with its framework's, as it does with those of `d2lbert.bert`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 
-from backends.types import Array, Device
+from backends.types import Array
 from d2lbert.bert import Definition
 
 
@@ -24,8 +23,8 @@ class PositionalEncoding(Definition):
     number of rows.
     """
 
-    #: Returns the device of an array.
-    device_of: ClassVar[Callable[[Array], Device]]
+    #: The attribute of an array that has its device.
+    DEVICE: ClassVar[str]
 
     def __init__(
         self, num_hiddens: int, dropout: float, max_len: int = 1000
@@ -40,7 +39,7 @@ class PositionalEncoding(Definition):
     def forward(self, X: Array) -> Array:
         """`(B, T, num_hiddens)` to the same shape."""
         positions = self.table[:, : X.shape[1]]
-        P = self.backend.tensor(positions, self.device_of(X))
+        P = self.backend.tensor(positions, getattr(X, self.DEVICE))
         return self.dropout(X + P)
 
 

@@ -15,7 +15,7 @@ import io
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,8 @@ MAX_DOWNLOAD_BYTES = 1 << 26  # the archive has 4.5e6
 
 ATTEMPTS = 3  # for each mirror
 TIMEOUTS = (10, 30)  # seconds to connect, and to wait for the next bytes
+PATIENCE = 20  # seconds that a slow mirror has to become faster
+LEAST_SPEED = 5_000  # bytes a second of a whole download
 LOCK_TIMEOUT = 600  # seconds to wait for another process's download
 # Some mirrors refuse Python's default User-Agent.
 HEADERS = {'User-Agent': 'd2lbert', 'Accept-Encoding': 'identity'}
@@ -238,7 +240,7 @@ def _download(mirrors: Sequence[str], expected: str, path: Path) -> bytes:
     failures = []
     for url in mirrors:
         try:
-            data = _get(url)
+            data = get(url, MAX_DOWNLOAD_BYTES)
             _check_sha256(data, expected)
             return data
         except CorpusError as error:
@@ -250,9 +252,15 @@ def _download(mirrors: Sequence[str], expected: str, path: Path) -> bytes:
     )
 
 
-def _get(url: str, max_bytes=MAX_DOWNLOAD_BYTES) -> bytes:
-    """Return the body at `url`; try again after errors of the network."""
+def get(url: str, max_bytes: int) -> bytes:
+    """Return the body at `url`; try again after errors of the network.
+
+    Raises `CorpusError` for a redirect, any status but 200, a body that is
+    larger than `max_bytes` or that comes too slowly, and where all attempts
+    have failed.
+    """
     import requests  # noqa: TID251
+    from urllib3.exceptions import HTTPError  # noqa: TID251
 
     for attempt in range(ATTEMPTS):
         time.sleep(0.2 * attempt)
@@ -265,11 +273,30 @@ def _get(url: str, max_bytes=MAX_DOWNLOAD_BYTES) -> bytes:
                 stream=True,
                 hooks={'response': _check_status},
             ) as response:
-                chunks = response.iter_content(CHUNK)
-                return join_chunks(chunks, url, max_bytes)
-        except OSError as error:  # the base class of the errors of requests
+                return join_chunks(_chunks(response), url, max_bytes)
+        except (
+            OSError,
+            HTTPError,
+        ) as error:  # those of requests are `OSError`
             failure = error
     raise CorpusError(f'after {ATTEMPTS} attempts, {failure}') from failure
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    """Yield the bytes of a body as they come.
+
+    Raises `CorpusError` where they come more slowly than `LEAST_SPEED`.
+    """
+    size, start = 0, time.monotonic()
+    # `iter_content` would wait for all bytes of a chunk
+    while chunk := response.raw.read1(CHUNK, decode_content=True):
+        size += len(chunk)
+        seconds = time.monotonic() - start
+        if seconds > PATIENCE and size < LEAST_SPEED * seconds:
+            raise CorpusError(
+                f'too slow: {size:,} bytes in {seconds:.0f} seconds'
+            )
+        yield chunk
 
 
 def _check_status(response: requests.Response, **_) -> None:
