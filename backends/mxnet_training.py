@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -49,6 +50,21 @@ autograd: Any = mx.autograd
 nd: Any = mx.nd
 np: Any = mx.np
 npx: Any = mx.npx
+
+
+class NumPyMode(threading.local):
+    """MXNet's NumPy mode, in which each thread begins.
+
+    MXNet keeps the mode by thread, and a thread begins in the older one: a
+    network made in one thread could not be used in another.
+    """
+
+    def __init__(self) -> None:
+        self.value = mx.util._NumpyArrayScope(True)
+        mx.util.set_np_shape(True)
+
+
+mx.util._NumpyArrayScope._current = NumPyMode()
 npx.set_np()
 
 
@@ -310,5 +326,4 @@ def learned_by(net: Any) -> dict[str, Any]:
     }
 
 
-# `set_np` is a setting that MXNet keeps by thread
 THREADS = Threads(npx.set_np, lambda: threadpool_limits(1))
