@@ -55,14 +55,17 @@ WEIGHTS_FILE, VOCAB_FILE = 'weights.safetensors', 'vocab.txt'
 class Run:
     """A trained network, its vocabulary, and how the training went.
 
-    `net`: the native network; `steps`: what each step reported.
+    `net`: the native network; `devices`: where it was trained; `steps`: what
+    each step reported; `record`: the results and versions in `run.json`, for
+    a run that was read.
     """
 
     config: Config
     net: Any
     vocab: Vocab
-    devices: Sequence[base.Device]
+    devices: Sequence[Any]
     steps: list[Step] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def history(self) -> list[list[float]]:
@@ -101,6 +104,8 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """Return the results, ready for JSON."""
+        if self.record:
+            return self.record['results']
         return {
             'backend': self.config.backend,
             'recipe': self.config.recipe,
@@ -129,11 +134,11 @@ class Run:
         """Write into a folder that exists, over any run in it."""
         folder = Path(folder)
         files = self.files()
-        about = {
-            'config': self.config.as_dict(),
+        record = self.record or {
             'results': self.results(),
             'versions': versions(self.config.backend),
         }
+        about = {'config': self.config.as_dict(), **record}
         try:
             # Without this file the folder holds no run
             (folder / RUN_FILE).unlink(missing_ok=True)
@@ -243,8 +248,10 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             )
         )
     try:
-        about, files = read_manifest(path)
-        config = Config(**about['config'])
+        record, files = read_manifest(path)
+        config = Config(**record.pop('config'))
+        # Weights that were trained elsewhere have none
+        devices = record['results'].get('devices', [])
         vocab = Vocab.from_tokens(files[VOCAB_FILE].decode().splitlines())
         steps = [
             Step(*(json.loads(line)[name] for name in Step._fields))
@@ -257,16 +264,15 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             'from where it came, or train it again'
         ) from error
     tab = load_tab(backend or config.backend)
-    devices = [tab.BACKEND.try_gpu()]
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
     try:
-        set_weights(net, weights, devices)
+        set_weights(net, weights, [tab.BACKEND.try_gpu()])
     except ValueError as error:
         raise RunError(
             f'the weights in {folder} are not those of its '
             f'{RUN_FILE}: {error}'
         ) from error
-    return Run(config, net, vocab, devices, steps)
+    return Run(config, net, vocab, devices, steps, record)
 
 
 def check_no_run(folder: str | Path) -> None:
