@@ -64,9 +64,7 @@ def new_trainer(
     net = new_net(tab, config, vocab, devices)
     weights = {name: W.astype(dtype) for name, W in get_weights(net).items()}
     set_weights(net, weights, devices)
-    trainer = Trainer(
-        net, config.get_recipe(), lr=config.learning_rate, devices=devices
-    )
+    trainer = Trainer(net, config.get_recipe(), lr=config.lr, devices=devices)
     return trainer, Batches(examples, config.batch_size)
 
 

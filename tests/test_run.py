@@ -55,7 +55,7 @@ def test_the_defaults_are_the_chapters():
         'num_heads': 2,
         'num_blks': 2,
         'dropout': 0.2,
-        'lr': None,
+        'lr': 0.01,
         'devices': 'all',
         'micro_batch': None,
         'seed': 0,
@@ -64,7 +64,7 @@ def test_the_defaults_are_the_chapters():
         'keep': 2,
     }
     assert Config(backend='mxnet').recipe == 'mxnet'
-    assert Config(recipe='corrected').learning_rate == 0.01
+    assert Config(recipe='corrected', lr=None).lr == 0.01
 
 
 def test_a_run_has_network_vocabulary_and_history(

@@ -248,7 +248,7 @@ class Side:
         return Trainer(
             self.net,
             self.config.get_recipe(),
-            lr=self.config.learning_rate,
+            lr=self.config.lr,
             devices=self.devices,
             micro_batch=self.config.micro_batch,
             seed=self.config.seed,

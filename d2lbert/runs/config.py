@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +58,16 @@ def option(
 class Config:
     """The options of a run, by the names of the command line.
 
-    `d2lbert pretrain --help` explains each one. `recipe` may be `None`, for
-    the recipe of the backend's own tab, and `lr`, for the recipe's learning
-    rate. Raises `InputError` for a value that cannot be used.
+    `d2lbert pretrain --help` explains each one. `recipe` may be given as
+    `None`, for the recipe of the backend's own tab, and `lr`, for the
+    recipe's learning rate. Raises `InputError` for a value that cannot be
+    used.
     """
 
     backend: str = option(
         'torch', 'The framework that computes.', '|'.join(FRAMEWORKS)
     )
-    recipe: str | None = option(
+    recipe: str = option(
         None,
         'How to draw the initial weights and to average the loss.',
         'mxnet|pytorch|corrected',
@@ -89,7 +91,7 @@ class Config:
     num_heads: int = option(2, 'Attention heads.')
     num_blks: int = option(2, 'Encoder blocks.')
     dropout: float = option(0.2, 'Dropout probability, from 0 to below 1.')
-    lr: float | None = option(
+    lr: float = option(
         None, "Adam's learning rate.", show_default="the recipe's, 0.01"
     )
     devices: str = option(
@@ -121,59 +123,58 @@ class Config:
         # Imported here, because they import NumPy: `--help` would wait
         from backends.base import PRECISIONS
         from backends.devices import parse_devices
+        from d2lbert.bert import check_heads
         from d2lbert.data.examples import check_max_len
         from d2lbert.recipes import check_lr
 
         check_backend(self.backend)
         if self.recipe is None:
             self._set('recipe', FRAMEWORKS[self.backend].recipe)
-        self.get_recipe()
+        recipe = self.get_recipe()
+        if self.lr is None:
+            self._set('lr', recipe.lr)
         if not isinstance(self.corpus, (str, os.PathLike)):
             raise InputError(f'corpus = {self.corpus!r}: expected a path')
         self._set('corpus', os.fspath(self.corpus))
         self._set('devices', str(self.devices))
+        check_choice('precision', self.precision, PRECISIONS)
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            is_default = value is getattr(Config, name)  # it may be `None`
+            is_count = isinstance(value, int) and value >= least
+            if not is_default and not is_count:
+                raise InputError(
+                    f'{name} = {value!r}: expected a whole number from '
+                    f'{least} up'
+                )
+        for name in ('dropout', 'lr'):
+            value = getattr(self, name)
+            # JSON does not know other types, such as NumPy's float32
+            if not isinstance(value, (int, float)):
+                raise InputError(f'{name} = {value!r}: expected a number')
         with input_errors():
             parse_devices(self.devices)
-        check_choice('precision', self.precision, PRECISIONS)
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if value is one.default:  # of some it is `None`
-                continue
-            if one.name in LEAST:
-                _check_count(one.name, value, LEAST[one.name])
-            if one.name in ('dropout', 'lr'):
-                _check_number(one.name, value)
+            check_heads(self.num_hiddens, self.num_heads)
         check_max_len(self.max_len)
         if self.max_len > MAX_POSITIONS:
             raise InputError(
                 f'max_len = {self.max_len}: expected at most '
                 f'{MAX_POSITIONS}, the positions of the network'
             )
-        if self.num_hiddens % self.num_heads:
-            raise InputError(
-                f'num_hiddens = {self.num_hiddens} does not divide into '
-                f'num_heads = {self.num_heads}: choose a divisor'
-            )
         if not 0 <= self.dropout < 1:
             raise InputError(
                 f'dropout = {self.dropout!r}: expected from 0 to below 1'
             )
-        check_lr(self.learning_rate)
+        check_lr(self.lr)
 
     def _set(self, name: str, value: object) -> None:
         """Set a field although the class is frozen."""
         object.__setattr__(self, name, value)
 
-    @property
-    def learning_rate(self) -> float:
-        """Return `lr`, or the recipe's learning rate where it is `None`."""
-        return self.get_recipe().lr if self.lr is None else self.lr
-
     def get_recipe(self) -> Recipe:
         """Return the recipe itself."""
         from d2lbert.recipes import get_recipe
 
-        assert self.recipe is not None
         return get_recipe(self.recipe)
 
     def net_arguments(self, vocab_size: int) -> dict[str, Any]:
@@ -186,22 +187,15 @@ class Config:
 
     def differences(self, other: Config) -> list[str]:
         """Return why `other` cannot continue this run, a text for each."""
-        ours, others = (
-            config.as_dict() | {'lr': config.learning_rate}
-            for config in (self, other)
-        )
-        return [
-            f'{name} is {others[name]!r}, was {ours[name]!r}'
-            for name in ours
-            if name not in MAY_CHANGE and ours[name] != others[name]
-        ]
+        may_change = {name: getattr(self, name) for name in MAY_CHANGE}
+        return different(self.as_dict(), other.as_dict() | may_change)
 
     def title(self) -> str:
         """Return one line about the run, for pictures."""
         return (
             f'BERT with {self.num_blks} blocks of {self.num_hiddens} hidden '
             f'units · {Path(self.corpus).name} · batches of '
-            f'{self.batch_size} · lr {self.learning_rate:g} · '
+            f'{self.batch_size} · lr {self.lr:g} · '
             f'seed {self.seed}'
         )
 
@@ -210,14 +204,10 @@ class Config:
         return asdict(self)
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise InputError(
-            f'{name} = {value!r}: expected a whole number from {least} up'
-        )
-
-
-def _check_number(name: str, value: object) -> None:
-    # JSON does not know other types, such as NumPy's float32
-    if not isinstance(value, (int, float)):
-        raise InputError(f'{name} = {value!r}: expected a number')
+def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the differences between two mappings, in words."""
+    return [
+        f'{name} is {now.get(name)!r}, was {before.get(name)!r}'
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]

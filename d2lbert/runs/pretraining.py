@@ -34,7 +34,7 @@ from d2lbert.runs.checkpoint import (
     Checkpoints,
     check_arrays,
 )
-from d2lbert.runs.config import Config
+from d2lbert.runs.config import Config, different
 from d2lbert.runs.folder import locked
 from d2lbert.runs.run import (
     Run,
@@ -193,7 +193,7 @@ class Pretraining:
         return Trainer(
             self.run.net,
             config.get_recipe(),
-            lr=config.learning_rate,
+            lr=config.lr,
             devices=self.run.devices,
             micro_batch=config.micro_batch,
             seed=config.seed,
@@ -354,12 +354,3 @@ class Pretraining:
             'workers': self.trainer.parallel.num_workers,
             'machine': platform.machine(),
         }
-
-
-def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences between two mappings, in words."""
-    return [
-        f'{name} is {now.get(name)!r}, was {before.get(name)!r}'
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]
