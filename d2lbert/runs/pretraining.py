@@ -43,8 +43,8 @@ from d2lbert.runs.run import (
     devices_of,
     load_run,
     new_net,
+    text_file,
     versions,
-    vocab_bytes,
 )
 from d2lbert.runs.signals import StopSignals
 from d2lbert.trainer import Step, Trainer
@@ -220,13 +220,11 @@ class Pretraining:
                 lambda _: not signals.received,
                 batches.from_step(len(run.steps)),
             )
-            while self.num_left():
+            while num_steps := self.num_until_checkpoint():
                 # A segment ends at a checkpoint. Inside of it a GPU may have
                 # computed a step more than was reported; at its end both
                 # agree
-                for step in self.trainer.train(
-                    until_stopped, self.num_until_checkpoint()
-                ):
+                for step in self.trainer.train(until_stopped, num_steps):
                     run.steps.append(step)
                     bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
                 stopped_by = signals.received
@@ -243,14 +241,11 @@ class Pretraining:
                 run.write(checkpoints.run_folder)
         return run
 
-    def num_left(self) -> int:
-        """Return how many steps the training has still to take."""
-        return self.run.config.steps - len(self.run.steps)
-
     def num_until_checkpoint(self) -> int:
-        """Return how many steps there are to the next checkpoint."""
-        every = self.run.config.save_every or self.run.config.steps
-        return min(self.num_left(), every - len(self.run.steps) % every)
+        """Return how many steps there are to the next one: 0 at the end."""
+        config, num_done = self.run.config, len(self.run.steps)
+        every = config.save_every or config.steps
+        return min(config.steps - num_done, every - num_done % every)
 
     def farewell(self, number: int, checkpoints: Checkpoints | None) -> str:
         """Return the message after a signal."""
@@ -295,22 +290,17 @@ class Pretraining:
                 stacklevel=3,
             )
         net = self.run.net
-        set_weights(
-            net,
-            {name: arrays[WEIGHTS + name] for name in neutral_shapes(net)},
-        )
+        names = neutral_shapes(net)
+        set_weights(net, {name: arrays[WEIGHTS + name] for name in names})
         # The old trainer may hold copies of the parameters
         self.trainer.close()
         self.trainer = self.new_trainer()
         self.trainer.num_steps = num_steps
         optimizer = self.trainer.optimizer
-        optimizer.load_state(
-            {
-                name: arrays[self.moment_name(name)]
-                for name in optimizer.state()
-            },
-            num_steps,
-        )
+        moments = {
+            name: arrays[self.moment_name(name)] for name in optimizer.state()
+        }
+        optimizer.load_state(moments, num_steps)
         self.run.steps = [
             Step(mlm, nsp, int(num_pairs), seconds)
             for mlm, nsp, num_pairs, seconds in arrays[STEPS].tolist()
@@ -336,7 +326,7 @@ class Pretraining:
     def data(self) -> dict[str, str]:
         """Checksums of what is trained on, without its path."""
         return {
-            'vocabulary': sha256(vocab_bytes(self.run.vocab)),
+            'vocabulary': sha256(text_file(self.run.vocab.idx_to_token)),
             'examples': sha256(
                 *(np.ascontiguousarray(A).data for A in self.examples)
             ),
@@ -345,10 +335,9 @@ class Pretraining:
     def environment(self) -> dict[str, Any]:
         """Return everything that rounding depends on."""
         config = self.run.config
-        found = versions(config.backend)
         return {
-            'backend': f'{config.backend} {found.pop(config.backend)}',
-            **found,
+            'backend': config.backend,
+            **versions(config.backend),
             'devices': list(map(str, self.run.devices)),
             'micro_batch': config.micro_batch,
             'workers': self.trainer.parallel.num_workers,

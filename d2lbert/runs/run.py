@@ -14,7 +14,6 @@ A run's folder holds
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -22,7 +21,9 @@ import platform
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from backends import base
@@ -74,13 +75,13 @@ class Run:
 
     @property
     def mlm_loss(self) -> float:
-        """The mean over the steps, as the chapter prints it."""
-        return _mean(step.mlm_loss for step in self.steps)
+        """The mean over the steps, as the chapter prints it, or NaN."""
+        return fmean([step.mlm_loss for step in self.steps] or [math.nan])
 
     @property
     def nsp_loss(self) -> float:
-        """The mean over the steps, as the chapter prints it."""
-        return _mean(step.nsp_loss for step in self.steps)
+        """The mean over the steps, as the chapter prints it, or NaN."""
+        return fmean([step.nsp_loss for step in self.steps] or [math.nan])
 
     @property
     def pairs_per_sec(self) -> float:
@@ -183,8 +184,8 @@ class Run:
         )
         return {
             WEIGHTS_FILE: save(get_weights(self.net)),
-            VOCAB_FILE: vocab_bytes(self.vocab),
-            METRICS_FILE: _to_bytes(metrics),
+            VOCAB_FILE: text_file(self.vocab.idx_to_token),
+            METRICS_FILE: text_file(metrics),
         }
 
 
@@ -292,25 +293,11 @@ def check_no_run(folder: str | Path) -> None:
 
 def versions(backend: str) -> dict[str, str]:
     """Return the versions of the software that trains a run."""
-    return {
-        'python': platform.python_version(),
-        **{
-            name: str(importlib.import_module(name).__version__)
-            for name in ('d2lbert', 'numpy', backend)
-        },
-    }
+    modules = map(import_module, ('d2lbert', 'numpy', backend))
+    found = {module.__name__: str(module.__version__) for module in modules}
+    return {'python': platform.python_version(), **found}
 
 
-def _mean(values: Iterable[float]) -> float:
-    """Return the mean, or NaN of nothing: converted runs have no steps."""
-    values = list(values)
-    return sum(values) / len(values) if values else math.nan
-
-
-def vocab_bytes(vocab: Vocab) -> bytes:
-    """Return the contents of `vocab.txt`."""
-    return _to_bytes(vocab.idx_to_token)
-
-
-def _to_bytes(lines: Iterable[str]) -> bytes:
+def text_file(lines: Iterable[str]) -> bytes:
+    """Return the contents of a file of these lines."""
     return ''.join(f'{line}\n' for line in lines).encode()
