@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -148,9 +147,7 @@ def encoder_inputs(
     valid_lens = np.array([len(tokens) for tokens, _ in encoded], np.float32)
     shape = len(encoded), int(valid_lens.max())
     tokens, segments = np.full(shape, pad), np.zeros(shape, int)
-    is_token = np.arange(shape[1]) < valid_lens[:, None]
-    for array, parts in zip(
-        (tokens, segments), zip(*encoded, strict=True), strict=True
-    ):
-        array[is_token] = list(chain.from_iterable(parts))
+    for row, (its_tokens, its_segments) in enumerate(encoded):
+        tokens[row, : len(its_tokens)] = its_tokens
+        segments[row, : len(its_tokens)] = its_segments
     return tokens, segments, valid_lens

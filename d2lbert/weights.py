@@ -87,11 +87,8 @@ def set_weights(
         neutral_name(net, name): name
         for name in net.backend.parameter_shapes(net)
     }
-    net.backend.set_parameters(
-        net,
-        {native.get(name, name): array for name, array in arrays.items()},
-        devices,
-    )
+    renamed_arrays = {native.get(name, name): W for name, W in arrays.items()}
+    net.backend.set_parameters(net, renamed_arrays, devices)
 
 
 def initial_weights(
@@ -113,10 +110,8 @@ def initial_weights(
 
 
 def _norm(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Layer normalisation starts as the identity."""
-    return (np.ones if name.endswith('weight') else np.zeros)(
-        shape, np.float32
-    )
+    """Layer normalisation starts as the identity: times 1, plus 0."""
+    return np.full(shape, name.endswith('weight'), np.float32)
 
 
 def xavier(

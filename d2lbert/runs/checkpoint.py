@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from d2lbert.data.files import (
     sync_folder,
     write_arrays,
 )
-from d2lbert.errors import InputError, RunError, RunWarning
+from d2lbert.errors import InputError, RunError, warn
 from d2lbert.runs.config import MIN_KEEP
 
 FOLDER = 'checkpoints'
@@ -137,11 +136,9 @@ class Checkpoints:
                 )
                 continue
             if faults:
-                warnings.warn(
+                warn(
                     f'damaged checkpoints in {self.folder}: '
-                    f'{"; ".join(faults)}. Going on from step {step}',
-                    RunWarning,
-                    stacklevel=2,
+                    f'{"; ".join(faults)}. Going on from step {step}'
                 )
             self.known = sorted(old for old in found if old <= step)
             return checkpoint

@@ -31,27 +31,18 @@ MAY_CHANGE = (
 )
 SIZES = ('num_hiddens', 'ffn_num_hiddens', 'num_heads', 'num_blks')
 #: The least value of each whole number.
-LEAST = {
-    **dict.fromkeys(('steps', 'batch_size', 'max_len', *SIZES), 1),
-    **dict.fromkeys(('micro_batch', 'save_every'), 1),
-    'seed': 0,
-    'keep': MIN_KEEP,
-}
+LEAST = dict.fromkeys(
+    ('steps', 'batch_size', 'max_len', *SIZES, 'micro_batch', 'save_every'), 1
+) | {'seed': 0, 'keep': MIN_KEEP}
 
 
-def option(
-    default: Any,
-    help: str,
-    metavar: str | None = None,
-    show_default: str | bool = True,
-) -> Any:
+def option(default: Any, help: str, **about: Any) -> Any:
     """Return a field of `Config`, which is also an option of the command.
 
-    `help`: its help text; `metavar`: the values it takes; `show_default`:
-    how the help text names the default where that is not the value itself.
+    `help`: its help text; `about` may have a `metavar`, the values it takes,
+    and a `show_default`, the default in words.
     """
-    about = {'help': help, 'metavar': metavar, 'show_default': show_default}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata={'help': help, **about})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +56,21 @@ class Config:
     """
 
     backend: str = option(
-        'torch', 'The framework that computes.', '|'.join(FRAMEWORKS)
+        'torch',
+        'The framework that computes.',
+        metavar='|'.join(FRAMEWORKS),
     )
     recipe: str = option(
         None,
         'How to draw the initial weights and to average the loss.',
-        'mxnet|pytorch|corrected',
-        "that of the backend's own tab",
+        metavar='mxnet|pytorch|corrected',
+        show_default="that of the backend's own tab",
     )
     corpus: str = option(
         'sample',
         'The embedded text, WikiText-2, or an archive, folder or UTF-8 text '
         'file with one paragraph per line.',
-        'sample|wikitext-2|PATH',
+        metavar='sample|wikitext-2|PATH',
     )
     steps: int = option(50, 'Training steps.')
     batch_size: int = option(512, 'Sentence pairs per step.')
@@ -99,7 +92,7 @@ class Config:
         'Where to compute: all GPUs or else the processor; the processor; '
         'N shards on the processor; or the GPUs with these numbers. Each '
         'device takes a shard of the batch.',
-        'all|cpu|cpu:N|gpu:I,J',
+        metavar='all|cpu|cpu:N|gpu:I,J',
     )
     micro_batch: int | None = option(
         None,
@@ -112,10 +105,10 @@ class Config:
     precision: str = option(
         'float32',
         'tf32 and bf16 are for CUDA cards: faster, and less exact.',
-        'float32|tf32|bf16',
+        metavar='float32|tf32|bf16',
     )
     save_every: int | None = option(
-        None, 'Steps from one checkpoint to the next.', 'N'
+        None, 'Steps from one checkpoint to the next.', metavar='N'
     )
     keep: int = option(MIN_KEEP, 'How many checkpoints to keep, 2 or more.')
 

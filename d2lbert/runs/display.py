@@ -10,6 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
 from d2lbert.book.animator import DPI
 from d2lbert.data.files import write_file
 from d2lbert.frameworks import FRAMEWORKS, label_of
@@ -44,7 +47,7 @@ class Unfailing:
             self.stream.flush()
 
 
-class Progress:
+class Progress(tqdm):
     """A line on stderr with the steps, losses, speed and time left.
 
     `label`: the name of a framework, or another text for the line's start.
@@ -57,9 +60,7 @@ class Progress:
         num_done: int = 0,
         visible: bool = True,
     ) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(
+        super().__init__(
             total=num_steps,
             initial=num_done,
             desc=label_of(label),
@@ -71,17 +72,9 @@ class Progress:
 
     def show(self, **values: float) -> None:
         """Count a step and show its values."""
-        self.bar.set_postfix(
-            {name: f'{value:.3f}' for name, value in values.items()},
-            refresh=False,
-        )
-        self.bar.update()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
+        shown = {name: f'{value:.3f}' for name, value in values.items()}
+        self.set_postfix(shown, refresh=False)
+        self.update()
 
 
 def draw_losses(
@@ -139,7 +132,6 @@ def draw_parity(
     leave a gap there, and the word 'none' where all are equal. A single
     history is compared with itself. Returns the path of the PNG.
     """
-    import numpy as np
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.6), layout='constrained')
@@ -149,10 +141,7 @@ def draw_parity(
     for task, (curves, gaps) in enumerate(axes.T):
         _draw_curves(curves, histories, task)
         for i, (label, history) in enumerate(others or [(first, ours)]):
-            apart = [
-                abs(a[task] - b[task])
-                for a, b in zip(ours, history, strict=True)
-            ]
+            apart = abs(np.subtract(ours, history))[:, task]
             both = f'{_title_of(first)} and {_title_of(label)}'
             _draw_gaps(gaps, both, apart, i)
         gaps.set_yscale('log')
@@ -201,12 +190,10 @@ def _draw_curves(
         )
 
 
-def _draw_gaps(
-    axes: Any, label: str, apart: Sequence[float], number: int
-) -> None:
+def _draw_gaps(axes: Any, label: str, apart: np.ndarray, number: int) -> None:
     axes.plot(
         range(1, len(apart) + 1),
-        [gap or math.nan for gap in apart],
+        np.where(apart, apart, np.nan),
         marker='os^v'[number % 4],
         label=label,
         color='0.6' if number else '0.2',

@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 import shlex
 import signal
-import warnings
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -25,7 +24,7 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.files import sha256
-from d2lbert.errors import InputError, RunError, RunWarning, Stopped
+from d2lbert.errors import InputError, RunError, Stopped, warn
 from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import (
@@ -156,11 +155,9 @@ def finished_run(out: Path, config: Config) -> Run:
     run = load_run(out, config.backend)
     if len(run.steps) != config.steps:
         raise RunError(f'the run in {out} has {len(run.steps)} steps')
-    warnings.warn(
+    warn(
         f'the run in {out} has taken all of its {config.steps} steps: there '
-        'is nothing to do. To train it further, give more --steps',
-        RunWarning,
-        stacklevel=4,
+        'is nothing to do. To train it further, give more --steps'
     )
     return run
 
@@ -177,11 +174,9 @@ class Pretraining:
         num_examples = len(self.examples.tokens)
         check_last_batch(config, num_examples, len(devices))
         if config.batch_size > num_examples:
-            warnings.warn(
+            warn(
                 f'batch_size = {config.batch_size}: the corpus makes '
-                f'{num_examples} examples, and each step takes all of them',
-                RunWarning,
-                stacklevel=3,
+                f'{num_examples} examples, and each step takes all of them'
             )
         net = new_net(tab, config, vocab, devices)
         self.run = Run(config, net, vocab, devices)
@@ -283,11 +278,9 @@ class Pretraining:
         check_arrays(arrays, self.arrays() | {STEPS: steps})
         changes = different(checkpoint.environment, self.environment())
         if changes:
-            warnings.warn(
+            warn(
                 'the rest of the run may differ from an uncut one by '
-                f'rounding: {"; ".join(changes)}',
-                RunWarning,
-                stacklevel=3,
+                f'rounding: {"; ".join(changes)}'
             )
         net = self.run.net
         names = neutral_shapes(net)

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import platform
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -34,7 +33,7 @@ from d2lbert.data.files import (
     write_file,
 )
 from d2lbert.data.vocab import Vocab
-from d2lbert.errors import InputError, RunError, RunWarning, input_errors
+from d2lbert.errors import InputError, RunError, input_errors, warn
 from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
@@ -125,9 +124,7 @@ class Run:
         Raises `InputError` for a folder that holds a run already or cannot
         be written, and `RunError` where writing fails half-way.
         """
-        check_no_run(folder)
         with locked(folder):
-            # Again, because a training may have been faster
             check_no_run(folder)
             self.write(folder)
 
@@ -167,11 +164,9 @@ class Run:
                 self.config.title(),
             )
         except Exception as error:  # Matplotlib's settings can be anything
-            warnings.warn(
+            warn(
                 f'the losses could not be drawn: {describe_error(error)}. '
-                'The run is whole without the picture',
-                RunWarning,
-                stacklevel=2,
+                'The run is whole without the picture'
             )
 
     def files(self) -> dict[str, bytes]:
