@@ -65,11 +65,8 @@ def to_tokens(text: Text) -> tuple[list[str], list[int]]:
     """Return the tokens of a sentence or a pair, and their segments."""
     sentences = (text,) if isinstance(text, str) else text
     # A list of two could be the words of one sentence
-    if (
-        not isinstance(sentences, tuple)
-        or not 1 <= len(sentences) <= 2
-        or not all(isinstance(sentence, str) for sentence in sentences)
-    ):
+    is_known = isinstance(sentences, tuple) and len(sentences) in (1, 2)
+    if not is_known or not all(isinstance(one, str) for one in sentences):
         raise InputError(
             f'{text!r}: expected a sentence, its words separated by spaces, '
             'or a tuple of two sentences'

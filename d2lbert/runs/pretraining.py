@@ -42,11 +42,12 @@ from d2lbert.runs.run import (
     devices_of,
     load_run,
     new_net,
+    new_trainer,
     text_file,
     versions,
 )
 from d2lbert.runs.signals import StopSignals
-from d2lbert.trainer import Step, Trainer
+from d2lbert.trainer import Step
 from d2lbert.weights import (
     get_weights,
     neutral_name,
@@ -95,11 +96,11 @@ def pretrain(
         return continue_training(Path(out), options, progress)
     config = Config(**options)
     check_no_run(out)
-    training = Pretraining(config)
+    training = Pretraining(config, Checkpoints(out, config.keep))
     with locked(out):
         # Again, because another training may have begun meanwhile
         check_no_run(out)
-        return training.train(progress, Checkpoints(out, config.keep))
+        return training.train(progress)
 
 
 def continue_training(
@@ -128,7 +129,7 @@ def continue_training(
                 f'steps = {config.steps}: the run in {out} has taken '
                 f'{checkpoint.num_steps} already; give more'
             )
-        training = Pretraining(config)
+        training = Pretraining(config, checkpoints)
         differences = saved.differences(config)
         differences += different(checkpoint.data, training.data)
         if differences:
@@ -143,7 +144,7 @@ def continue_training(
                 return finished_run(out, config)
         training.restore(checkpoint)
         checkpoints.keep = config.keep
-        return training.train(progress, checkpoints)
+        return training.train(progress)
 
 
 def finished_run(out: Path, config: Config) -> Run:
@@ -163,9 +164,15 @@ def finished_run(out: Path, config: Config) -> Run:
 
 
 class Pretraining:
-    """A run that is being trained: its examples and its trainer."""
+    """A run that is being trained: its examples and its trainer.
 
-    def __init__(self, config: Config) -> None:
+    Without `checkpoints` nothing is written.
+    """
+
+    def __init__(
+        self, config: Config, checkpoints: Checkpoints | None = None
+    ) -> None:
+        self.checkpoints = checkpoints
         tab = load_tab(config.backend)
         devices = devices_of(tab, config)
         self.examples, vocab = load_cached_examples(
@@ -180,29 +187,11 @@ class Pretraining:
             )
         net = new_net(tab, config, vocab, devices)
         self.run = Run(config, net, vocab, devices)
-        self.trainer = self.new_trainer()
+        self.trainer = new_trainer(config, net, devices)
 
-    def new_trainer(self) -> Trainer:
-        """Return a trainer that begins with the current parameters."""
-        config = self.run.config
-        return Trainer(
-            self.run.net,
-            config.get_recipe(),
-            lr=config.lr,
-            devices=self.run.devices,
-            micro_batch=config.micro_batch,
-            seed=config.seed,
-            precision=config.precision,
-        )
-
-    def train(
-        self, progress: bool, checkpoints: Checkpoints | None = None
-    ) -> Run:
-        """Take the steps that are left; keep the run beside its checkpoints.
-
-        Without `checkpoints` nothing is written.
-        """
-        run, config = self.run, self.run.config
+    def train(self, progress: bool) -> Run:
+        """Take the steps that are left; keep the run and its checkpoints."""
+        run, config, checkpoints = self.run, self.run.config, self.checkpoints
         batches = Batches(self.examples, config.batch_size, config.seed)
         with (
             display.Progress(
@@ -228,9 +217,7 @@ class Pretraining:
                 ):
                     checkpoints.save(self.checkpoint())
                 if stopped_by:
-                    raise Stopped(
-                        stopped_by, self.farewell(stopped_by, checkpoints)
-                    )
+                    raise Stopped(stopped_by, self.farewell(stopped_by))
             # A later signal does not stop the writing of a complete run
             if checkpoints:
                 run.write(checkpoints.run_folder)
@@ -242,17 +229,17 @@ class Pretraining:
         every = config.save_every or config.steps
         return min(config.steps - num_done, every - num_done % every)
 
-    def farewell(self, number: int, checkpoints: Checkpoints | None) -> str:
+    def farewell(self, number: int) -> str:
         """Return the message after a signal."""
         stopped = (
             f'stopped by {signal.Signals(number).name} after step '
             f'{len(self.run.steps)} of {self.run.config.steps}'
         )
-        if not checkpoints:
+        if not self.checkpoints:
             return f'{stopped}; nothing is kept, for lack of a folder'
         return (
             f'{stopped}. Continue with: d2lbert pretrain --resume --out '
-            + shlex.quote(str(checkpoints.run_folder))
+            + shlex.quote(str(self.checkpoints.run_folder))
         )
 
     # ---- checkpoints -------------------------------------------------
@@ -282,12 +269,12 @@ class Pretraining:
                 'the rest of the run may differ from an uncut one by '
                 f'rounding: {"; ".join(changes)}'
             )
-        net = self.run.net
+        config, net, devices = self.run.config, self.run.net, self.run.devices
         names = neutral_shapes(net)
         set_weights(net, {name: arrays[WEIGHTS + name] for name in names})
         # The old trainer may hold copies of the parameters
         self.trainer.close()
-        self.trainer = self.new_trainer()
+        self.trainer = new_trainer(config, net, devices)
         self.trainer.num_steps = num_steps
         optimizer = self.trainer.optimizer
         moments = {

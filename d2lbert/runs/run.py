@@ -39,7 +39,7 @@ from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, read_manifest, to_manifest
-from d2lbert.trainer import Step
+from d2lbert.trainer import Step, Trainer
 from d2lbert.weights import (
     get_weights,
     initial_weights,
@@ -224,6 +224,25 @@ def new_net(
     )
     set_weights(net, weights, devices)
     return net
+
+
+def new_trainer(
+    config: Config, net: Any, devices: Sequence[base.Device], **options: Any
+) -> Trainer:
+    """Return a trainer that begins with the current parameters.
+
+    `options`: others of `Trainer`.
+    """
+    return Trainer(
+        net,
+        config.get_recipe(),
+        lr=config.lr,
+        devices=devices,
+        micro_batch=config.micro_batch,
+        seed=config.seed,
+        precision=config.precision,
+        **options,
+    )
 
 
 def load_run(folder: str | Path, backend: str | None = None) -> Run:
