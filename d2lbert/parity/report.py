@@ -32,6 +32,7 @@ from d2lbert.parity.networks import (
     compare_named,
 )
 from d2lbert.randomness import DropoutMasks, generator
+from d2lbert.recipes import get_recipe
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, make_folder
@@ -235,7 +236,7 @@ class Side:
         rng = generator(self.config.seed, 'weights', attempt)
         weights = initial_weights(
             neutral_shapes(self.net),
-            self.config.get_recipe().initialization,
+            get_recipe(self.config.recipe).initialization,
             self.config.seed,
         )
         for name, W in sorted(weights.items()):

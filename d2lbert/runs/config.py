@@ -6,13 +6,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from d2lbert.errors import InputError, check_choice, input_errors
 from d2lbert.frameworks import FRAMEWORKS, check_backend
-
-if TYPE_CHECKING:
-    from d2lbert.recipes import Recipe
 
 #: The longest sequence that the network has positions for.
 MAX_POSITIONS = 1000
@@ -118,12 +115,12 @@ class Config:
         from backends.devices import parse_devices
         from d2lbert.bert import check_heads
         from d2lbert.data.examples import check_max_len
-        from d2lbert.recipes import check_lr
+        from d2lbert.recipes import check_lr, get_recipe
 
         check_backend(self.backend)
         if self.recipe is None:
             self._set('recipe', FRAMEWORKS[self.backend].recipe)
-        recipe = self.get_recipe()
+        recipe = get_recipe(self.recipe)
         if self.lr is None:
             self._set('lr', recipe.lr)
         if not isinstance(self.corpus, (str, os.PathLike)):
@@ -163,12 +160,6 @@ class Config:
     def _set(self, name: str, value: object) -> None:
         """Set a field although the class is frozen."""
         object.__setattr__(self, name, value)
-
-    def get_recipe(self) -> Recipe:
-        """Return the recipe itself."""
-        from d2lbert.recipes import get_recipe
-
-        return get_recipe(self.recipe)
 
     def net_arguments(self, vocab_size: int) -> dict[str, Any]:
         """Return the arguments of `BERTModel` for a vocabulary."""

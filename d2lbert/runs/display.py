@@ -111,12 +111,8 @@ def draw_losses(
         axes.set(title=TASKS[task], xlabel='step', ylabel='loss')
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.25)
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc='lower center',
-        ncols=3,
-        frameon=False,
-    )
+    lines, labels = axes.get_legend_handles_labels()
+    figure.legend(lines, labels, loc='lower center', ncols=3, frameon=False)
     return save_figure(figure, Path(path))
 
 
@@ -164,7 +160,6 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
 
     `path`: the file to write, without suffix. Returns the paths written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     paths = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
     for target in paths:
         drawn = io.BytesIO()

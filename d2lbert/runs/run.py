@@ -35,6 +35,7 @@ from d2lbert.data.files import (
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, input_errors, warn
 from d2lbert.frameworks import load_tab
+from d2lbert.recipes import get_recipe
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.config import Config
@@ -142,7 +143,8 @@ class Run:
             (folder / RUN_FILE).unlink(missing_ok=True)
             for name, data in files.items():
                 write_file(folder / name, data)
-            self.draw(folder)
+            if self.steps:
+                self.draw(folder)
             write_file(folder / RUN_FILE, to_manifest(about, files))
         except OSError as error:
             raise RunError(
@@ -154,8 +156,6 @@ class Run:
 
     def draw(self, folder: Path) -> None:
         """Draw the losses, or warn where Matplotlib cannot."""
-        if not self.steps:
-            return
         try:
             display.draw_losses(
                 {self.label(): self.history},
@@ -218,7 +218,7 @@ def new_net(
 ) -> Any:
     """Return the network of a run with its initial weights."""
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
-    initialization = config.get_recipe().initialization
+    initialization = get_recipe(config.recipe).initialization
     weights = initial_weights(
         neutral_shapes(net), initialization, config.seed
     )
@@ -235,7 +235,7 @@ def new_trainer(
     """
     return Trainer(
         net,
-        config.get_recipe(),
+        get_recipe(config.recipe),
         lr=config.lr,
         devices=devices,
         micro_batch=config.micro_batch,
