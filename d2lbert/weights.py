@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.random import Generator
 
 from backends.types import Device
 from d2lbert.bert import BERTModel
 from d2lbert.randomness import generator
 
 Renames = Sequence[tuple[str, str]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 #: In the MXNet tab layers have their activations inside, where PyTorch
 #: counts them as layers of their own.
@@ -92,7 +94,7 @@ def set_weights(
 
 
 def initial_weights(
-    shapes: Mapping[str, tuple[int, ...]], initialization: str, seed: int
+    shapes: Shapes, initialization: str, seed: int
 ) -> dict[str, np.ndarray]:
     """Draw a network's initial weights, float32.
 
@@ -114,9 +116,7 @@ def _norm(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.full(shape, name.endswith('weight'), np.float32)
 
 
-def xavier(
-    name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
-) -> np.ndarray:
+def xavier(name: str, shapes: Shapes, rng: Generator) -> np.ndarray:
     """Draw as Gluon's `Xavier()`: uniform, scaled by the mean fan.
 
     Glorot and Bengio, "Understanding the difficulty of training deep
@@ -131,9 +131,7 @@ def xavier(
     return rng.uniform(-bound, bound, shape)
 
 
-def torch_default(
-    name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
-) -> np.ndarray:
+def torch_default(name: str, shapes: Shapes, rng: Generator) -> np.ndarray:
     """Draw as PyTorch does: embeddings N(0, 1), linear U(±1/√fan_in)."""
     if 'embedding' in name:
         return rng.standard_normal(shapes[name])

@@ -17,6 +17,8 @@ from d2lbert.book.animator import DPI
 from d2lbert.data.files import write_file
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
+#: Both losses of each step, by the label of a run.
+Histories = Mapping[str, Sequence[Sequence[float]]]
 DASHES = ('-', '--', ':', '-.')
 SUFFIXES = ('.png', '.svg')
 TASKS = ('Masked language modelling', 'Next sentence prediction')
@@ -78,7 +80,7 @@ class Progress(tqdm):
 
 
 def draw_losses(
-    histories: Mapping[str, Sequence[Sequence[float]]],
+    histories: Histories,
     path: str | Path,
     vocab_size: int,
     title: str = '',
@@ -117,9 +119,7 @@ def draw_losses(
 
 
 def draw_parity(
-    histories: Mapping[str, Sequence[Sequence[float]]],
-    path: str | Path,
-    title: str = '',
+    histories: Histories, path: str | Path, title: str = ''
 ) -> Path:
     """Draw loss curves over each other, and their differences below.
 
@@ -168,9 +168,7 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
     return paths
 
 
-def _draw_curves(
-    axes: Any, histories: Mapping[str, Sequence[Sequence[float]]], task: int
-) -> None:
+def _draw_curves(axes: Any, histories: Histories, task: int) -> None:
     """Draw one task's losses of all histories."""
     for number, (label, history) in enumerate(histories.items()):
         losses = [both[task] for both in history]

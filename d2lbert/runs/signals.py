@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-Handler = Callable[[int, Any], Any]
 
 
 class StopSignals:
@@ -40,7 +39,7 @@ class StopSignals:
             signal.signal(other, handler if is_python else signal.SIG_DFL)
 
 
-def replace_handlers(handler: Handler) -> dict[int, Any]:
+def replace_handlers(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
     """Handle the signals that are not ignored; return the old handlers."""
     return {
         number: signal.signal(number, handler)
