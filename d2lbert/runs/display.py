@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +17,11 @@ from d2lbert.book.animator import DPI
 from d2lbert.data.files import write_file
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
-#: Both losses of each step, by the label of a run.
+if TYPE_CHECKING:
+    from d2lbert.runs.run import Run
+
+#: Both losses of each step, `[[mlm, nsp], …]`, by a label that begins with
+#: the name of a framework.
 Histories = Mapping[str, Sequence[Sequence[float]]]
 DASHES = ('-', '--', ':', '-.')
 SUFFIXES = ('.png', '.svg')
@@ -80,20 +84,19 @@ class Progress(tqdm):
 
 
 def draw_losses(
-    histories: Histories,
-    path: str | Path,
-    vocab_size: int,
-    title: str = '',
+    runs: Sequence[Run], path: str | Path, title: str = ''
 ) -> list[Path]:
     """Draw the loss curves of one run or several as PNG and SVG.
 
-    `histories`: the losses of each step, `[[mlm, nsp], …]`, by a label that
-    begins with the name of a framework and a comma; `path`: the file to
-    write, without suffix; `vocab_size`: gives the chance level of masked
-    language modelling; `title`: the heading. Returns the paths written.
+    `runs`: all with the same vocabulary; `path`: the file to write, without
+    suffix; `title`: the heading, by default that of the first run. Returns
+    the paths written.
     """
     from matplotlib.figure import Figure
 
+    histories = {run.label(): run.history for run in runs}
+    vocab_size = len(runs[0].vocab)
+    title = title or runs[0].config.title()
     figure = Figure(figsize=(9, 4.4))
     # The legend is below the axes, where it covers no curve
     figure.subplots_adjust(
@@ -123,7 +126,7 @@ def draw_parity(
 ) -> Path:
     """Draw loss curves over each other, and their differences below.
 
-    `histories`, `path`, `title`: see `draw_losses`. The differences of the
+    `path`, `title`: see `draw_losses`. The differences of the
     first history from each other one have a logarithmic scale. Equal losses
     leave a gap there, and the word 'none' where all are equal. A single
     history is compared with itself. Returns the path of the PNG.
@@ -202,6 +205,6 @@ def _color_of(label: str) -> str | None:
 
 
 def _title_of(label: str) -> str:
-    """Return a label of `draw_losses` with the framework's own label."""
+    """Return a label of `Histories` with the framework's own label."""
     name, comma, rest = label.partition(',')
     return label_of(name) + comma + rest

@@ -157,12 +157,7 @@ class Run:
     def draw(self, folder: Path) -> None:
         """Draw the losses, or warn where Matplotlib cannot."""
         try:
-            display.draw_losses(
-                {self.label(): self.history},
-                folder / 'losses',
-                len(self.vocab),
-                self.config.title(),
-            )
+            display.draw_losses([self], folder / 'losses')
         except Exception as error:  # Matplotlib's settings can be anything
             warn(
                 f'the losses could not be drawn: {describe_error(error)}. '
