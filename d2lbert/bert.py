@@ -94,11 +94,7 @@ class MultiHeadAttention(Definition):
         **others: Any,
     ) -> None:
         super().__init__(**others)
-        if num_heads < 1 or num_hiddens % num_heads:
-            raise ValueError(
-                f'num_hiddens = {num_hiddens} does not divide into '
-                f'num_heads = {num_heads}: choose a divisor'
-            )
+        check_heads(num_hiddens, num_heads)
         self.num_heads = num_heads
         self.attention = self.Attention(dropout)
         Linear = self.backend.Linear
@@ -519,3 +515,12 @@ def has_own_forward(part: Any) -> bool:
     """Say whether a reader has replaced the `forward` of this module."""
     package, _, _ = type(part).forward.__module__.partition('.')
     return package != 'd2lbert'
+
+
+def check_heads(num_hiddens: int, num_heads: int) -> None:
+    """Raise `ValueError` unless heads divide the hidden units."""
+    if num_heads < 1 or num_hiddens % num_heads:
+        raise ValueError(
+            f'num_hiddens = {num_hiddens} does not divide into '
+            f'num_heads = {num_heads}: choose a divisor'
+        )

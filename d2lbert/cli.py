@@ -125,18 +125,16 @@ def chapter(*, out: OutOption = None, **options: Any) -> None:
     out = out or free_folder(Path('runs') / 'chapter')
     for folder in (out, *(out / name for name in names)):
         check_no_run(folder)
-    histories = {}
+    runs = []
     for name in names:
         run = train(backend=name, out=out / name, **options)
-        histories[run.label()] = run.history
+        runs.append(run)
         print(
             f'{FRAMEWORKS[name].label} (recipe {run.config.recipe})\n'
             f'{run.summary()}'
         )
     with output_errors(out, '--out'):
-        picture, _ = display.draw_losses(
-            histories, out / 'losses', len(run.vocab), run.config.title()
-        )
+        picture, _ = display.draw_losses(runs, out / 'losses')
     print(f'Loss curves: {picture}')
 
 

@@ -6,6 +6,7 @@ do next.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import isfinite
@@ -44,6 +45,11 @@ class Stopped(BaseException):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
+
+
+def warn(message: str) -> None:
+    """Warn with a `RunWarning`, at the line that has called the caller."""
+    warnings.warn(message, RunWarning, stacklevel=3)
 
 
 def check_positive(**values: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -66,11 +65,8 @@ def to_tokens(text: Text) -> tuple[list[str], list[int]]:
     """Return the tokens of a sentence or a pair, and their segments."""
     sentences = (text,) if isinstance(text, str) else text
     # A list of two could be the words of one sentence
-    if (
-        not isinstance(sentences, tuple)
-        or not 1 <= len(sentences) <= 2
-        or not all(isinstance(sentence, str) for sentence in sentences)
-    ):
+    is_known = isinstance(sentences, tuple) and len(sentences) in (1, 2)
+    if not is_known or not all(isinstance(one, str) for one in sentences):
         raise InputError(
             f'{text!r}: expected a sentence, its words separated by spaces, '
             'or a tuple of two sentences'
@@ -148,9 +144,7 @@ def encoder_inputs(
     valid_lens = np.array([len(tokens) for tokens, _ in encoded], np.float32)
     shape = len(encoded), int(valid_lens.max())
     tokens, segments = np.full(shape, pad), np.zeros(shape, int)
-    is_token = np.arange(shape[1]) < valid_lens[:, None]
-    for array, parts in zip(
-        (tokens, segments), zip(*encoded, strict=True), strict=True
-    ):
-        array[is_token] = list(chain.from_iterable(parts))
+    for row, (its_tokens, its_segments) in enumerate(encoded):
+        tokens[row, : len(its_tokens)] = its_tokens
+        segments[row, : len(its_tokens)] = its_segments
     return tokens, segments, valid_lens

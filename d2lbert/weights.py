@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.random import Generator
 
 from backends.types import Device
 from d2lbert.bert import BERTModel
 from d2lbert.randomness import generator
 
 Renames = Sequence[tuple[str, str]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 #: In the MXNet tab layers have their activations inside, where PyTorch
 #: counts them as layers of their own.
@@ -87,15 +89,12 @@ def set_weights(
         neutral_name(net, name): name
         for name in net.backend.parameter_shapes(net)
     }
-    net.backend.set_parameters(
-        net,
-        {native.get(name, name): array for name, array in arrays.items()},
-        devices,
-    )
+    renamed_arrays = {native.get(name, name): W for name, W in arrays.items()}
+    net.backend.set_parameters(net, renamed_arrays, devices)
 
 
 def initial_weights(
-    shapes: Mapping[str, tuple[int, ...]], initialization: str, seed: int
+    shapes: Shapes, initialization: str, seed: int
 ) -> dict[str, np.ndarray]:
     """Draw a network's initial weights, float32.
 
@@ -113,15 +112,11 @@ def initial_weights(
 
 
 def _norm(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Layer normalisation starts as the identity."""
-    return (np.ones if name.endswith('weight') else np.zeros)(
-        shape, np.float32
-    )
+    """Layer normalisation starts as the identity: times 1, plus 0."""
+    return np.full(shape, name.endswith('weight'), np.float32)
 
 
-def xavier(
-    name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
-) -> np.ndarray:
+def xavier(name: str, shapes: Shapes, rng: Generator) -> np.ndarray:
     """Draw as Gluon's `Xavier()`: uniform, scaled by the mean fan.
 
     Glorot and Bengio, "Understanding the difficulty of training deep
@@ -136,9 +131,7 @@ def xavier(
     return rng.uniform(-bound, bound, shape)
 
 
-def torch_default(
-    name: str, shapes: Mapping[str, tuple[int, ...]], rng: np.random.Generator
-) -> np.ndarray:
+def torch_default(name: str, shapes: Shapes, rng: Generator) -> np.ndarray:
     """Draw as PyTorch does: embeddings N(0, 1), linear U(±1/√fan_in)."""
     if 'embedding' in name:
         return rng.standard_normal(shapes[name])

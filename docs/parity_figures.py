@@ -25,7 +25,7 @@ from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
 from d2lbert.frameworks import FRAMEWORKS, label_of, load_tab
 from d2lbert.parity.report import REPORT_FILE, Side, compare_backends
-from d2lbert.recipes import RECIPES
+from d2lbert.recipes import RECIPES, get_recipe
 from d2lbert.runs.config import Config
 from d2lbert.runs.run import new_net
 from d2lbert.trainer import Trainer
@@ -65,7 +65,7 @@ def new_trainer(
     weights = {name: W.astype(dtype) for name, W in get_weights(net).items()}
     set_weights(net, weights, devices)
     trainer = Trainer(
-        net, config.get_recipe(), lr=config.learning_rate, devices=devices
+        net, get_recipe(config.recipe), lr=config.lr, devices=devices
     )
     return trainer, Batches(examples, config.batch_size)
 

@@ -172,7 +172,10 @@ def test_an_imported_run(saved, tmp_path, backend_name):
     out = tmp_path / 'run'
     convert.convert(path, 'run', out, like=saved(backend_name))
     assert '"weights_from": "book.params"' in (out / 'run.json').read_text()
-    assert d2lbert.load_run(out).steps == []
+    imported = d2lbert.load_run(out)
+    assert imported.steps == []
+    imported.save(tmp_path / 'copy')
+    assert 'NaN' not in (tmp_path / 'copy' / 'run.json').read_text()
     assert not (out / 'losses.png').exists()
 
 

@@ -105,6 +105,7 @@ def test_a_total_that_overflows_is_no_fault(tab):
 def test_cost(tab):
     """Under 2 % of a step, at the shape of the chapter's network."""
     from d2lbert.data.vocab import Vocab
+    from d2lbert.recipes import get_recipe
     from d2lbert.runs.config import Config
     from d2lbert.runs.run import new_net
     from d2lbert.trainer import Trainer
@@ -113,7 +114,9 @@ def test_cost(tab):
     devices = tab.BACKEND.devices('cpu')
     vocab = Vocab([f'w{i}' for i in range(20_000)])
     net = new_net(tab, config, vocab, devices)
-    trainer = Trainer(net, config.get_recipe(), lr=0.01, devices=devices)
+    trainer = Trainer(
+        net, get_recipe(config.recipe), lr=0.01, devices=devices
+    )
     batch = make_batch(512, num_tokens=64, num_slots=10)
     trainer.step(batch)
     whole = cpu_seconds(lambda: trainer.step(batch))

@@ -55,7 +55,7 @@ def test_the_defaults_are_the_chapters():
         'num_heads': 2,
         'num_blks': 2,
         'dropout': 0.2,
-        'lr': None,
+        'lr': 0.01,
         'devices': 'all',
         'micro_batch': None,
         'seed': 0,
@@ -64,7 +64,7 @@ def test_the_defaults_are_the_chapters():
         'keep': 2,
     }
     assert Config(backend='mxnet').recipe == 'mxnet'
-    assert Config(recipe='corrected').learning_rate == 0.01
+    assert Config(recipe='corrected', lr=None).lr == 0.01
 
 
 def test_a_run_has_network_vocabulary_and_history(
@@ -240,6 +240,25 @@ def test_reading_a_run_back(train, backend_name, tmp_path):
     assert again.vocab.idx_to_token == run.vocab.idx_to_token
     assert same_weights(get_weights(again.net), get_weights(run.net))
     assert type(again.net) is type(run.net)
+
+
+def test_a_run_that_was_read_keeps_where_it_was_trained(
+    train, backend_name, tmp_path, monkeypatch
+):
+    train(backend_name, devices='cpu:2', out=tmp_path / 'run')
+    again = d2lbert.load_run(tmp_path / 'run')
+    assert again.results()['devices'] == again.devices
+    assert len(again.devices) == 2
+    assert str(again.devices) in again.summary()
+    # Its framework may be missing by now: nothing asks for its version
+    monkeypatch.delattr('d2lbert.runs.run.versions')
+    again.save(tmp_path / 'copy')
+    records = [
+        json.loads((tmp_path / name / RUN_FILE).read_bytes())
+        for name in ('run', 'copy')
+    ]
+    del records[0]['sha256'], records[1]['sha256']
+    assert records[0] == records[1]
 
 
 def test_reading_a_run_in_the_other_framework(train, both_tabs, tmp_path):

@@ -32,10 +32,11 @@ from d2lbert.parity.networks import (
     compare_named,
 )
 from d2lbert.randomness import DropoutMasks, generator
+from d2lbert.recipes import get_recipe
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, make_folder
-from d2lbert.runs.run import check_last_batch, devices_of
+from d2lbert.runs.run import check_last_batch, devices_of, new_trainer
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (
     get_weights,
@@ -235,7 +236,7 @@ class Side:
         rng = generator(self.config.seed, 'weights', attempt)
         weights = initial_weights(
             neutral_shapes(self.net),
-            self.config.get_recipe().initialization,
+            get_recipe(self.config.recipe).initialization,
             self.config.seed,
         )
         for name, W in sorted(weights.items()):
@@ -245,14 +246,8 @@ class Side:
 
     def trainer(self) -> Trainer:
         """Return a trainer for the weights that are set now."""
-        return Trainer(
-            self.net,
-            self.config.get_recipe(),
-            lr=self.config.learning_rate,
-            devices=self.devices,
-            micro_batch=self.config.micro_batch,
-            seed=self.config.seed,
-            shared_masks=True,
+        return new_trainer(
+            self.config, self.net, self.devices, shared_masks=True
         )
 
     def gradients_of(

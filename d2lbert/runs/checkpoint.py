@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +29,13 @@ from d2lbert.data.files import (
     sync_folder,
     write_arrays,
 )
-from d2lbert.errors import InputError, RunError, RunWarning
+from d2lbert.errors import InputError, RunError, warn
 from d2lbert.runs.config import MIN_KEEP
 
 FOLDER = 'checkpoints'
 STEPS = 'steps'
-#: A file that `save` writes, finished or not.
-FILE_NAME = re.compile(
-    r'step-([0-9]{6}|[1-9][0-9]{6,})\.safetensors(\.part)?'
-)
+#: A file that `save` writes; an unfinished one ends in `.part`.
+FILE_NAME = re.compile(r'step-([0-9]{6}|[1-9][0-9]{6,})\.safetensors')
 
 
 @dataclass(frozen=True)
@@ -85,15 +82,14 @@ class Checkpoints:
         if not os.path.isdir(self.folder):
             return []
         try:
-            found = self._files()
+            names = os.listdir(self.folder)
         except OSError as error:
             raise InputError(
                 f'{self.folder} cannot be read ({describe_error(error)}): '
                 'give another folder'
             ) from error
-        return sorted(
-            (int(match[1]) for match in found if not match[2]), reverse=True
-        )
+        found = filter(None, map(FILE_NAME.fullmatch, names))
+        return sorted((int(match[1]) for match in found), reverse=True)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then remove older ones and unfinished files.
@@ -137,11 +133,9 @@ class Checkpoints:
                 )
                 continue
             if faults:
-                warnings.warn(
+                warn(
                     f'damaged checkpoints in {self.folder}: '
-                    f'{"; ".join(faults)}. Going on from step {step}',
-                    RunWarning,
-                    stacklevel=2,
+                    f'{"; ".join(faults)}. Going on from step {step}'
                 )
             self.known = sorted(old for old in found if old <= step)
             return checkpoint
@@ -162,14 +156,10 @@ class Checkpoints:
     def _clean(self) -> None:
         """Remove every checkpoint that is not known, finished or not."""
         kept = {self.path(step).name for step in self.known}
-        for match in self._files():
-            if match[0] not in kept:
-                (self.folder / match[0]).unlink(missing_ok=True)
-
-    def _files(self) -> list[re.Match[str]]:
-        """Return the names that match `FILE_NAME`."""
-        names = map(FILE_NAME.fullmatch, os.listdir(self.folder))
-        return [match for match in names if match]
+        for name in os.listdir(self.folder):
+            is_ours = FILE_NAME.fullmatch(name.removesuffix('.part'))
+            if is_ours and name not in kept:
+                (self.folder / name).unlink(missing_ok=True)
 
 
 def check_arrays(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from d2lbert.errors import InputError, check_choice, input_errors
 from d2lbert.frameworks import FRAMEWORKS, check_backend
-
-if TYPE_CHECKING:
-    from d2lbert.recipes import Recipe
 
 #: The longest sequence that the network has positions for.
 MAX_POSITIONS = 1000
@@ -30,52 +28,46 @@ MAY_CHANGE = (
 )
 SIZES = ('num_hiddens', 'ffn_num_hiddens', 'num_heads', 'num_blks')
 #: The least value of each whole number.
-LEAST = {
-    **dict.fromkeys(('steps', 'batch_size', 'max_len', *SIZES), 1),
-    **dict.fromkeys(('micro_batch', 'save_every'), 1),
-    'seed': 0,
-    'keep': MIN_KEEP,
-}
+LEAST = dict.fromkeys(
+    ('steps', 'batch_size', 'max_len', *SIZES, 'micro_batch', 'save_every'), 1
+) | {'seed': 0, 'keep': MIN_KEEP}
 
 
-def option(
-    default: Any,
-    help: str,
-    metavar: str | None = None,
-    show_default: str | bool = True,
-) -> Any:
+def option(default: Any, help: str, **about: Any) -> Any:
     """Return a field of `Config`, which is also an option of the command.
 
-    `help`: its help text; `metavar`: the values it takes; `show_default`:
-    how the help text names the default where that is not the value itself.
+    `help`: its help text; `about` may have a `metavar`, the values it takes,
+    and a `show_default`, the default in words.
     """
-    about = {'help': help, 'metavar': metavar, 'show_default': show_default}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata={'help': help, **about})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The options of a run, by the names of the command line.
 
-    `d2lbert pretrain --help` explains each one. `recipe` may be `None`, for
-    the recipe of the backend's own tab, and `lr`, for the recipe's learning
-    rate. Raises `InputError` for a value that cannot be used.
+    `d2lbert pretrain --help` explains each one. `recipe` may be given as
+    `None`, for the recipe of the backend's own tab, and `lr`, for the
+    recipe's learning rate. Raises `InputError` for a value that cannot be
+    used.
     """
 
     backend: str = option(
-        'torch', 'The framework that computes.', '|'.join(FRAMEWORKS)
+        'torch',
+        'The framework that computes.',
+        metavar='|'.join(FRAMEWORKS),
     )
-    recipe: str | None = option(
+    recipe: str = option(
         None,
         'How to draw the initial weights and to average the loss.',
-        'mxnet|pytorch|corrected',
-        "that of the backend's own tab",
+        metavar='mxnet|pytorch|corrected',
+        show_default="that of the backend's own tab",
     )
     corpus: str = option(
         'sample',
         'The embedded text, WikiText-2, or an archive, folder or UTF-8 text '
         'file with one paragraph per line.',
-        'sample|wikitext-2|PATH',
+        metavar='sample|wikitext-2|PATH',
     )
     steps: int = option(50, 'Training steps.')
     batch_size: int = option(512, 'Sentence pairs per step.')
@@ -89,7 +81,7 @@ class Config:
     num_heads: int = option(2, 'Attention heads.')
     num_blks: int = option(2, 'Encoder blocks.')
     dropout: float = option(0.2, 'Dropout probability, from 0 to below 1.')
-    lr: float | None = option(
+    lr: float = option(
         None, "Adam's learning rate.", show_default="the recipe's, 0.01"
     )
     devices: str = option(
@@ -97,7 +89,7 @@ class Config:
         'Where to compute: all GPUs or else the processor; the processor; '
         'N shards on the processor; or the GPUs with these numbers. Each '
         'device takes a shard of the batch.',
-        'all|cpu|cpu:N|gpu:I,J',
+        metavar='all|cpu|cpu:N|gpu:I,J',
     )
     micro_batch: int | None = option(
         None,
@@ -110,10 +102,10 @@ class Config:
     precision: str = option(
         'float32',
         'tf32 and bf16 are for CUDA cards: faster, and less exact.',
-        'float32|tf32|bf16',
+        metavar='float32|tf32|bf16',
     )
     save_every: int | None = option(
-        None, 'Steps from one checkpoint to the next.', 'N'
+        None, 'Steps from one checkpoint to the next.', metavar='N'
     )
     keep: int = option(MIN_KEEP, 'How many checkpoints to keep, 2 or more.')
 
@@ -121,60 +113,53 @@ class Config:
         # Imported here, because they import NumPy: `--help` would wait
         from backends.base import PRECISIONS
         from backends.devices import parse_devices
+        from d2lbert.bert import check_heads
         from d2lbert.data.examples import check_max_len
-        from d2lbert.recipes import check_lr
+        from d2lbert.recipes import check_lr, get_recipe
 
         check_backend(self.backend)
         if self.recipe is None:
             self._set('recipe', FRAMEWORKS[self.backend].recipe)
-        self.get_recipe()
+        recipe = get_recipe(self.recipe)
+        if self.lr is None:
+            self._set('lr', recipe.lr)
         if not isinstance(self.corpus, (str, os.PathLike)):
             raise InputError(f'corpus = {self.corpus!r}: expected a path')
         self._set('corpus', os.fspath(self.corpus))
         self._set('devices', str(self.devices))
+        check_choice('precision', self.precision, PRECISIONS)
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            is_default = value is getattr(Config, name)  # it may be `None`
+            is_count = isinstance(value, int) and value >= least
+            if not is_default and not is_count:
+                raise InputError(
+                    f'{name} = {value!r}: expected a whole number from '
+                    f'{least} up'
+                )
+        for name in ('dropout', 'lr'):
+            value = getattr(self, name)
+            # JSON does not know other types, such as NumPy's float32
+            if not isinstance(value, (int, float)):
+                raise InputError(f'{name} = {value!r}: expected a number')
         with input_errors():
             parse_devices(self.devices)
-        check_choice('precision', self.precision, PRECISIONS)
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if value is one.default:  # of some it is `None`
-                continue
-            if one.name in LEAST:
-                _check_count(one.name, value, LEAST[one.name])
-            if one.name in ('dropout', 'lr'):
-                _check_number(one.name, value)
+            check_heads(self.num_hiddens, self.num_heads)
         check_max_len(self.max_len)
         if self.max_len > MAX_POSITIONS:
             raise InputError(
                 f'max_len = {self.max_len}: expected at most '
                 f'{MAX_POSITIONS}, the positions of the network'
             )
-        if self.num_hiddens % self.num_heads:
-            raise InputError(
-                f'num_hiddens = {self.num_hiddens} does not divide into '
-                f'num_heads = {self.num_heads}: choose a divisor'
-            )
         if not 0 <= self.dropout < 1:
             raise InputError(
                 f'dropout = {self.dropout!r}: expected from 0 to below 1'
             )
-        check_lr(self.learning_rate)
+        check_lr(self.lr)
 
     def _set(self, name: str, value: object) -> None:
         """Set a field although the class is frozen."""
         object.__setattr__(self, name, value)
-
-    @property
-    def learning_rate(self) -> float:
-        """Return `lr`, or the recipe's learning rate where it is `None`."""
-        return self.get_recipe().lr if self.lr is None else self.lr
-
-    def get_recipe(self) -> Recipe:
-        """Return the recipe itself."""
-        from d2lbert.recipes import get_recipe
-
-        assert self.recipe is not None
-        return get_recipe(self.recipe)
 
     def net_arguments(self, vocab_size: int) -> dict[str, Any]:
         """Return the arguments of `BERTModel` for a vocabulary."""
@@ -186,22 +171,15 @@ class Config:
 
     def differences(self, other: Config) -> list[str]:
         """Return why `other` cannot continue this run, a text for each."""
-        ours, others = (
-            config.as_dict() | {'lr': config.learning_rate}
-            for config in (self, other)
-        )
-        return [
-            f'{name} is {others[name]!r}, was {ours[name]!r}'
-            for name in ours
-            if name not in MAY_CHANGE and ours[name] != others[name]
-        ]
+        may_change = {name: getattr(self, name) for name in MAY_CHANGE}
+        return different(self.as_dict(), other.as_dict() | may_change)
 
     def title(self) -> str:
         """Return one line about the run, for pictures."""
         return (
             f'BERT with {self.num_blks} blocks of {self.num_hiddens} hidden '
             f'units · {Path(self.corpus).name} · batches of '
-            f'{self.batch_size} · lr {self.learning_rate:g} · '
+            f'{self.batch_size} · lr {self.lr:g} · '
             f'seed {self.seed}'
         )
 
@@ -210,14 +188,10 @@ class Config:
         return asdict(self)
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or value < least:
-        raise InputError(
-            f'{name} = {value!r}: expected a whole number from {least} up'
-        )
-
-
-def _check_number(name: str, value: object) -> None:
-    # JSON does not know other types, such as NumPy's float32
-    if not isinstance(value, (int, float)):
-        raise InputError(f'{name} = {value!r}: expected a number')
+def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the differences between two mappings, in words."""
+    return [
+        f'{name} is {now.get(name)!r}, was {before.get(name)!r}'
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    ]

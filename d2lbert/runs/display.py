@@ -8,12 +8,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
 
 from d2lbert.book.animator import DPI
 from d2lbert.data.files import write_file
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
+if TYPE_CHECKING:
+    from d2lbert.runs.run import Run
+
+#: Both losses of each step, `[[mlm, nsp], …]`, by a label that begins with
+#: the name of a framework.
+Histories = Mapping[str, Sequence[Sequence[float]]]
 DASHES = ('-', '--', ':', '-.')
 SUFFIXES = ('.png', '.svg')
 TASKS = ('Masked language modelling', 'Next sentence prediction')
@@ -44,7 +53,7 @@ class Unfailing:
             self.stream.flush()
 
 
-class Progress:
+class Progress(tqdm):
     """A line on stderr with the steps, losses, speed and time left.
 
     `label`: the name of a framework, or another text for the line's start.
@@ -57,9 +66,7 @@ class Progress:
         num_done: int = 0,
         visible: bool = True,
     ) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(
+        super().__init__(
             total=num_steps,
             initial=num_done,
             desc=label_of(label),
@@ -71,34 +78,25 @@ class Progress:
 
     def show(self, **values: float) -> None:
         """Count a step and show its values."""
-        self.bar.set_postfix(
-            {name: f'{value:.3f}' for name, value in values.items()},
-            refresh=False,
-        )
-        self.bar.update()
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
+        shown = {name: f'{value:.3f}' for name, value in values.items()}
+        self.set_postfix(shown, refresh=False)
+        self.update()
 
 
 def draw_losses(
-    histories: Mapping[str, Sequence[Sequence[float]]],
-    path: str | Path,
-    vocab_size: int,
-    title: str = '',
+    runs: Sequence[Run], path: str | Path, title: str = ''
 ) -> list[Path]:
     """Draw the loss curves of one run or several as PNG and SVG.
 
-    `histories`: the losses of each step, `[[mlm, nsp], …]`, by a label that
-    begins with the name of a framework and a comma; `path`: the file to
-    write, without suffix; `vocab_size`: gives the chance level of masked
-    language modelling; `title`: the heading. Returns the paths written.
+    `runs`: all with the same vocabulary; `path`: the file to write, without
+    suffix; `title`: the heading, by default that of the first run. Returns
+    the paths written.
     """
     from matplotlib.figure import Figure
 
+    histories = {run.label(): run.history for run in runs}
+    vocab_size = len(runs[0].vocab)
+    title = title or runs[0].config.title()
     figure = Figure(figsize=(9, 4.4))
     # The legend is below the axes, where it covers no curve
     figure.subplots_adjust(
@@ -118,28 +116,21 @@ def draw_losses(
         axes.set(title=TASKS[task], xlabel='step', ylabel='loss')
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.25)
-    figure.legend(
-        *axes.get_legend_handles_labels(),
-        loc='lower center',
-        ncols=3,
-        frameon=False,
-    )
+    lines, labels = axes.get_legend_handles_labels()
+    figure.legend(lines, labels, loc='lower center', ncols=3, frameon=False)
     return save_figure(figure, Path(path))
 
 
 def draw_parity(
-    histories: Mapping[str, Sequence[Sequence[float]]],
-    path: str | Path,
-    title: str = '',
+    histories: Histories, path: str | Path, title: str = ''
 ) -> Path:
     """Draw loss curves over each other, and their differences below.
 
-    `histories`, `path`, `title`: see `draw_losses`. The differences of the
+    `path`, `title`: see `draw_losses`. The differences of the
     first history from each other one have a logarithmic scale. Equal losses
     leave a gap there, and the word 'none' where all are equal. A single
     history is compared with itself. Returns the path of the PNG.
     """
-    import numpy as np
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.6), layout='constrained')
@@ -149,10 +140,7 @@ def draw_parity(
     for task, (curves, gaps) in enumerate(axes.T):
         _draw_curves(curves, histories, task)
         for i, (label, history) in enumerate(others or [(first, ours)]):
-            apart = [
-                abs(a[task] - b[task])
-                for a, b in zip(ours, history, strict=True)
-            ]
+            apart = abs(np.subtract(ours, history))[:, task]
             both = f'{_title_of(first)} and {_title_of(label)}'
             _draw_gaps(gaps, both, apart, i)
         gaps.set_yscale('log')
@@ -175,7 +163,6 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
 
     `path`: the file to write, without suffix. Returns the paths written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     paths = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
     for target in paths:
         drawn = io.BytesIO()
@@ -184,9 +171,7 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
     return paths
 
 
-def _draw_curves(
-    axes: Any, histories: Mapping[str, Sequence[Sequence[float]]], task: int
-) -> None:
+def _draw_curves(axes: Any, histories: Histories, task: int) -> None:
     """Draw one task's losses of all histories."""
     for number, (label, history) in enumerate(histories.items()):
         losses = [both[task] for both in history]
@@ -201,12 +186,10 @@ def _draw_curves(
         )
 
 
-def _draw_gaps(
-    axes: Any, label: str, apart: Sequence[float], number: int
-) -> None:
+def _draw_gaps(axes: Any, label: str, apart: np.ndarray, number: int) -> None:
     axes.plot(
         range(1, len(apart) + 1),
-        [gap or math.nan for gap in apart],
+        np.where(apart, apart, np.nan),
         marker='os^v'[number % 4],
         label=label,
         color='0.6' if number else '0.2',
@@ -222,6 +205,6 @@ def _color_of(label: str) -> str | None:
 
 
 def _title_of(label: str) -> str:
-    """Return a label of `draw_losses` with the framework's own label."""
+    """Return a label of `Histories` with the framework's own label."""
     name, comma, rest = label.partition(',')
     return label_of(name) + comma + rest

@@ -100,22 +100,15 @@ def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     data = path.read_bytes()
     content = parse_manifest(path, data)
     check_seal(data, content.pop('sha256'))
-    files = {
-        name: read_file(path.with_name(name), description)
-        for name, description in content.pop('files').items()
-    }
+    files = {}
+    for name, description in content.pop('files').items():
+        check_regular(path.with_name(name), most=description['bytes'])
+        files[name] = path.with_name(name).read_bytes()
+        if describe_file(files[name]) != description:
+            raise ValueError(f'{name} is not as it was written')
     return content, files
 
 
 def describe_file(data: bytes) -> dict[str, Any]:
     """Return what a manifest says about a file."""
     return {'bytes': len(data), 'sha256': sha256(data)}
-
-
-def read_file(path: Path, description: Mapping[str, Any]) -> bytes:
-    """Return the contents of a file that a manifest describes."""
-    check_regular(path, most=description['bytes'])
-    data = path.read_bytes()
-    if describe_file(data) != description:
-        raise ValueError(f'{path.name} is not as it was written')
-    return data

@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 import shlex
 import signal
-import warnings
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -25,7 +24,7 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.files import sha256
-from d2lbert.errors import InputError, RunError, RunWarning, Stopped
+from d2lbert.errors import InputError, RunError, Stopped, warn
 from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import (
@@ -34,7 +33,7 @@ from d2lbert.runs.checkpoint import (
     Checkpoints,
     check_arrays,
 )
-from d2lbert.runs.config import Config
+from d2lbert.runs.config import Config, different
 from d2lbert.runs.folder import locked
 from d2lbert.runs.run import (
     Run,
@@ -43,11 +42,12 @@ from d2lbert.runs.run import (
     devices_of,
     load_run,
     new_net,
+    new_trainer,
+    text_file,
     versions,
-    vocab_bytes,
 )
 from d2lbert.runs.signals import StopSignals
-from d2lbert.trainer import Step, Trainer
+from d2lbert.trainer import Step
 from d2lbert.weights import (
     get_weights,
     neutral_name,
@@ -96,11 +96,11 @@ def pretrain(
         return continue_training(Path(out), options, progress)
     config = Config(**options)
     check_no_run(out)
-    training = Pretraining(config)
+    training = Pretraining(config, Checkpoints(out, config.keep))
     with locked(out):
         # Again, because another training may have begun meanwhile
         check_no_run(out)
-        return training.train(progress, Checkpoints(out, config.keep))
+        return training.train(progress)
 
 
 def continue_training(
@@ -129,7 +129,7 @@ def continue_training(
                 f'steps = {config.steps}: the run in {out} has taken '
                 f'{checkpoint.num_steps} already; give more'
             )
-        training = Pretraining(config)
+        training = Pretraining(config, checkpoints)
         differences = saved.differences(config)
         differences += different(checkpoint.data, training.data)
         if differences:
@@ -144,7 +144,7 @@ def continue_training(
                 return finished_run(out, config)
         training.restore(checkpoint)
         checkpoints.keep = config.keep
-        return training.train(progress, checkpoints)
+        return training.train(progress)
 
 
 def finished_run(out: Path, config: Config) -> Run:
@@ -156,19 +156,23 @@ def finished_run(out: Path, config: Config) -> Run:
     run = load_run(out, config.backend)
     if len(run.steps) != config.steps:
         raise RunError(f'the run in {out} has {len(run.steps)} steps')
-    warnings.warn(
+    warn(
         f'the run in {out} has taken all of its {config.steps} steps: there '
-        'is nothing to do. To train it further, give more --steps',
-        RunWarning,
-        stacklevel=4,
+        'is nothing to do. To train it further, give more --steps'
     )
     return run
 
 
 class Pretraining:
-    """A run that is being trained: its examples and its trainer."""
+    """A run that is being trained: its examples and its trainer.
 
-    def __init__(self, config: Config) -> None:
+    Without `checkpoints` nothing is written.
+    """
+
+    def __init__(
+        self, config: Config, checkpoints: Checkpoints | None = None
+    ) -> None:
+        self.checkpoints = checkpoints
         tab = load_tab(config.backend)
         devices = devices_of(tab, config)
         self.examples, vocab = load_cached_examples(
@@ -177,37 +181,17 @@ class Pretraining:
         num_examples = len(self.examples.tokens)
         check_last_batch(config, num_examples, len(devices))
         if config.batch_size > num_examples:
-            warnings.warn(
+            warn(
                 f'batch_size = {config.batch_size}: the corpus makes '
-                f'{num_examples} examples, and each step takes all of them',
-                RunWarning,
-                stacklevel=3,
+                f'{num_examples} examples, and each step takes all of them'
             )
         net = new_net(tab, config, vocab, devices)
         self.run = Run(config, net, vocab, devices)
-        self.trainer = self.new_trainer()
+        self.trainer = new_trainer(config, net, devices)
 
-    def new_trainer(self) -> Trainer:
-        """Return a trainer that begins with the current parameters."""
-        config = self.run.config
-        return Trainer(
-            self.run.net,
-            config.get_recipe(),
-            lr=config.learning_rate,
-            devices=self.run.devices,
-            micro_batch=config.micro_batch,
-            seed=config.seed,
-            precision=config.precision,
-        )
-
-    def train(
-        self, progress: bool, checkpoints: Checkpoints | None = None
-    ) -> Run:
-        """Take the steps that are left; keep the run beside its checkpoints.
-
-        Without `checkpoints` nothing is written.
-        """
-        run, config = self.run, self.run.config
+    def train(self, progress: bool) -> Run:
+        """Take the steps that are left; keep the run and its checkpoints."""
+        run, config, checkpoints = self.run, self.run.config, self.checkpoints
         batches = Batches(self.examples, config.batch_size, config.seed)
         with (
             display.Progress(
@@ -220,13 +204,11 @@ class Pretraining:
                 lambda _: not signals.received,
                 batches.from_step(len(run.steps)),
             )
-            while self.num_left():
+            while num_steps := self.num_until_checkpoint():
                 # A segment ends at a checkpoint. Inside of it a GPU may have
                 # computed a step more than was reported; at its end both
                 # agree
-                for step in self.trainer.train(
-                    until_stopped, self.num_until_checkpoint()
-                ):
+                for step in self.trainer.train(until_stopped, num_steps):
                     run.steps.append(step)
                     bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
                 stopped_by = signals.received
@@ -235,34 +217,29 @@ class Pretraining:
                 ):
                     checkpoints.save(self.checkpoint())
                 if stopped_by:
-                    raise Stopped(
-                        stopped_by, self.farewell(stopped_by, checkpoints)
-                    )
+                    raise Stopped(stopped_by, self.farewell(stopped_by))
             # A later signal does not stop the writing of a complete run
             if checkpoints:
                 run.write(checkpoints.run_folder)
         return run
 
-    def num_left(self) -> int:
-        """Return how many steps the training has still to take."""
-        return self.run.config.steps - len(self.run.steps)
-
     def num_until_checkpoint(self) -> int:
-        """Return how many steps there are to the next checkpoint."""
-        every = self.run.config.save_every or self.run.config.steps
-        return min(self.num_left(), every - len(self.run.steps) % every)
+        """Return how many steps there are to the next one: 0 at the end."""
+        config, num_done = self.run.config, len(self.run.steps)
+        every = config.save_every or config.steps
+        return min(config.steps - num_done, every - num_done % every)
 
-    def farewell(self, number: int, checkpoints: Checkpoints | None) -> str:
+    def farewell(self, number: int) -> str:
         """Return the message after a signal."""
         stopped = (
             f'stopped by {signal.Signals(number).name} after step '
             f'{len(self.run.steps)} of {self.run.config.steps}'
         )
-        if not checkpoints:
+        if not self.checkpoints:
             return f'{stopped}; nothing is kept, for lack of a folder'
         return (
             f'{stopped}. Continue with: d2lbert pretrain --resume --out '
-            + shlex.quote(str(checkpoints.run_folder))
+            + shlex.quote(str(self.checkpoints.run_folder))
         )
 
     # ---- checkpoints -------------------------------------------------
@@ -288,29 +265,22 @@ class Pretraining:
         check_arrays(arrays, self.arrays() | {STEPS: steps})
         changes = different(checkpoint.environment, self.environment())
         if changes:
-            warnings.warn(
+            warn(
                 'the rest of the run may differ from an uncut one by '
-                f'rounding: {"; ".join(changes)}',
-                RunWarning,
-                stacklevel=3,
+                f'rounding: {"; ".join(changes)}'
             )
-        net = self.run.net
-        set_weights(
-            net,
-            {name: arrays[WEIGHTS + name] for name in neutral_shapes(net)},
-        )
+        config, net, devices = self.run.config, self.run.net, self.run.devices
+        names = neutral_shapes(net)
+        set_weights(net, {name: arrays[WEIGHTS + name] for name in names})
         # The old trainer may hold copies of the parameters
         self.trainer.close()
-        self.trainer = self.new_trainer()
+        self.trainer = new_trainer(config, net, devices)
         self.trainer.num_steps = num_steps
         optimizer = self.trainer.optimizer
-        optimizer.load_state(
-            {
-                name: arrays[self.moment_name(name)]
-                for name in optimizer.state()
-            },
-            num_steps,
-        )
+        moments = {
+            name: arrays[self.moment_name(name)] for name in optimizer.state()
+        }
+        optimizer.load_state(moments, num_steps)
         self.run.steps = [
             Step(mlm, nsp, int(num_pairs), seconds)
             for mlm, nsp, num_pairs, seconds in arrays[STEPS].tolist()
@@ -336,7 +306,7 @@ class Pretraining:
     def data(self) -> dict[str, str]:
         """Checksums of what is trained on, without its path."""
         return {
-            'vocabulary': sha256(vocab_bytes(self.run.vocab)),
+            'vocabulary': sha256(text_file(self.run.vocab.idx_to_token)),
             'examples': sha256(
                 *(np.ascontiguousarray(A).data for A in self.examples)
             ),
@@ -345,21 +315,11 @@ class Pretraining:
     def environment(self) -> dict[str, Any]:
         """Return everything that rounding depends on."""
         config = self.run.config
-        found = versions(config.backend)
         return {
-            'backend': f'{config.backend} {found.pop(config.backend)}',
-            **found,
+            'backend': config.backend,
+            **versions(config.backend),
             'devices': list(map(str, self.run.devices)),
             'micro_batch': config.micro_batch,
             'workers': self.trainer.parallel.num_workers,
             'machine': platform.machine(),
         }
-
-
-def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences between two mappings, in words."""
-    return [
-        f'{name} is {now.get(name)!r}, was {before.get(name)!r}'
-        for name in {**before, **now}
-        if before.get(name) != now.get(name)
-    ]

@@ -14,15 +14,15 @@ A run's folder holds
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
 import platform
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from backends import base
@@ -33,13 +33,14 @@ from d2lbert.data.files import (
     write_file,
 )
 from d2lbert.data.vocab import Vocab
-from d2lbert.errors import InputError, RunError, RunWarning, input_errors
+from d2lbert.errors import InputError, RunError, input_errors, warn
 from d2lbert.frameworks import load_tab
+from d2lbert.recipes import get_recipe
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, read_manifest, to_manifest
-from d2lbert.trainer import Step
+from d2lbert.trainer import Step, Trainer
 from d2lbert.weights import (
     get_weights,
     initial_weights,
@@ -55,14 +56,17 @@ WEIGHTS_FILE, VOCAB_FILE = 'weights.safetensors', 'vocab.txt'
 class Run:
     """A trained network, its vocabulary, and how the training went.
 
-    `net`: the native network; `steps`: what each step reported.
+    `net`: the native network; `devices`: where it was trained; `steps`: what
+    each step reported; `record`: the results and versions in `run.json`, for
+    a run that was read.
     """
 
     config: Config
     net: Any
     vocab: Vocab
-    devices: Sequence[base.Device]
+    devices: Sequence[Any]
     steps: list[Step] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def history(self) -> list[list[float]]:
@@ -71,13 +75,13 @@ class Run:
 
     @property
     def mlm_loss(self) -> float:
-        """The mean over the steps, as the chapter prints it."""
-        return _mean(step.mlm_loss for step in self.steps)
+        """The mean over the steps, as the chapter prints it, or NaN."""
+        return fmean([step.mlm_loss for step in self.steps] or [math.nan])
 
     @property
     def nsp_loss(self) -> float:
-        """The mean over the steps, as the chapter prints it."""
-        return _mean(step.nsp_loss for step in self.steps)
+        """The mean over the steps, as the chapter prints it, or NaN."""
+        return fmean([step.nsp_loss for step in self.steps] or [math.nan])
 
     @property
     def pairs_per_sec(self) -> float:
@@ -101,6 +105,8 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """Return the results, ready for JSON."""
+        if self.record:
+            return self.record['results']
         return {
             'backend': self.config.backend,
             'recipe': self.config.recipe,
@@ -119,9 +125,7 @@ class Run:
         Raises `InputError` for a folder that holds a run already or cannot
         be written, and `RunError` where writing fails half-way.
         """
-        check_no_run(folder)
         with locked(folder):
-            # Again, because a training may have been faster
             check_no_run(folder)
             self.write(folder)
 
@@ -129,17 +133,18 @@ class Run:
         """Write into a folder that exists, over any run in it."""
         folder = Path(folder)
         files = self.files()
-        about = {
-            'config': self.config.as_dict(),
+        record = self.record or {
             'results': self.results(),
             'versions': versions(self.config.backend),
         }
+        about = {'config': self.config.as_dict(), **record}
         try:
             # Without this file the folder holds no run
             (folder / RUN_FILE).unlink(missing_ok=True)
             for name, data in files.items():
                 write_file(folder / name, data)
-            self.draw(folder)
+            if self.steps:
+                self.draw(folder)
             write_file(folder / RUN_FILE, to_manifest(about, files))
         except OSError as error:
             raise RunError(
@@ -151,21 +156,12 @@ class Run:
 
     def draw(self, folder: Path) -> None:
         """Draw the losses, or warn where Matplotlib cannot."""
-        if not self.steps:
-            return
         try:
-            display.draw_losses(
-                {self.label(): self.history},
-                folder / 'losses',
-                len(self.vocab),
-                self.config.title(),
-            )
+            display.draw_losses([self], folder / 'losses')
         except Exception as error:  # Matplotlib's settings can be anything
-            warnings.warn(
+            warn(
                 f'the losses could not be drawn: {describe_error(error)}. '
-                'The run is whole without the picture',
-                RunWarning,
-                stacklevel=2,
+                'The run is whole without the picture'
             )
 
     def files(self) -> dict[str, bytes]:
@@ -178,8 +174,8 @@ class Run:
         )
         return {
             WEIGHTS_FILE: save(get_weights(self.net)),
-            VOCAB_FILE: vocab_bytes(self.vocab),
-            METRICS_FILE: _to_bytes(metrics),
+            VOCAB_FILE: text_file(self.vocab.idx_to_token),
+            METRICS_FILE: text_file(metrics),
         }
 
 
@@ -217,12 +213,31 @@ def new_net(
 ) -> Any:
     """Return the network of a run with its initial weights."""
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
-    initialization = config.get_recipe().initialization
+    initialization = get_recipe(config.recipe).initialization
     weights = initial_weights(
         neutral_shapes(net), initialization, config.seed
     )
     set_weights(net, weights, devices)
     return net
+
+
+def new_trainer(
+    config: Config, net: Any, devices: Sequence[base.Device], **options: Any
+) -> Trainer:
+    """Return a trainer that begins with the current parameters.
+
+    `options`: others of `Trainer`.
+    """
+    return Trainer(
+        net,
+        get_recipe(config.recipe),
+        lr=config.lr,
+        devices=devices,
+        micro_batch=config.micro_batch,
+        seed=config.seed,
+        precision=config.precision,
+        **options,
+    )
 
 
 def load_run(folder: str | Path, backend: str | None = None) -> Run:
@@ -243,8 +258,10 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             )
         )
     try:
-        about, files = read_manifest(path)
-        config = Config(**about['config'])
+        record, files = read_manifest(path)
+        config = Config(**record.pop('config'))
+        # Weights that were trained elsewhere have none
+        devices = record['results'].get('devices', [])
         vocab = Vocab.from_tokens(files[VOCAB_FILE].decode().splitlines())
         steps = [
             Step(*(json.loads(line)[name] for name in Step._fields))
@@ -257,16 +274,15 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             'from where it came, or train it again'
         ) from error
     tab = load_tab(backend or config.backend)
-    devices = [tab.BACKEND.try_gpu()]
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
     try:
-        set_weights(net, weights, devices)
+        set_weights(net, weights, [tab.BACKEND.try_gpu()])
     except ValueError as error:
         raise RunError(
             f'the weights in {folder} are not those of its '
             f'{RUN_FILE}: {error}'
         ) from error
-    return Run(config, net, vocab, devices, steps)
+    return Run(config, net, vocab, devices, steps, record)
 
 
 def check_no_run(folder: str | Path) -> None:
@@ -286,25 +302,11 @@ def check_no_run(folder: str | Path) -> None:
 
 def versions(backend: str) -> dict[str, str]:
     """Return the versions of the software that trains a run."""
-    return {
-        'python': platform.python_version(),
-        **{
-            name: str(importlib.import_module(name).__version__)
-            for name in ('d2lbert', 'numpy', backend)
-        },
-    }
+    modules = map(import_module, ('d2lbert', 'numpy', backend))
+    found = {module.__name__: str(module.__version__) for module in modules}
+    return {'python': platform.python_version(), **found}
 
 
-def _mean(values: Iterable[float]) -> float:
-    """Return the mean, or NaN of nothing: converted runs have no steps."""
-    values = list(values)
-    return sum(values) / len(values) if values else math.nan
-
-
-def vocab_bytes(vocab: Vocab) -> bytes:
-    """Return the contents of `vocab.txt`."""
-    return _to_bytes(vocab.idx_to_token)
-
-
-def _to_bytes(lines: Iterable[str]) -> bytes:
+def text_file(lines: Iterable[str]) -> bytes:
+    """Return the contents of a file of these lines."""
     return ''.join(f'{line}\n' for line in lines).encode()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-Handler = Callable[[int, Any], Any]
 
 
 class StopSignals:
@@ -30,12 +28,7 @@ class StopSignals:
             self.before = replace_handlers(self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
@@ -46,7 +39,7 @@ class StopSignals:
             signal.signal(other, handler if is_python else signal.SIG_DFL)
 
 
-def replace_handlers(handler: Handler) -> dict[int, Any]:
+def replace_handlers(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
     """Handle the signals that are not ignored; return the old handlers."""
     return {
         number: signal.signal(number, handler)

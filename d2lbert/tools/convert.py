@@ -19,7 +19,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from d2lbert.data.files import (
 )
 from d2lbert.errors import InputError, RunError, check_choice, input_errors
 from d2lbert.frameworks import FRAMEWORKS, load_tab
-from d2lbert.runs.run import Run, load_run
+from d2lbert.runs.run import Run, load_run, versions
 from d2lbert.weights import (
     MXNET_NAMES,
     get_weights,
@@ -135,30 +135,20 @@ def read_weights(source: str | Path) -> Weights:
 
 
 def like_run(folder: str | Path, weights: Weights, source: str) -> Run:
-    """Return a run with the options of another one and given weights."""
+    """Return a run with the options of another one and given weights.
+
+    `source`: the name of the file or folder that they were in. The run has
+    no steps, because they were trained elsewhere.
+    """
     like = load_run(folder)
     with np.errstate(over='ignore'):  # `check_numbers` finds infinities
         single = {name: W.astype(np.float32) for name, W in weights.items()}
     with input_errors():
         check_numbers(single)
         set_weights(like.net, single)
-    return ImportedRun(
-        like.config, like.net, like.vocab, like.devices, source=source
-    )
-
-
-@dataclass
-class ImportedRun(Run):
-    """A run without steps, because its weights were trained elsewhere.
-
-    `source`: the name of the file or folder that they were in.
-    """
-
-    source: str = ''
-
-    def results(self) -> dict[str, Any]:
-        """Return where the weights come from, ready for JSON."""
-        return {'weights_from': self.source, 'steps': 0, 'history': []}
+    results = {'weights_from': source, 'steps': 0, 'history': []}
+    record = {'results': results, 'versions': versions(like.config.backend)}
+    return replace(like, devices=[], steps=[], record=record)
 
 
 # ---- names and shapes ------------------------------------------------
