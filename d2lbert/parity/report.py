@@ -24,7 +24,7 @@ from d2lbert.data.examples import Batch
 from d2lbert.data.files import output_errors, write_file
 from d2lbert.errors import InputError
 from d2lbert.frameworks import label_of, load_tab
-from d2lbert.parity.networks import (
+from d2lbert.parity import (
     TOLERANCES,
     Difference,
     compare_forward,
