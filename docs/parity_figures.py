@@ -365,9 +365,10 @@ def other_sums(runs: Path) -> list[list[float]]:
         examples, vocab = load_examples(
             read_lines(config.corpus), config.max_len, random.Random(0)
         )
-        side = Side('torch', config, len(vocab), 'float32')
+        side = Side('torch', config, vocab, 'float32')
         batches = Batches(examples, config.batch_size)
-        path.write_text(json.dumps(side.train(batches, progress=True)))
+        history = side.train(side.weights, batches, progress=True)
+        path.write_text(json.dumps(history))
     return json.loads(path.read_text('utf-8'))
 
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import Batch
 from d2lbert.data.files import output_errors, write_file
-from d2lbert.errors import InputError
+from d2lbert.data.vocab import Vocab
+from d2lbert.errors import InputError, check_choice
 from d2lbert.frameworks import label_of, load_tab
 from d2lbert.parity import (
     TOLERANCES,
@@ -35,15 +37,11 @@ from d2lbert.randomness import DropoutMasks, generator
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, make_folder
-from d2lbert.runs.run import check_last_batch, devices_of
+from d2lbert.runs.run import check_last_batch, devices_of, new_net
 from d2lbert.trainer import Trainer
-from d2lbert.weights import (
-    get_weights,
-    initial_weights,
-    neutral_name,
-    neutral_shapes,
-    set_weights,
-)
+from d2lbert.weights import get_weights, neutral_name, set_weights
+
+Weights = dict[str, np.ndarray]
 
 #: How many rows the outputs of all layers are compared for.
 FORWARD_ROWS = 64
@@ -58,6 +56,8 @@ HEADS = (
     'compared', 'tensors', 'max abs', 'max rel', 'allowed', 'worst at', '',
 )  # fmt: skip
 REPORT_FILE = 'parity.json'
+#: How large the noise is that is added to the weights of the one step.
+NOISE = 0.02
 #: A gradient that differs for this many draws of weights is a fault.
 NUM_ATTEMPTS = 3
 #: The weight that the twin has one unit in its last place larger: the first
@@ -183,11 +183,7 @@ def compare_backends(
             f'{len(names)} backends, {", ".join(names)}: expected two, such '
             'as torch mxnet'
         )
-    if dtype not in TOLERANCES:
-        raise InputError(
-            f'unknown dtype {dtype!r}: expected '
-            + ' or '.join(map(repr, TOLERANCES))
-        )
+    check_choice('dtype', dtype, TOLERANCES)
     config = Config(backend=names[0], **options)
     if config.precision != 'float32':
         raise InputError(
@@ -197,7 +193,7 @@ def compare_backends(
     examples, vocab = load_cached_examples(
         read_lines(config.corpus), config.max_len, config.seed
     )
-    ours, theirs = (Side(name, config, len(vocab), dtype) for name in names)
+    ours, theirs = (Side(name, config, vocab, dtype) for name in names)
     for side in (ours, theirs):
         check_last_batch(config, len(examples.tokens), len(side.devices))
     batches = Batches(examples, config.batch_size, config.seed)
@@ -214,34 +210,20 @@ def compare_backends(
 
 
 class Side:
-    """The chapter's network in one framework."""
+    """The chapter's network in one framework, and its initial weights."""
 
     def __init__(
-        self, name: str, config: Config, vocab_size: int, dtype: str
+        self, name: str, config: Config, vocab: Vocab, dtype: str
     ) -> None:
         self.name = name
         self.config = config
         self.dtype = dtype
-        self.tab = load_tab(name)
-        self.devices = devices_of(self.tab, config)
-        self.net = self.tab.BERTModel(**config.net_arguments(vocab_size))
-
-    def reset(self, noise: float = 0.0, attempt: int = 1) -> None:
-        """Set the initial weights, with some noise added to each.
-
-        Without noise, biases of zero would hide that one is left out.
-        `attempt`: which noise, from 1.
-        """
-        rng = generator(self.config.seed, 'weights', attempt)
-        weights = initial_weights(
-            neutral_shapes(self.net),
-            self.config.get_recipe().initialization,
-            self.config.seed,
-        )
-        for name, W in sorted(weights.items()):
-            drawn = noise * rng.standard_normal(W.shape)
-            weights[name] = W.astype(self.dtype) + drawn.astype(self.dtype)
-        set_weights(self.net, weights, self.devices)
+        tab = load_tab(name)
+        self.devices = devices_of(tab, config)
+        self.net = new_net(tab, config, vocab, self.devices)
+        self.weights = {
+            name: W.astype(dtype) for name, W in get_weights(self.net).items()
+        }
 
     def trainer(self) -> Trainer:
         """Return a trainer for the weights that are set now."""
@@ -255,47 +237,41 @@ class Side:
             shared_masks=True,
         )
 
-    def gradients_of(
-        self, trainer: Trainer, batch: Batch
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Return the losses and the gradients, by neutral names.
+    def step(
+        self, batch: Batch, gradients: Weights | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Return the losses, the gradients and the weights after a step.
 
-        A gradient that is zero by its nature is zero here, as it is for the
-        optimizer: what a framework computes instead is noise.
+        `gradients`: those to step by, by default the ones found. A gradient
+        that is zero by its nature is zero here, as it is for the optimizer:
+        what a framework computes instead is noise.
         """
-        found = trainer.value_and_grad(batch)
-        gradients = {}
-        for name, array in found.arrays().items():
-            name = neutral_name(self.net, name)
-            is_zero = name.endswith(bert.ZERO_GRADIENT)
-            gradients[name] = np.zeros_like(array) if is_zero else array
-        losses = dict(zip(('mlm', 'nsp'), found.losses(), strict=True))
-        return losses, gradients
-
-    def step_from(
-        self, trainer: Trainer, gradients: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Return the weights after one update by given gradients."""
-        names = self.net.backend.parameter_shapes(self.net)
-        trainer.optimizer.step(
-            {name: gradients[neutral_name(self.net, name)] for name in names}
-        )
-        return get_weights(self.net)
+        with closing(self.trainer()) as trainer:
+            computed = trainer.value_and_grad(batch)
+            arrays = computed.arrays()
+            names = {name: neutral_name(self.net, name) for name in arrays}
+            found = {
+                names[name]: np.zeros_like(array)
+                if name.endswith(bert.ZERO_GRADIENT)
+                else array
+                for name, array in arrays.items()
+            }
+            losses = zip(('mlm', 'nsp'), computed.losses(), strict=True)
+            given = gradients or found
+            trainer.optimizer.step(
+                {name: given[names[name]] for name in names}
+            )
+        return {
+            'losses': dict(losses),
+            'gradients': found,
+            'step': get_weights(self.net),
+        }
 
     def train(
-        self, batches: Batches, progress: bool, nudged: bool = False
+        self, weights: Weights, batches: Batches, progress: bool
     ) -> list[list[float]]:
-        """Return both losses of each step of a training.
-
-        `nudged`: change one weight first, to the next larger number of its
-        type.
-        """
-        self.reset()
-        if nudged:
-            weights = get_weights(self.net)
-            first = weights[NUDGED].reshape(-1)[:1]
-            first[:] = np.nextafter(first, np.inf)
-            set_weights(self.net, weights, self.devices)
+        """Return both losses of each step of a training from some weights."""
+        set_weights(self.net, weights, self.devices)
         num_steps, history = self.config.steps, []
         with (
             closing(self.trainer()) as trainer,
@@ -317,17 +293,36 @@ def compare_sides(
     report.differences, report.kinks = compare_one_step_off_kinks(
         ours, theirs, batch, allowed
     )
-    first = ours.train(batches, progress)
-    second = theirs.train(batches, progress)
+    first = ours.train(ours.weights, batches, progress)
+    second = theirs.train(theirs.weights, batches, progress)
     again = ', again' if ours.name == theirs.name else ''
     report.histories = {ours.name: first, theirs.name + again: second}
     limit = allowed['training']
     report.differences += compare_histories(first, second, atol=limit)
     if twin:
-        nudged = ours.train(batches, progress, nudged=True)
-        report.histories[f'{ours.name}, one weight nudged'] = nudged
-        report.twin = compare_histories(first, nudged, atol=limit)
+        third = ours.train(nudged(ours.weights), batches, progress)
+        report.histories[f'{ours.name}, one weight nudged'] = third
+        report.twin = compare_histories(first, third, atol=limit)
     return report
+
+
+def nudged(weights: Weights) -> Weights:
+    """Return weights, one of them the next larger number of its type."""
+    W = weights[NUDGED].copy()
+    first = W.reshape(-1)[:1]
+    first[:] = np.nextafter(first, np.inf)
+    return weights | {NUDGED: W}
+
+
+def with_noise(weights: Weights, rng: np.random.Generator) -> Weights:
+    """Return weights with some noise added to each.
+
+    Without noise, biases of zero would hide that one is left out.
+    """
+    return {
+        name: W + (NOISE * rng.standard_normal(W.shape)).astype(W.dtype)
+        for name, W in sorted(weights.items())
+    }
 
 
 def compare_one_step_off_kinks(
@@ -359,41 +354,30 @@ def compare_one_step(
 ) -> list[Difference]:
     """Compare layers, losses, gradients and one update, dropout on.
 
-    `attempt`: for which weights, see `Side.reset`.
+    `attempt`: for which of many draws of weights, from 1.
     """
+    seed, limit = ours.config.seed, tolerances['forward']
+    weights = with_noise(ours.weights, generator(seed, 'weights', attempt))
     for side in (ours, theirs):
-        side.reset(noise=0.02, attempt=attempt)
+        set_weights(side.net, weights, side.devices)
     rows = batch.rows(slice(FORWARD_ROWS))
     num_rows, num_tokens = rows.tokens.shape
-    places, seed = np.arange(num_rows), ours.config.seed
-    limit = tolerances['forward']
+    places = np.arange(num_rows)
     found = compare_forward(
         ours.net,
         theirs.net,
         rows[:4],
         rtol=limit,
         atol=limit,
-        draw=lambda: DropoutMasks(
-            seed, 0, places, rows.valid_lens, num_tokens
+        draw=partial(
+            DropoutMasks, seed, 0, places, rows.valid_lens, num_tokens
         ),
     )
-    with (
-        closing(ours.trainer()) as our_trainer,
-        closing(theirs.trainer()) as their_trainer,
-    ):
-        our_losses, our_gradients = ours.gradients_of(our_trainer, batch)
-        their_losses, their_gradients = theirs.gradients_of(
-            their_trainer, batch
-        )
-        # The same gradients for both, so that this is Adam's difference only
-        our_weights = ours.step_from(our_trainer, our_gradients)
-        their_weights = theirs.step_from(their_trainer, our_gradients)
-    for kind, a, b in (
-        ('losses', our_losses, their_losses),
-        ('gradients', our_gradients, their_gradients),
-        ('step', our_weights, their_weights),
-    ):
-        found += compare_named(kind, a, b, tolerances[kind])
+    first = ours.step(batch)
+    # The same gradients for both, so that this is Adam's difference only
+    second = theirs.step(batch, first['gradients'])
+    for kind, arrays in first.items():
+        found += compare_named(kind, arrays, second[kind], tolerances[kind])
     return found
 
 
