@@ -141,21 +141,22 @@ class Report:
         return content
 
     def save(self, folder: str | Path) -> Path:
-        """Write `parity.json`, `parity.png` and `parity.svg`.
+        """Write `parity.json`, then `parity.png` and `parity.svg`.
 
-        Returns the path of the picture.
+        Returns the path of the PNG, which is not there where Matplotlib
+        cannot draw: that is a warning.
         """
         folder = make_folder(folder)
+        content = json.dumps(self.as_dict(), indent=1)
         with output_errors(folder, '--out'):
-            picture = display.draw_parity(
-                self.histories,
-                folder / 'parity',
-                f'recipe {self.config.recipe} · {self.config.title()} · '
-                f'{self.dtype}',
-            )
-            content = json.dumps(self.as_dict(), indent=1)
             write_file(folder / REPORT_FILE, content.encode() + b'\n')
-        return picture
+        title = f'recipe {self.config.recipe} · {self.config.title()}'
+        picture = folder / 'parity'
+        with display.drawing():
+            display.draw_parity(
+                self.histories, picture, f'{title} · {self.dtype}'
+            )
+        return picture.with_suffix('.png')
 
 
 def compare_backends(

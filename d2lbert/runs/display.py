@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from d2lbert.book.animator import DPI
-from d2lbert.data.files import write_file
+from d2lbert.data.files import describe_error, write_file
+from d2lbert.errors import RunWarning
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
 DASHES = ('-', '--', ':', '-.')
@@ -82,6 +84,23 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self.bar.close()
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Turn any error of a drawing into a warning: the numbers are worth more.
+
+    Matplotlib's settings can be anything, and so can the name of a corpus.
+    """
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(
+            f'the losses could not be drawn: {describe_error(error)}. All '
+            'numbers are kept without the picture',
+            RunWarning,
+            stacklevel=3,
+        )
 
 
 def draw_losses(

@@ -19,7 +19,6 @@ import json
 import math
 import os
 import platform
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from d2lbert.data.files import (
     write_file,
 )
 from d2lbert.data.vocab import Vocab
-from d2lbert.errors import InputError, RunError, RunWarning, input_errors
+from d2lbert.errors import InputError, RunError, input_errors
 from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
@@ -153,19 +152,12 @@ class Run:
         """Draw the losses, or warn where Matplotlib cannot."""
         if not self.steps:
             return
-        try:
+        with display.drawing():
             display.draw_losses(
                 {self.label(): self.history},
                 folder / 'losses',
                 len(self.vocab),
                 self.config.title(),
-            )
-        except Exception as error:  # Matplotlib's settings can be anything
-            warnings.warn(
-                f'the losses could not be drawn: {describe_error(error)}. '
-                'The run is whole without the picture',
-                RunWarning,
-                stacklevel=2,
             )
 
     def files(self) -> dict[str, bytes]:
