@@ -129,15 +129,9 @@ class Report:
         """Return everything, ready for JSON."""
         config = self.config.as_dict()
         del config['precision']  # it is that of `dtype`
-        content: dict[str, Any] = {
-            'backends': self.backends,
-            'dtype': self.dtype,
-            'config': config,
-            'passed': self.passed,
-            'histories': self.histories,
-        }
+        content = vars(self) | {'config': config, 'passed': self.passed}
         for kind in ('differences', 'twin', 'kinks'):
-            content[kind] = [found.as_dict() for found in getattr(self, kind)]
+            content[kind] = [found.as_dict() for found in content[kind]]
         return content
 
     def save(self, folder: str | Path) -> Path:

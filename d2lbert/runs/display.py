@@ -6,7 +6,7 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def draw_losses(
     figure.suptitle(title, y=0.97, fontsize='medium', parse_math=False)
     num_classes = (vocab_size, 2)
     for task, axes in enumerate(figure.subplots(1, 2)):
-        _draw_curves(axes, histories, task)
+        draw_curves(axes, histories.items(), task)
         axes.axhline(
             math.log(num_classes[task]),
             label=f'chance: ln {vocab_size:,} and ln 2',
@@ -166,7 +166,7 @@ def draw_parity(
     axes = figure.subplots(2, 2, sharex=True, height_ratios=(2, 1.3))
     (first, ours), *others = histories.items()
     for task, (curves, gaps) in enumerate(axes.T):
-        _draw_curves(curves, histories, task)
+        draw_curves(curves, histories.items(), task)
         for i, (label, history) in enumerate(others or [(first, ours)]):
             apart = [
                 abs(a[task] - b[task])
@@ -203,11 +203,13 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
     return paths
 
 
-def _draw_curves(
-    axes: Any, histories: Mapping[str, Sequence[Sequence[float]]], task: int
+def draw_curves(
+    axes: Any,
+    histories: Iterable[tuple[str, Sequence[Sequence[float]]]],
+    task: int,
 ) -> None:
-    """Draw one task's losses of all histories."""
-    for number, (label, history) in enumerate(histories.items()):
+    """Draw one task's losses of all histories, each with its label."""
+    for number, (label, history) in enumerate(histories):
         losses = [both[task] for both in history]
         axes.plot(
             range(1, len(losses) + 1),
