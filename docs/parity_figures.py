@@ -24,7 +24,12 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
 from d2lbert.frameworks import FRAMEWORKS, label_of, load_tab
-from d2lbert.parity.report import REPORT_FILE, Side, compare_backends
+from d2lbert.parity.report import (
+    REPORT_FILE,
+    compare_backends,
+    new_run,
+    train,
+)
 from d2lbert.recipes import RECIPES
 from d2lbert.runs.config import Config
 from d2lbert.runs.run import new_net
@@ -365,9 +370,10 @@ def other_sums(runs: Path) -> list[list[float]]:
         examples, vocab = load_examples(
             read_lines(config.corpus), config.max_len, random.Random(0)
         )
-        side = Side('torch', config, vocab, 'float32')
+        run = new_run('torch', config, vocab)
         batches = Batches(examples, config.batch_size)
-        history = side.train(side.weights, batches, progress=True)
+        weights = get_weights(run.net)
+        history = train(run, weights, batches, progress=True)
         path.write_text(json.dumps(history))
     return json.loads(path.read_text('utf-8'))
 

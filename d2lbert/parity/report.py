@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,7 @@ from d2lbert.randomness import DropoutMasks, generator
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, make_folder
-from d2lbert.runs.run import check_last_batch, devices_of, new_net
-from d2lbert.trainer import Trainer
+from d2lbert.runs.run import Run, check_last_batch, devices_of, new_net
 from d2lbert.weights import get_weights, neutral_name, set_weights
 
 Weights = dict[str, np.ndarray]
@@ -188,9 +187,9 @@ def compare_backends(
     examples, vocab = load_cached_examples(
         read_lines(config.corpus), config.max_len, config.seed
     )
-    ours, theirs = (Side(name, config, vocab, dtype) for name in names)
-    for side in (ours, theirs):
-        check_last_batch(config, len(examples.tokens), len(side.devices))
+    ours, theirs = (new_run(name, config, vocab) for name in names)
+    for run in (ours, theirs):
+        check_last_batch(config, len(examples.tokens), len(run.devices))
     batches = Batches(examples, config.batch_size, config.seed)
     with locked(out) if out is not None else nullcontext():
         if out is not None and os.path.exists(os.path.join(out, REPORT_FILE)):
@@ -198,107 +197,66 @@ def compare_backends(
                 f'{out} holds a comparison already: give another --out, or '
                 'remove it'
             )
-        report = compare_sides(ours, theirs, batches, twin, progress)
+        report = compare_runs(ours, theirs, batches, dtype, twin, progress)
         if out is not None:
             report.save(out)
     return report
 
 
-class Side:
-    """The chapter's network in one framework, and its initial weights."""
-
-    def __init__(
-        self, name: str, config: Config, vocab: Vocab, dtype: str
-    ) -> None:
-        self.name = name
-        self.config = config
-        self.dtype = dtype
-        tab = load_tab(name)
-        self.devices = devices_of(tab, config)
-        self.net = new_net(tab, config, vocab, self.devices)
-        self.weights = {
-            name: W.astype(dtype) for name, W in get_weights(self.net).items()
-        }
-
-    def trainer(self) -> Trainer:
-        """Return a trainer for the weights that are set now."""
-        return Trainer(
-            self.net,
-            self.config.get_recipe(),
-            lr=self.config.learning_rate,
-            devices=self.devices,
-            micro_batch=self.config.micro_batch,
-            seed=self.config.seed,
-            shared_masks=True,
-        )
-
-    def step(
-        self, batch: Batch, gradients: Weights | None = None
-    ) -> dict[str, dict[str, Any]]:
-        """Return the losses, the gradients and the weights after a step.
-
-        `gradients`: those to step by, by default the ones found. A gradient
-        that is zero by its nature is zero here, as it is for the optimizer:
-        what a framework computes instead is noise.
-        """
-        with closing(self.trainer()) as trainer:
-            computed = trainer.value_and_grad(batch)
-            arrays = computed.arrays()
-            names = {name: neutral_name(self.net, name) for name in arrays}
-            found = {
-                names[name]: np.zeros_like(array)
-                if name.endswith(bert.ZERO_GRADIENT)
-                else array
-                for name, array in arrays.items()
-            }
-            losses = zip(('mlm', 'nsp'), computed.losses(), strict=True)
-            given = gradients or found
-            trainer.optimizer.step(
-                {name: given[names[name]] for name in names}
-            )
-        return {
-            'losses': dict(losses),
-            'gradients': found,
-            'step': get_weights(self.net),
-        }
-
-    def train(
-        self, weights: Weights, batches: Batches, progress: bool
-    ) -> list[list[float]]:
-        """Return both losses of each step of a training from some weights."""
-        set_weights(self.net, weights, self.devices)
-        num_steps, history = self.config.steps, []
-        with (
-            closing(self.trainer()) as trainer,
-            display.Progress(self.name, num_steps, visible=progress) as bar,
-        ):
-            for step in trainer.train(batches.from_step(0), num_steps):
-                history.append([step.mlm_loss, step.nsp_loss])
-                bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
-        return history
+def new_run(name: str, config: Config, vocab: Vocab) -> Run:
+    """Return a run in one framework, with its initial weights."""
+    tab = load_tab(name)
+    devices = devices_of(tab, config)
+    net = new_net(tab, config, vocab, devices)
+    return Run(replace(config, backend=name), net, vocab, devices)
 
 
-def compare_sides(
-    ours: Side, theirs: Side, batches: Batches, twin: bool, progress: bool
+def compare_runs(
+    ours: Run,
+    theirs: Run,
+    batches: Batches,
+    dtype: str,
+    twin: bool,
+    progress: bool,
 ) -> Report:
-    """Compare one step and a training of two networks with one `Config`."""
-    report = Report(ours.config, (ours.name, theirs.name), ours.dtype)
-    allowed = TOLERANCES[ours.dtype]
+    """Compare one step and a training of two runs that have begun alike."""
+    names = ours.config.backend, theirs.config.backend
+    report = Report(ours.config, names, dtype)
+    allowed = TOLERANCES[dtype]
+    weights = {
+        name: W.astype(dtype) for name, W in get_weights(ours.net).items()
+    }
     batch = next(batches.from_step(0))
     report.differences, report.kinks = compare_one_step_off_kinks(
-        ours, theirs, batch, allowed
+        ours, theirs, weights, batch, allowed
     )
-    first = ours.train(ours.weights, batches, progress)
-    second = theirs.train(theirs.weights, batches, progress)
-    again = ', again' if ours.name == theirs.name else ''
-    report.histories = {ours.name: first, theirs.name + again: second}
+    first = train(ours, weights, batches, progress)
+    second = train(theirs, weights, batches, progress)
+    again = ', again' if names[0] == names[1] else ''
+    report.histories = {names[0]: first, names[1] + again: second}
     limit = allowed['training']
     report.differences += compare_histories(first, second, atol=limit)
     if twin:
-        third = ours.train(nudged(ours.weights), batches, progress)
-        report.histories[f'{ours.name}, one weight nudged'] = third
+        third = train(ours, nudged(weights), batches, progress)
+        report.histories[f'{names[0]}, one weight nudged'] = third
         report.twin = compare_histories(first, third, atol=limit)
     return report
+
+
+def train(
+    run: Run, weights: Weights, batches: Batches, progress: bool
+) -> list[list[float]]:
+    """Return both losses of each step of a training from some weights."""
+    set_weights(run.net, weights, run.devices)
+    name, num_steps, history = run.config.backend, run.config.steps, []
+    with (
+        closing(run.new_trainer(shared_masks=True)) as trainer,
+        display.Progress(name, num_steps, visible=progress) as bar,
+    ):
+        for step in trainer.train(batches.from_step(0), num_steps):
+            history.append([step.mlm_loss, step.nsp_loss])
+            bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
+    return history
 
 
 def nudged(weights: Weights) -> Weights:
@@ -321,7 +279,11 @@ def with_noise(weights: Weights, rng: np.random.Generator) -> Weights:
 
 
 def compare_one_step_off_kinks(
-    ours: Side, theirs: Side, batch: Batch, tolerances: dict[str, float]
+    ours: Run,
+    theirs: Run,
+    weights: Weights,
+    batch: Batch,
+    tolerances: dict[str, float],
 ) -> tuple[list[Difference], list[Difference]]:
     """Compare one step for weights at which the gradient is continuous.
 
@@ -332,7 +294,9 @@ def compare_one_step_off_kinks(
     """
     kinks: list[Difference] = []
     for attempt in range(1, NUM_ATTEMPTS + 1):
-        found = compare_one_step(ours, theirs, batch, tolerances, attempt)
+        rng = generator(ours.config.seed, 'weights', attempt)
+        noisy = with_noise(weights, rng)
+        found = compare_one_step(ours, theirs, noisy, batch, tolerances)
         failures = [d for d in found if not d.passed]
         if {d.kind for d in failures} != {'gradients'}:
             return found, kinks
@@ -341,39 +305,60 @@ def compare_one_step_off_kinks(
 
 
 def compare_one_step(
-    ours: Side,
-    theirs: Side,
+    ours: Run,
+    theirs: Run,
+    weights: Weights,
     batch: Batch,
     tolerances: dict[str, float],
-    attempt: int,
 ) -> list[Difference]:
-    """Compare layers, losses, gradients and one update, dropout on.
-
-    `attempt`: for which of many draws of weights, from 1.
-    """
-    seed, limit = ours.config.seed, tolerances['forward']
-    weights = with_noise(ours.weights, generator(seed, 'weights', attempt))
-    for side in (ours, theirs):
-        set_weights(side.net, weights, side.devices)
-    rows = batch.rows(slice(FORWARD_ROWS))
+    """Compare layers, losses, gradients and one update, dropout on."""
+    for run in (ours, theirs):
+        set_weights(run.net, weights, run.devices)
+    rows, limit = batch.rows(slice(FORWARD_ROWS)), tolerances['forward']
     num_rows, num_tokens = rows.tokens.shape
-    places = np.arange(num_rows)
-    found = compare_forward(
-        ours.net,
-        theirs.net,
-        rows[:4],
-        rtol=limit,
-        atol=limit,
-        draw=partial(
-            DropoutMasks, seed, 0, places, rows.valid_lens, num_tokens
-        ),
+    masks = partial(
+        DropoutMasks,
+        *(ours.config.seed, 0, np.arange(num_rows)),
+        *(rows.valid_lens, num_tokens),
     )
-    first = ours.step(batch)
+    found = compare_forward(
+        ours.net, theirs.net, rows[:4], rtol=limit, atol=limit, draw=masks
+    )
+    first = take_step(ours, batch)
     # The same gradients for both, so that this is Adam's difference only
-    second = theirs.step(batch, first['gradients'])
+    second = take_step(theirs, batch, first['gradients'])
     for kind, arrays in first.items():
         found += compare_named(kind, arrays, second[kind], tolerances[kind])
     return found
+
+
+def take_step(
+    run: Run, batch: Batch, gradients: Weights | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the losses, the gradients and the weights after a step.
+
+    `gradients`: those to step by, by default the ones found. A gradient that
+    is zero by its nature is zero here, as it is for the optimizer: what a
+    framework computes instead is noise.
+    """
+    with closing(run.new_trainer(shared_masks=True)) as trainer:
+        computed = trainer.value_and_grad(batch)
+        arrays = computed.arrays()
+        names = {name: neutral_name(run.net, name) for name in arrays}
+        found = {
+            names[name]: np.zeros_like(array)
+            if name.endswith(bert.ZERO_GRADIENT)
+            else array
+            for name, array in arrays.items()
+        }
+        losses = zip(('mlm', 'nsp'), computed.losses(), strict=True)
+        given = gradients or found
+        trainer.optimizer.step({name: given[names[name]] for name in names})
+    return {
+        'losses': dict(losses),
+        'gradients': found,
+        'step': get_weights(run.net),
+    }
 
 
 def _row(

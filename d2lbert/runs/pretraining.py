@@ -47,7 +47,7 @@ from d2lbert.runs.run import (
     vocab_bytes,
 )
 from d2lbert.runs.signals import StopSignals
-from d2lbert.trainer import Step, Trainer
+from d2lbert.trainer import Step
 from d2lbert.weights import (
     get_weights,
     neutral_name,
@@ -185,20 +185,7 @@ class Pretraining:
             )
         net = new_net(tab, config, vocab, devices)
         self.run = Run(config, net, vocab, devices)
-        self.trainer = self.new_trainer()
-
-    def new_trainer(self) -> Trainer:
-        """Return a trainer that begins with the current parameters."""
-        config = self.run.config
-        return Trainer(
-            self.run.net,
-            config.get_recipe(),
-            lr=config.learning_rate,
-            devices=self.run.devices,
-            micro_batch=config.micro_batch,
-            seed=config.seed,
-            precision=config.precision,
-        )
+        self.trainer = self.run.new_trainer()
 
     def train(
         self, progress: bool, checkpoints: Checkpoints | None = None
@@ -301,7 +288,7 @@ class Pretraining:
         )
         # The old trainer may hold copies of the parameters
         self.trainer.close()
-        self.trainer = self.new_trainer()
+        self.trainer = self.run.new_trainer()
         self.trainer.num_steps = num_steps
         optimizer = self.trainer.optimizer
         optimizer.load_state(

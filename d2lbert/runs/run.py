@@ -38,7 +38,7 @@ from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, read_manifest, to_manifest
-from d2lbert.trainer import Step
+from d2lbert.trainer import Step, Trainer
 from d2lbert.weights import (
     get_weights,
     initial_weights,
@@ -84,6 +84,22 @@ class Run:
         seconds = sum(step.seconds for step in self.steps)
         num_pairs = sum(step.num_pairs for step in self.steps)
         return num_pairs / seconds if seconds else math.nan
+
+    def new_trainer(self, **options: Any) -> Trainer:
+        """Return a trainer that begins with the current parameters.
+
+        `options`: of `Trainer`, those that no configuration has.
+        """
+        return Trainer(
+            self.net,
+            self.config.get_recipe(),
+            lr=self.config.learning_rate,
+            devices=self.devices,
+            micro_batch=self.config.micro_batch,
+            seed=self.config.seed,
+            precision=self.config.precision,
+            **options,
+        )
 
     def summary(self) -> str:
         """Return the chapter's two lines."""
