@@ -25,7 +25,11 @@ from d2lbert.representation import Text, to_tokens
 from d2lbert.runs import display
 from d2lbert.runs.run import Run
 
+Point = tuple[float, float]
+
 TOKENS_A_LINE = 10
+#: The width and height of a token's box.
+TOKEN = (0.94, 0.8)
 #: Of the rows of an example's picture.
 NAMES = ('words', 'tokens', 'segments', 'mlm_labels')
 #: One colour for each kind of token; both sentences have their own.
@@ -82,7 +86,8 @@ def draw_example(example: Example) -> Picture:
             _draw_token(axes, example, place, 1.35 + place - start, top)
     top = 5.2 * num_lines + 0.4
     for i, (kind, text) in enumerate(CHANGES.items()):
-        _box(axes, 1.35 + 2 * i, top, 1.85, 0.7, text, KIND_COLORS[kind])
+        corner, color = (1.35 + 2 * i, top), KIND_COLORS[kind]
+        _box(axes, corner, (1.85, 0.7), text, color)
     _name(axes, 9, top + 0.35, f'nsp_labels: {int(example.is_next)}')
     return picture
 
@@ -97,12 +102,12 @@ def _draw_token(
     weight = 'bold' if kind in CHANGES else 'normal'
     _write(axes, left + 0.5, top + 0.25, str(place), size=6, color='0.45')
     if kind != 'special':
-        _box(axes, left, top + 0.5, 0.94, 0.8, word, plain)
+        _box(axes, (left, top + 0.5), TOKEN, word, plain)
     token = example.tokens[place]
-    _box(axes, left, top + 1.5, 0.94, 0.8, token, color, weight=weight)
+    _box(axes, (left, top + 1.5), TOKEN, token, color, weight=weight)
     _write(axes, left + 0.47, top + 2.9, str(segment))
     if place in example.positions:
-        _box(axes, left, top + 3.5, 0.94, 0.8, word, 'white')
+        _box(axes, (left, top + 3.5), TOKEN, word, 'white')
 
 
 # ---- the model -------------------------------------------------------
@@ -132,7 +137,7 @@ def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
         _arrow(axes, (x, 2.3), (7, 3.05))
     _name(axes, 7, 3.3, f'+  {(B, T, H)}')
 
-    _box(axes, 3.9, 4, 6.2, 5.6, '', 'white')
+    _box(axes, (3.9, 4), (6.2, 5.6), '', 'white')
     axes.text(10.4, 6.8, f'× {num_blks}', va='center', size=14)
     for i, name in enumerate(('attention', 'addnorm1', 'ffn', 'addnorm2')):
         top = 4.4 + 1.3 * i
@@ -174,12 +179,10 @@ def _layer(
     )
     text = f'{name.removeprefix("encoder.").replace(".0.", "[0].")}\n{size:,}'
     _arrow(axes, (x, start), (x, top))
-    _box(axes, x - 2.05, top, 4.1, 1.1, text, LAYER)
+    _box(axes, (x - 2.05, top), (4.1, 1.1), text, LAYER)
 
 
-def _arrow(
-    axes: Any, start: tuple[float, float], end: tuple[float, float]
-) -> None:
+def _arrow(axes: Any, start: Point, end: Point) -> None:
     style = {
         'arrowstyle': '->', 'color': LINE, 'linewidth': 0.8,
         'shrinkA': 0, 'shrinkB': 0,
@@ -203,10 +206,9 @@ def draw_curves(runs: Sequence[Run]) -> Picture:
         display.draw_curves(axes, histories, task)
         chance = math.log(num_classes)
         axes.axhline(chance, color='0.5', linewidth=1)
-        axes.annotate(
-            f'ln {num_classes:,}', (1, chance),
-            xycoords=('axes fraction', 'data'), ha='right', va='bottom',
-            color='0.4',
+        axes.text(
+            1, chance, f'ln {num_classes:,}', ha='right', va='bottom',
+            color='0.4', transform=axes.get_yaxis_transform(),
         )  # fmt: skip
         axes.set(title=title, xlabel='step', ylabel='loss')
         axes.grid(alpha=0.25)
@@ -283,18 +285,12 @@ def _blank_axes(picture: Picture, width: float, height: float) -> Any:
 
 
 def _box(
-    axes: Any,
-    left: float,
-    top: float,
-    width: float,
-    height: float,
-    text: str,
-    color: str,
-    **style: Any,
+    axes: Any, corner: Point, size: Point, text: str, color: str, **style: Any
 ) -> None:
-    """Draw a box with a text in its middle."""
+    """Draw a box with a text in its middle, from its upper left corner."""
+    (left, top), (width, height) = corner, size
     box = FancyBboxPatch(
-        (left, top), width, height,
+        corner, width, height,
         boxstyle='round,pad=0,rounding_size=0.12',
         facecolor=color, edgecolor=LINE, linewidth=0.6,
     )  # fmt: skip

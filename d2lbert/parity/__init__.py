@@ -114,13 +114,12 @@ def compare_arrays(
     atol: float = 0.0,
 ) -> Difference:
     """Return how far two arrays are apart."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    if ours.shape != theirs.shape:
-        problem = f'shapes {ours.shape} and {theirs.shape}'
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if a.shape != b.shape:
+        problem = f'shapes {a.shape} and {b.shape}'
         return Difference(kind, name, problem=problem)
-    if not ours.size:
+    if not a.size:
         return Difference(kind, name, 0.0, 0.0)
-    a, b = ours.astype(np.float64), theirs.astype(np.float64)
     # Equal infinities are equal, and a NaN is further off than anything
     with np.errstate(invalid='ignore'):
         gaps = np.where(a == b, 0.0, np.abs(a - b))
