@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -227,8 +227,8 @@ def compare_runs(
         name: W.astype(dtype) for name, W in get_weights(ours.net).items()
     }
     batch = next(batches.from_step(0))
-    report.differences, report.kinks = compare_one_step_off_kinks(
-        ours, theirs, weights, batch, allowed
+    report.differences, report.kinks = compare_off_kinks(
+        partial(compare_one_step, ours, theirs, weights, batch, allowed)
     )
     first = train(ours, weights, batches, progress)
     second = train(theirs, weights, batches, progress)
@@ -278,25 +278,20 @@ def with_noise(weights: Weights, rng: np.random.Generator) -> Weights:
     }
 
 
-def compare_one_step_off_kinks(
-    ours: Run,
-    theirs: Run,
-    weights: Weights,
-    batch: Batch,
-    tolerances: dict[str, float],
+def compare_off_kinks(
+    compare: Callable[[int], list[Difference]],
 ) -> tuple[list[Difference], list[Difference]]:
     """Compare one step for weights at which the gradient is continuous.
 
     Where an input of a ReLU is within rounding of zero, one framework lets
     its gradient pass and the other does not. Other weights have it
-    elsewhere, or nowhere, while a fault is there for all. Returns the
+    elsewhere, or nowhere, while a fault is there for all. `compare`:
+    compares for one of many draws of weights, from 1. Returns the
     differences, and those of the gradients for weights given up.
     """
     kinks: list[Difference] = []
     for attempt in range(1, NUM_ATTEMPTS + 1):
-        rng = generator(ours.config.seed, 'weights', attempt)
-        noisy = with_noise(weights, rng)
-        found = compare_one_step(ours, theirs, noisy, batch, tolerances)
+        found = compare(attempt)
         failures = [d for d in found if not d.passed]
         if {d.kind for d in failures} != {'gradients'}:
             return found, kinks
@@ -310,16 +305,21 @@ def compare_one_step(
     weights: Weights,
     batch: Batch,
     tolerances: dict[str, float],
+    attempt: int,
 ) -> list[Difference]:
-    """Compare layers, losses, gradients and one update, dropout on."""
+    """Compare layers, losses, gradients and one update, dropout on.
+
+    `attempt`: the draw of the noise that is added to the weights.
+    """
+    seed = ours.config.seed
+    noisy = with_noise(weights, generator(seed, 'weights', attempt))
     for run in (ours, theirs):
-        set_weights(run.net, weights, run.devices)
+        set_weights(run.net, noisy, run.devices)
     rows, limit = batch.rows(slice(FORWARD_ROWS)), tolerances['forward']
     num_rows, num_tokens = rows.tokens.shape
+    places = np.arange(num_rows)
     masks = partial(
-        DropoutMasks,
-        *(ours.config.seed, 0, np.arange(num_rows)),
-        *(rows.valid_lens, num_tokens),
+        DropoutMasks, seed, 0, places, rows.valid_lens, num_tokens
     )
     found = compare_forward(
         ours.net, theirs.net, rows[:4], rtol=limit, atol=limit, draw=masks
