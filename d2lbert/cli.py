@@ -111,7 +111,6 @@ def chapter(*, out: OutOption = None, **options: Any) -> None:
     loss curves.
     """
     import backends
-    from d2lbert.data.files import output_errors
     from d2lbert.runs import display
     from d2lbert.runs.pretraining import pretrain as train
     from d2lbert.runs.run import check_no_run
@@ -133,9 +132,11 @@ def chapter(*, out: OutOption = None, **options: Any) -> None:
             f'{FRAMEWORKS[name].label} (recipe {run.config.recipe})\n'
             f'{run.summary()}'
         )
-    with output_errors(out, '--out'):
-        picture, _ = display.draw_losses(runs, out / 'losses')
-    print(f'Loss curves: {picture}')
+    with display.drawing():
+        display.draw_losses(runs, out / 'losses')
+    picture = out / 'losses.png'
+    if picture.exists():
+        print(f'Loss curves: {picture}')
 
 
 @app.command()
@@ -246,7 +247,10 @@ def parity(
     print(report.table())
     if not report.passed:
         print(report.failures_text())
-    print(f'Curves: {out / "parity.png"}\nNumbers: {out / REPORT_FILE}')
+    picture = out / 'parity.png'
+    if picture.exists():
+        print(f'Curves: {picture}')
+    print(f'Numbers: {out / REPORT_FILE}')
     if as_json:
         print(json.dumps(report.as_dict()))
     if not report.passed:

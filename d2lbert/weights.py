@@ -50,11 +50,6 @@ def neutral_name(net: BERTModel, name: str) -> str:
     return renamed(name, net.NEUTRAL_NAMES)
 
 
-def neutral_layer(net: BERTModel, name: str) -> str:
-    """Return the neutral name of a layer of `net`."""
-    return renamed(name, net.NEUTRAL_LAYERS)
-
-
 def mxnet_name(name: str) -> str:
     """Return what the MXNet tab calls a parameter with a neutral name."""
     return renamed(name, [(new, old) for old, new in MXNET_NAMES])

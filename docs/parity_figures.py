@@ -24,8 +24,13 @@ from d2lbert.data.batches import Batches
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
 from d2lbert.frameworks import FRAMEWORKS, label_of, load_tab
-from d2lbert.parity.report import REPORT_FILE, Side, compare_backends
-from d2lbert.recipes import RECIPES, get_recipe
+from d2lbert.parity.report import (
+    REPORT_FILE,
+    compare_backends,
+    new_run,
+    train,
+)
+from d2lbert.recipes import RECIPES
 from d2lbert.runs.config import Config
 from d2lbert.runs.run import new_net
 from d2lbert.trainer import Trainer
@@ -65,7 +70,7 @@ def new_trainer(
     weights = {name: W.astype(dtype) for name, W in get_weights(net).items()}
     set_weights(net, weights, devices)
     trainer = Trainer(
-        net, get_recipe(config.recipe), lr=config.lr, devices=devices
+        net, RECIPES[config.recipe], lr=config.lr, devices=devices
     )
     return trainer, Batches(examples, config.batch_size)
 
@@ -365,9 +370,11 @@ def other_sums(runs: Path) -> list[list[float]]:
         examples, vocab = load_examples(
             read_lines(config.corpus), config.max_len, random.Random(0)
         )
-        side = Side('torch', config, len(vocab), 'float32')
+        run = new_run('torch', config, vocab)
         batches = Batches(examples, config.batch_size)
-        path.write_text(json.dumps(side.train(batches, progress=True)))
+        weights = get_weights(run.net)
+        history = train(run, weights, batches, progress=True)
+        path.write_text(json.dumps(history))
     return json.loads(path.read_text('utf-8'))
 
 

@@ -583,6 +583,22 @@ def test_chapter(run, both_tabs, text_file, tmp_path):
     assert_refused(run(*args), tmp_path / 'torch', 'holds a run already')
 
 
+def test_a_chapter_without_a_picture(run, both_tabs, text_file, tmp_path):
+    def draw(*_):
+        raise ValueError('no such backend')
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('d2lbert.runs.display.draw_losses', draw)
+        done = run(
+            *('chapter', '--steps=1', '--batch-size=8', '--max-len=32'),
+            *(f'--corpus={text_file}', '--devices=cpu', '--out', tmp_path),
+        )
+    assert done.status == 0
+    assert done.err.count('not be drawn: no such backend') == 3
+    assert done.out.count('MLM loss') == 2 and 'curves' not in done.out
+    assert len(d2lbert.load_run(tmp_path / 'mxnet').history) == 1
+
+
 def test_chapter_is_not_drawn_over_a_run(run, both_tabs, saved):
     folder = saved('torch')
     before = (folder / 'losses.png').read_bytes()

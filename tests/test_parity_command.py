@@ -85,6 +85,21 @@ def test_parity(compare, tmp_path, dtype, order):
     assert report['config']['recipe'] == 'corrected'
 
 
+def test_a_picture_that_fails_costs_no_numbers(
+    compare, tmp_path, monkeypatch
+):
+    def draw(*_):
+        raise ValueError('no such backend')
+
+    monkeypatch.setattr('d2lbert.runs.display.draw_parity', draw)
+    done = compare()
+    assert done.status == 0
+    assert 'not be drawn: no such backend' in done.err
+    assert 'Curves' not in done.out
+    report = strictly((tmp_path / 'out' / 'parity.json').read_text())
+    assert len(report['histories']['mxnet']) == 2
+
+
 def test_a_difference_is_named(compare, fault, tmp_path):
     done = compare('--json')
     assert done.status == 1

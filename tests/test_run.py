@@ -423,6 +423,10 @@ def test_a_strange_file_name_is_no_formula(train, one_backend, tmp_path):
     assert Path(d2lbert.load_run(tmp_path / 'run').config.corpus) == path
 
 
+def test_a_file_name_that_is_not_utf8_can_be_drawn():
+    assert b'nes.txt' in Config(corpus='cr\udce0nes.txt').title().encode()
+
+
 @pytest.mark.parametrize('precision', ['tf32', 'bf16'])
 def test_inexact_precision_is_refused_without_a_card(
     train, backend_name, precision

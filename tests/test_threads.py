@@ -4,10 +4,8 @@ process that was forked after a training."""
 import threading
 
 import numpy as np
-import pytest
 
 import d2lbert
-from helpers import RUN_SIZES
 
 
 def in_a_thread(function):

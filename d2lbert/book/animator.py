@@ -104,19 +104,15 @@ class Animator:
             (figsize[0] * ncols, figsize[1] * nrows), layout='constrained'
         )
         self.axes = self.fig.subplots()
-        options = {
+        self.options: dict[str, Any] = {
             'xlabel': xlabel,
             'ylabel': ylabel,
+            # Before the limits, which depend on them where they are `None`
+            'xscale': xscale,
+            'yscale': yscale,
             # Matplotlib warns of an axis without any width
             'xlim': xlim if xlim and xlim[0] != xlim[-1] else None,
             'ylim': ylim,
-            'xscale': xscale,
-            'yscale': yscale,
-        }
-        self.options: dict[str, Any] = {
-            name: value
-            for name, value in options.items()
-            if value is not None
         }
         self.handle: Any = None
         self.in_notebook = _in_notebook()

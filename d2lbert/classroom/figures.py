@@ -21,12 +21,15 @@ from d2lbert.bert import BERTModel
 from d2lbert.classroom.inspection import Example, attention_weights
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import Vocab
-from d2lbert.frameworks import FRAMEWORKS, label_of
 from d2lbert.representation import Text, to_tokens
-from d2lbert.runs.display import DASHES, DPI
+from d2lbert.runs import display
 from d2lbert.runs.run import Run
 
+Point = tuple[float, float]
+
 TOKENS_A_LINE = 10
+#: The width and height of a token's box.
+TOKEN = (0.94, 0.8)
 #: Of the rows of an example's picture.
 NAMES = ('words', 'tokens', 'segments', 'mlm_labels')
 #: One colour for each kind of token; both sentences have their own.
@@ -50,13 +53,9 @@ LAYER, LINE = '#d0ebff', '#495057'
 class Picture(Figure):
     """A Matplotlib figure that a notebook shows without pyplot."""
 
-    def __init__(self, width: float, height: float) -> None:
-        """Make an empty one; sizes in inches."""
-        super().__init__((width, height), layout='constrained')
-
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         drawn, small = io.BytesIO(), io.BytesIO()
-        self.savefig(drawn, format='png', dpi=DPI)
+        self.savefig(drawn, format='png', dpi=display.DPI)
         # 256 colours, as good to the eye, take a third of the bytes
         image = Image.open(drawn).convert('RGB').quantize(256)
         image.save(small, format='png', optimize=True)
@@ -76,7 +75,7 @@ def draw_example(example: Example) -> Picture:
     num_tokens = len(example.tokens)
     num_lines = -(-num_tokens // TOKENS_A_LINE)
     tokens_a_line = -(-num_tokens // num_lines)
-    picture = Picture(9, 0.4 + 1.6 * num_lines)
+    picture = Picture((9, 0.4 + 1.6 * num_lines))
     axes = _blank_axes(picture, tokens_a_line + 1.35, 5.2 * num_lines + 1.3)
     for line in range(num_lines):
         top = 5.2 * line
@@ -87,7 +86,8 @@ def draw_example(example: Example) -> Picture:
             _draw_token(axes, example, place, 1.35 + place - start, top)
     top = 5.2 * num_lines + 0.4
     for i, (kind, text) in enumerate(CHANGES.items()):
-        _box(axes, 1.35 + 2 * i, top, 1.85, 0.7, text, KIND_COLORS[kind])
+        corner, color = (1.35 + 2 * i, top), KIND_COLORS[kind]
+        _box(axes, corner, (1.85, 0.7), text, color)
     _name(axes, 9, top + 0.35, f'nsp_labels: {int(example.is_next)}')
     return picture
 
@@ -102,12 +102,12 @@ def _draw_token(
     weight = 'bold' if kind in CHANGES else 'normal'
     _write(axes, left + 0.5, top + 0.25, str(place), size=6, color='0.45')
     if kind != 'special':
-        _box(axes, left, top + 0.5, 0.94, 0.8, word, plain)
+        _box(axes, (left, top + 0.5), TOKEN, word, plain)
     token = example.tokens[place]
-    _box(axes, left, top + 1.5, 0.94, 0.8, token, color, weight=weight)
+    _box(axes, (left, top + 1.5), TOKEN, token, color, weight=weight)
     _write(axes, left + 0.47, top + 2.9, str(segment))
     if place in example.positions:
-        _box(axes, left, top + 3.5, 0.94, 0.8, word, 'white')
+        _box(axes, (left, top + 3.5), TOKEN, word, 'white')
 
 
 # ---- the model -------------------------------------------------------
@@ -124,7 +124,7 @@ def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
     P = arrays.pred_positions.shape[1]
     V, H = net.vocab_size, net.encoder.num_hiddens
     num_blks = len(net.encoder.blks)
-    picture = Picture(7, 7.8)
+    picture = Picture((7, 7.8))
     axes = _blank_axes(picture, 14, 15.6)
 
     for x, name, array in (
@@ -133,18 +133,16 @@ def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
         (11.6, 'pos', f'0, 1, …, {T - 1}'),
     ):
         _name(axes, x, 0.4, array)
-        _arrow(axes, (x, 0.7), (x, 1.2))
-        _layer(axes, net, x, 1.2, f'encoder.{name}_embedding')
+        _layer(axes, net, x, 0.7, 1.2, f'encoder.{name}_embedding')
         _arrow(axes, (x, 2.3), (7, 3.05))
     _name(axes, 7, 3.3, f'+  {(B, T, H)}')
-    _arrow(axes, (7, 3.6), (7, 4.4))
 
-    _box(axes, 3.9, 4, 6.2, 5.6, '', 'white')
+    _box(axes, (3.9, 4), (6.2, 5.6), '', 'white')
     axes.text(10.4, 6.8, f'× {num_blks}', va='center', size=14)
     for i, name in enumerate(('attention', 'addnorm1', 'ffn', 'addnorm2')):
-        _layer(axes, net, 7, 4.4 + 1.3 * i, f'encoder.blks.0.{name}')
-        if i:
-            _arrow(axes, (7, 4.2 + 1.3 * i), (7, 4.4 + 1.3 * i))
+        top = 4.4 + 1.3 * i
+        start = top - 0.2 if i else 3.6
+        _layer(axes, net, 7, start, top, f'encoder.blks.0.{name}')
     # The residual connections
     for top in (4.2, 6.85):
         axes.plot((7, 9.6, 9.6), (top, top, top + 2), color=LINE, lw=0.8)
@@ -162,8 +160,7 @@ def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
         _name(axes, x, 11.25, f'{name}  {taken}')
         top = 11.5
         for layer in layers:
-            _arrow(axes, (x, top), (x, top + 0.35))
-            _layer(axes, net, x, top + 0.35, layer)
+            _layer(axes, net, x, top, top + 0.35, layer)
             top += 1.45
         _arrow(axes, (x, top), (x, 14.9))
         _name(axes, x, 15.2, f'{layers[-1]}_Y_hat {output}')
@@ -171,9 +168,9 @@ def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
 
 
 def _layer(
-    axes: Any, net: BERTModel, middle: float, top: float, name: str
+    axes: Any, net: BERTModel, x: float, start: float, top: float, name: str
 ) -> None:
-    """Draw a layer, by its structural name, as a box."""
+    """Draw an arrow down into a box: a layer, by its structural name."""
     shapes = net.backend.parameter_shapes(net)
     size = sum(
         math.prod(shape)
@@ -181,12 +178,11 @@ def _layer(
         if key.startswith(name)
     )
     text = f'{name.removeprefix("encoder.").replace(".0.", "[0].")}\n{size:,}'
-    _box(axes, middle - 2.05, top, 4.1, 1.1, text, LAYER)
+    _arrow(axes, (x, start), (x, top))
+    _box(axes, (x - 2.05, top), (4.1, 1.1), text, LAYER)
 
 
-def _arrow(
-    axes: Any, start: tuple[float, float], end: tuple[float, float]
-) -> None:
+def _arrow(axes: Any, start: Point, end: Point) -> None:
     style = {
         'arrowstyle': '->', 'color': LINE, 'linewidth': 0.8,
         'shrinkA': 0, 'shrinkB': 0,
@@ -199,23 +195,20 @@ def _arrow(
 
 def draw_curves(runs: Sequence[Run]) -> Picture:
     """Draw the losses of trainings on one corpus, with the chance levels."""
-    picture = Picture(8, 3.4)
+    picture = Picture((8, 3.4), layout='constrained')
+    histories = [
+        (f'{run.config.backend}, {run.config.recipe}', run.history)
+        for run in runs
+    ]
     tasks = (('mlm', len(runs[0].vocab)), ('nsp', 2))
     for task, axes in enumerate(picture.subplots(1, 2)):
         title, num_classes = tasks[task]
-        for i, run in enumerate(runs):
-            name, history = run.config.backend, np.array(run.history)
-            axes.plot(
-                range(1, len(history) + 1), history[:, task],
-                DASHES[i % len(DASHES)], color=FRAMEWORKS[name].color,
-                label=f'{label_of(name)}, {run.config.recipe}',
-            )  # fmt: skip
+        display.draw_curves(axes, histories, task)
         chance = math.log(num_classes)
         axes.axhline(chance, color='0.5', linewidth=1)
-        axes.annotate(
-            f'ln {num_classes:,}', (1, chance),
-            xycoords=('axes fraction', 'data'), ha='right', va='bottom',
-            color='0.4',
+        axes.text(
+            1, chance, f'ln {num_classes:,}', ha='right', va='bottom',
+            color='0.4', transform=axes.get_yaxis_transform(),
         )  # fmt: skip
         axes.set(title=title, xlabel='step', ylabel='loss')
         axes.grid(alpha=0.25)
@@ -241,19 +234,18 @@ def draw_cosines(
     """
     cosines = {name: X @ X.T for name, X in vectors.items()}
     least = min(map(np.min, cosines.values()))
-    picture = Picture(3 + 2 * len(cosines), 2.9)
-    panels = picture.subplots(1, len(cosines), squeeze=False)[0]
+    picture = Picture((3 + 2 * len(cosines), 2.9), layout='constrained')
+    panels = picture.subplots(1, len(cosines), sharey=True, squeeze=False)
     places, middle = range(len(sentences)), len(sentences) / 2 - 0.5
-    for axes, (name, array) in zip(panels, cosines.items(), strict=True):
+    names = [f'{text}  {i}' for i, text in enumerate(sentences, 1)]
+    for axes, (name, array) in zip(panels.flat, cosines.items(), strict=True):
         image = axes.imshow(array, vmin=least, vmax=1)
         axes.axhline(middle, color='white')
         axes.axvline(middle, color='white')
         axes.set_title(name, size=9)
         axes.set_xticks(places, [i + 1 for i in places], size=8)
-        axes.set_yticks([])
-    names = [f'{text}  {i}' for i, text in enumerate(sentences, 1)]
-    panels[0].set_yticks(places, names, size=8)
-    picture.colorbar(image, ax=list(panels), shrink=0.8).set_label(
+        axes.set_yticks(places, names, size=8)
+    picture.colorbar(image, ax=panels, shrink=0.8).set_label(
         f'cos ({word}, {word})', size=8
     )
     return picture
@@ -267,7 +259,8 @@ def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
     tokens, _ = to_tokens(text)
     weights = attention_weights(net, vocab, text)
     num_blks, num_heads = weights.shape[:2]
-    picture = Picture(3.2 * num_heads + 0.8, 0.4 + 3.6 * num_blks)
+    size = (3.2 * num_heads + 0.8, 0.4 + 3.6 * num_blks)
+    picture = Picture(size, layout='constrained')
     panels = picture.subplots(
         num_blks, num_heads, sharex=True, sharey=True, squeeze=False
     )
@@ -286,26 +279,18 @@ def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
 
 def _blank_axes(picture: Picture, width: float, height: float) -> Any:
     """Return axes without axes, whose y grows downwards."""
-    picture.set_layout_engine('none')
-    axes = picture.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes = picture.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
     return axes
 
 
 def _box(
-    axes: Any,
-    left: float,
-    top: float,
-    width: float,
-    height: float,
-    text: str,
-    color: str,
-    **style: Any,
+    axes: Any, corner: Point, size: Point, text: str, color: str, **style: Any
 ) -> None:
-    """Draw a box with a text in its middle."""
+    """Draw a box with a text in its middle, from its upper left corner."""
+    (left, top), (width, height) = corner, size
     box = FancyBboxPatch(
-        (left, top), width, height,
+        corner, width, height,
         boxstyle='round,pad=0,rounding_size=0.12',
         facecolor=color, edgecolor=LINE, linewidth=0.6,
     )  # fmt: skip

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import platform
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from d2lbert.errors import InputError
 from d2lbert.frameworks import label_of
 from d2lbert.representation import Text, encode_text, represent
 from d2lbert.runs.config import MAX_POSITIONS, Config
+from d2lbert.runs.run import versions
 from d2lbert.tools import doctor
 
 FLOAT_BYTES = 4
@@ -41,14 +40,8 @@ def check_environment(backend: str) -> None:
             f'{doctor.report(doctor.examine())}\n\n'
             'Do that, restart the kernel and run this cell again'
         ) from error
-    versions = [
-        f'{name} {sys.modules[name].__version__}'
-        for name in ('d2lbert', 'numpy', backend)
-    ]
-    print(
-        f'Python {platform.python_version()}, {", ".join(versions)}, '
-        f'{found.try_all_gpus()}: ready'
-    )
+    software = ', '.join(map(' '.join, versions(backend).items()))
+    print(f'{software}, {found.try_all_gpus()}: ready')
 
 
 # ---- examples --------------------------------------------------------
@@ -151,11 +144,12 @@ def attention_weights(net: BERTModel, vocab: Vocab, text: Text) -> np.ndarray:
     inputs = [np.array([row]) for row in encode_text(net, vocab, text)]
     outputs = net.backend.trace(net.encoder, inputs)
     # Dropout, which drops nothing in evaluation, returns the weights
-    names = [
-        f'blks.{i}.attention.attention.dropout'
-        for i in range(len(net.encoder.blks))
-    ]
-    return np.stack([outputs[name][0] for name in names])
+    return np.stack(
+        [
+            outputs[f'blks.{i}.attention.attention.dropout'][0]
+            for i in range(len(net.encoder.blks))
+        ]
+    )
 
 
 # ---- memory ----------------------------------------------------------

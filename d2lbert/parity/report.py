@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import Batch
 from d2lbert.data.files import output_errors, write_file
-from d2lbert.errors import InputError
+from d2lbert.data.vocab import Vocab
+from d2lbert.errors import InputError, check_choice
 from d2lbert.frameworks import label_of, load_tab
-from d2lbert.parity.networks import (
+from d2lbert.parity import (
     TOLERANCES,
     Difference,
     compare_forward,
@@ -32,19 +34,13 @@ from d2lbert.parity.networks import (
     compare_named,
 )
 from d2lbert.randomness import DropoutMasks, generator
-from d2lbert.recipes import get_recipe
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import locked, make_folder
-from d2lbert.runs.run import check_last_batch, devices_of, new_trainer
-from d2lbert.trainer import Trainer
-from d2lbert.weights import (
-    get_weights,
-    initial_weights,
-    neutral_name,
-    neutral_shapes,
-    set_weights,
-)
+from d2lbert.runs.run import Run, check_last_batch, devices_of, new_net
+from d2lbert.weights import get_weights, neutral_name, set_weights
+
+Weights = dict[str, np.ndarray]
 
 #: How many rows the outputs of all layers are compared for.
 FORWARD_ROWS = 64
@@ -59,6 +55,8 @@ HEADS = (
     'compared', 'tensors', 'max abs', 'max rel', 'allowed', 'worst at', '',
 )  # fmt: skip
 REPORT_FILE = 'parity.json'
+#: How large the noise is that is added to the weights of the one step.
+NOISE = 0.02
 #: A gradient that differs for this many draws of weights is a fault.
 NUM_ATTEMPTS = 3
 #: The weight that the twin has one unit in its last place larger: the first
@@ -130,33 +128,28 @@ class Report:
         """Return everything, ready for JSON."""
         config = self.config.as_dict()
         del config['precision']  # it is that of `dtype`
-        content: dict[str, Any] = {
-            'backends': self.backends,
-            'dtype': self.dtype,
-            'config': config,
-            'passed': self.passed,
-            'histories': self.histories,
-        }
+        content = vars(self) | {'config': config, 'passed': self.passed}
         for kind in ('differences', 'twin', 'kinks'):
-            content[kind] = [found.as_dict() for found in getattr(self, kind)]
+            content[kind] = [found.as_dict() for found in content[kind]]
         return content
 
     def save(self, folder: str | Path) -> Path:
-        """Write `parity.json`, `parity.png` and `parity.svg`.
+        """Write `parity.json`, then `parity.png` and `parity.svg`.
 
-        Returns the path of the picture.
+        Returns the path of the PNG, which is not there where Matplotlib
+        cannot draw: that is a warning.
         """
         folder = make_folder(folder)
+        content = json.dumps(self.as_dict(), indent=1)
         with output_errors(folder, '--out'):
-            picture = display.draw_parity(
-                self.histories,
-                folder / 'parity',
-                f'recipe {self.config.recipe} · {self.config.title()} · '
-                f'{self.dtype}',
-            )
-            content = json.dumps(self.as_dict(), indent=1)
             write_file(folder / REPORT_FILE, content.encode() + b'\n')
-        return picture
+        title = f'recipe {self.config.recipe} · {self.config.title()}'
+        picture = folder / 'parity'
+        with display.drawing():
+            display.draw_parity(
+                self.histories, picture, f'{title} · {self.dtype}'
+            )
+        return picture.with_suffix('.png')
 
 
 def compare_backends(
@@ -184,11 +177,7 @@ def compare_backends(
             f'{len(names)} backends, {", ".join(names)}: expected two, such '
             'as torch mxnet'
         )
-    if dtype not in TOLERANCES:
-        raise InputError(
-            f'unknown dtype {dtype!r}: expected '
-            + ' or '.join(map(repr, TOLERANCES))
-        )
+    check_choice('dtype', dtype, TOLERANCES)
     config = Config(backend=names[0], **options)
     if config.precision != 'float32':
         raise InputError(
@@ -198,9 +187,9 @@ def compare_backends(
     examples, vocab = load_cached_examples(
         read_lines(config.corpus), config.max_len, config.seed
     )
-    ours, theirs = (Side(name, config, len(vocab), dtype) for name in names)
-    for side in (ours, theirs):
-        check_last_batch(config, len(examples.tokens), len(side.devices))
+    ours, theirs = (new_run(name, config, vocab) for name in names)
+    for run in (ours, theirs):
+        check_last_batch(config, len(examples.tokens), len(run.devices))
     batches = Batches(examples, config.batch_size, config.seed)
     with locked(out) if out is not None else nullcontext():
         if out is not None and os.path.exists(os.path.join(out, REPORT_FILE)):
@@ -208,136 +197,101 @@ def compare_backends(
                 f'{out} holds a comparison already: give another --out, or '
                 'remove it'
             )
-        report = compare_sides(ours, theirs, batches, twin, progress)
+        report = compare_runs(ours, theirs, batches, dtype, twin, progress)
         if out is not None:
             report.save(out)
     return report
 
 
-class Side:
-    """The chapter's network in one framework."""
-
-    def __init__(
-        self, name: str, config: Config, vocab_size: int, dtype: str
-    ) -> None:
-        self.name = name
-        self.config = config
-        self.dtype = dtype
-        self.tab = load_tab(name)
-        self.devices = devices_of(self.tab, config)
-        self.net = self.tab.BERTModel(**config.net_arguments(vocab_size))
-
-    def reset(self, noise: float = 0.0, attempt: int = 1) -> None:
-        """Set the initial weights, with some noise added to each.
-
-        Without noise, biases of zero would hide that one is left out.
-        `attempt`: which noise, from 1.
-        """
-        rng = generator(self.config.seed, 'weights', attempt)
-        weights = initial_weights(
-            neutral_shapes(self.net),
-            get_recipe(self.config.recipe).initialization,
-            self.config.seed,
-        )
-        for name, W in sorted(weights.items()):
-            drawn = noise * rng.standard_normal(W.shape)
-            weights[name] = W.astype(self.dtype) + drawn.astype(self.dtype)
-        set_weights(self.net, weights, self.devices)
-
-    def trainer(self) -> Trainer:
-        """Return a trainer for the weights that are set now."""
-        return new_trainer(
-            self.config, self.net, self.devices, shared_masks=True
-        )
-
-    def gradients_of(
-        self, trainer: Trainer, batch: Batch
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Return the losses and the gradients, by neutral names.
-
-        A gradient that is zero by its nature is zero here, as it is for the
-        optimizer: what a framework computes instead is noise.
-        """
-        found = trainer.value_and_grad(batch)
-        gradients = {}
-        for name, array in found.arrays().items():
-            name = neutral_name(self.net, name)
-            is_zero = name.endswith(bert.ZERO_GRADIENT)
-            gradients[name] = np.zeros_like(array) if is_zero else array
-        losses = dict(zip(('mlm', 'nsp'), found.losses(), strict=True))
-        return losses, gradients
-
-    def step_from(
-        self, trainer: Trainer, gradients: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
-        """Return the weights after one update by given gradients."""
-        names = self.net.backend.parameter_shapes(self.net)
-        trainer.optimizer.step(
-            {name: gradients[neutral_name(self.net, name)] for name in names}
-        )
-        return get_weights(self.net)
-
-    def train(
-        self, batches: Batches, progress: bool, nudged: bool = False
-    ) -> list[list[float]]:
-        """Return both losses of each step of a training.
-
-        `nudged`: change one weight first, to the next larger number of its
-        type.
-        """
-        self.reset()
-        if nudged:
-            weights = get_weights(self.net)
-            first = weights[NUDGED].reshape(-1)[:1]
-            first[:] = np.nextafter(first, np.inf)
-            set_weights(self.net, weights, self.devices)
-        num_steps, history = self.config.steps, []
-        with (
-            closing(self.trainer()) as trainer,
-            display.Progress(self.name, num_steps, visible=progress) as bar,
-        ):
-            for step in trainer.train(batches.from_step(0), num_steps):
-                history.append([step.mlm_loss, step.nsp_loss])
-                bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
-        return history
+def new_run(name: str, config: Config, vocab: Vocab) -> Run:
+    """Return a run in one framework, with its initial weights."""
+    tab = load_tab(name)
+    devices = devices_of(tab, config)
+    net = new_net(tab, config, vocab, devices)
+    return Run(replace(config, backend=name), net, vocab, devices)
 
 
-def compare_sides(
-    ours: Side, theirs: Side, batches: Batches, twin: bool, progress: bool
+def compare_runs(
+    ours: Run,
+    theirs: Run,
+    batches: Batches,
+    dtype: str,
+    twin: bool,
+    progress: bool,
 ) -> Report:
-    """Compare one step and a training of two networks with one `Config`."""
-    report = Report(ours.config, (ours.name, theirs.name), ours.dtype)
-    allowed = TOLERANCES[ours.dtype]
+    """Compare one step and a training of two runs that have begun alike."""
+    names = ours.config.backend, theirs.config.backend
+    report = Report(ours.config, names, dtype)
+    allowed = TOLERANCES[dtype]
+    weights = {
+        name: W.astype(dtype) for name, W in get_weights(ours.net).items()
+    }
     batch = next(batches.from_step(0))
-    report.differences, report.kinks = compare_one_step_off_kinks(
-        ours, theirs, batch, allowed
+    report.differences, report.kinks = compare_off_kinks(
+        partial(compare_one_step, ours, theirs, weights, batch, allowed)
     )
-    first = ours.train(batches, progress)
-    second = theirs.train(batches, progress)
-    again = ', again' if ours.name == theirs.name else ''
-    report.histories = {ours.name: first, theirs.name + again: second}
+    first = train(ours, weights, batches, progress)
+    second = train(theirs, weights, batches, progress)
+    again = ', again' if names[0] == names[1] else ''
+    report.histories = {names[0]: first, names[1] + again: second}
     limit = allowed['training']
     report.differences += compare_histories(first, second, atol=limit)
     if twin:
-        nudged = ours.train(batches, progress, nudged=True)
-        report.histories[f'{ours.name}, one weight nudged'] = nudged
-        report.twin = compare_histories(first, nudged, atol=limit)
+        third = train(ours, nudged(weights), batches, progress)
+        report.histories[f'{names[0]}, one weight nudged'] = third
+        report.twin = compare_histories(first, third, atol=limit)
     return report
 
 
-def compare_one_step_off_kinks(
-    ours: Side, theirs: Side, batch: Batch, tolerances: dict[str, float]
+def train(
+    run: Run, weights: Weights, batches: Batches, progress: bool
+) -> list[list[float]]:
+    """Return both losses of each step of a training from some weights."""
+    set_weights(run.net, weights, run.devices)
+    name, num_steps, history = run.config.backend, run.config.steps, []
+    with (
+        closing(run.new_trainer(shared_masks=True)) as trainer,
+        display.Progress(name, num_steps, visible=progress) as bar,
+    ):
+        for step in trainer.train(batches.from_step(0), num_steps):
+            history.append([step.mlm_loss, step.nsp_loss])
+            bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
+    return history
+
+
+def nudged(weights: Weights) -> Weights:
+    """Return weights, one of them the next larger number of its type."""
+    W = weights[NUDGED].copy()
+    first = W.reshape(-1)[:1]
+    first[:] = np.nextafter(first, np.inf)
+    return weights | {NUDGED: W}
+
+
+def with_noise(weights: Weights, rng: np.random.Generator) -> Weights:
+    """Return weights with some noise added to each.
+
+    Without noise, biases of zero would hide that one is left out.
+    """
+    return {
+        name: W + (NOISE * rng.standard_normal(W.shape)).astype(W.dtype)
+        for name, W in sorted(weights.items())
+    }
+
+
+def compare_off_kinks(
+    compare: Callable[[int], list[Difference]],
 ) -> tuple[list[Difference], list[Difference]]:
     """Compare one step for weights at which the gradient is continuous.
 
     Where an input of a ReLU is within rounding of zero, one framework lets
     its gradient pass and the other does not. Other weights have it
-    elsewhere, or nowhere, while a fault is there for all. Returns the
+    elsewhere, or nowhere, while a fault is there for all. `compare`:
+    compares for one of many draws of weights, from 1. Returns the
     differences, and those of the gradients for weights given up.
     """
     kinks: list[Difference] = []
     for attempt in range(1, NUM_ATTEMPTS + 1):
-        found = compare_one_step(ours, theirs, batch, tolerances, attempt)
+        found = compare(attempt)
         failures = [d for d in found if not d.passed]
         if {d.kind for d in failures} != {'gradients'}:
             return found, kinks
@@ -346,50 +300,65 @@ def compare_one_step_off_kinks(
 
 
 def compare_one_step(
-    ours: Side,
-    theirs: Side,
+    ours: Run,
+    theirs: Run,
+    weights: Weights,
     batch: Batch,
     tolerances: dict[str, float],
     attempt: int,
 ) -> list[Difference]:
     """Compare layers, losses, gradients and one update, dropout on.
 
-    `attempt`: for which weights, see `Side.reset`.
+    `attempt`: the draw of the noise that is added to the weights.
     """
-    for side in (ours, theirs):
-        side.reset(noise=0.02, attempt=attempt)
-    rows = batch.rows(slice(FORWARD_ROWS))
+    seed = ours.config.seed
+    noisy = with_noise(weights, generator(seed, 'weights', attempt))
+    for run in (ours, theirs):
+        set_weights(run.net, noisy, run.devices)
+    rows, limit = batch.rows(slice(FORWARD_ROWS)), tolerances['forward']
     num_rows, num_tokens = rows.tokens.shape
-    places, seed = np.arange(num_rows), ours.config.seed
-    limit = tolerances['forward']
-    found = compare_forward(
-        ours.net,
-        theirs.net,
-        rows[:4],
-        rtol=limit,
-        atol=limit,
-        draw=lambda: DropoutMasks(
-            seed, 0, places, rows.valid_lens, num_tokens
-        ),
+    places = np.arange(num_rows)
+    masks = partial(
+        DropoutMasks, seed, 0, places, rows.valid_lens, num_tokens
     )
-    with (
-        closing(ours.trainer()) as our_trainer,
-        closing(theirs.trainer()) as their_trainer,
-    ):
-        our_losses, our_gradients = ours.gradients_of(our_trainer, batch)
-        their_losses, their_gradients = theirs.gradients_of(
-            their_trainer, batch
-        )
-        # The same gradients for both, so that this is Adam's difference only
-        our_weights = ours.step_from(our_trainer, our_gradients)
-        their_weights = theirs.step_from(their_trainer, our_gradients)
-    for kind, a, b in (
-        ('losses', our_losses, their_losses),
-        ('gradients', our_gradients, their_gradients),
-        ('step', our_weights, their_weights),
-    ):
-        found += compare_named(kind, a, b, tolerances[kind])
+    found = compare_forward(
+        ours.net, theirs.net, rows[:4], rtol=limit, atol=limit, draw=masks
+    )
+    first = take_step(ours, batch)
+    # The same gradients for both, so that this is Adam's difference only
+    second = take_step(theirs, batch, first['gradients'])
+    for kind, arrays in first.items():
+        found += compare_named(kind, arrays, second[kind], tolerances[kind])
     return found
+
+
+def take_step(
+    run: Run, batch: Batch, gradients: Weights | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the losses, the gradients and the weights after a step.
+
+    `gradients`: those to step by, by default the ones found. A gradient that
+    is zero by its nature is zero here, as it is for the optimizer: what a
+    framework computes instead is noise.
+    """
+    with closing(run.new_trainer(shared_masks=True)) as trainer:
+        computed = trainer.value_and_grad(batch)
+        arrays = computed.arrays()
+        names = {name: neutral_name(run.net, name) for name in arrays}
+        found = {
+            names[name]: np.zeros_like(array)
+            if name.endswith(bert.ZERO_GRADIENT)
+            else array
+            for name, array in arrays.items()
+        }
+        losses = zip(('mlm', 'nsp'), computed.losses(), strict=True)
+        given = gradients or found
+        trainer.optimizer.step({name: given[names[name]] for name in names})
+    return {
+        'losses': dict(losses),
+        'gradients': found,
+        'step': get_weights(run.net),
+    }
 
 
 def _row(

@@ -176,9 +176,12 @@ class Config:
 
     def title(self) -> str:
         """Return one line about the run, for pictures."""
+        # Matplotlib takes no bytes of a name that are not UTF-8
+        name = os.fsencode(Path(self.corpus).name)
+        corpus = name.decode(errors='backslashreplace')
         return (
             f'BERT with {self.num_blks} blocks of {self.num_hiddens} hidden '
-            f'units · {Path(self.corpus).name} · batches of '
+            f'units · {corpus} · batches of '
             f'{self.batch_size} · lr {self.lr:g} · '
             f'seed {self.seed}'
         )

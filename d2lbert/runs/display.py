@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from d2lbert.book.animator import DPI
-from d2lbert.data.files import write_file
+from d2lbert.data.files import describe_error, write_file
+from d2lbert.errors import warn
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
 if TYPE_CHECKING:
@@ -83,6 +84,21 @@ class Progress(tqdm):
         self.update()
 
 
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Turn any error of a drawing into a warning: the numbers are worth more.
+
+    Matplotlib's settings can be anything, and so can the name of a corpus.
+    """
+    try:
+        yield
+    except Exception as error:
+        warn(
+            f'the losses could not be drawn: {describe_error(error)}. All '
+            'numbers are kept without the picture'
+        )
+
+
 def draw_losses(
     runs: Sequence[Run], path: str | Path, title: str = ''
 ) -> list[Path]:
@@ -105,7 +121,7 @@ def draw_losses(
     figure.suptitle(title, y=0.97, fontsize='medium', parse_math=False)
     num_classes = (vocab_size, 2)
     for task, axes in enumerate(figure.subplots(1, 2)):
-        _draw_curves(axes, histories, task)
+        draw_curves(axes, histories.items(), task)
         axes.axhline(
             math.log(num_classes[task]),
             label=f'chance: ln {vocab_size:,} and ln 2',
@@ -138,7 +154,7 @@ def draw_parity(
     axes = figure.subplots(2, 2, sharex=True, height_ratios=(2, 1.3))
     (first, ours), *others = histories.items()
     for task, (curves, gaps) in enumerate(axes.T):
-        _draw_curves(curves, histories, task)
+        draw_curves(curves, histories.items(), task)
         for i, (label, history) in enumerate(others or [(first, ours)]):
             apart = abs(np.subtract(ours, history))[:, task]
             both = f'{_title_of(first)} and {_title_of(label)}'
@@ -171,9 +187,13 @@ def save_figure(figure: Any, path: Path) -> list[Path]:
     return paths
 
 
-def _draw_curves(axes: Any, histories: Histories, task: int) -> None:
-    """Draw one task's losses of all histories."""
-    for number, (label, history) in enumerate(histories.items()):
+def draw_curves(
+    axes: Any,
+    histories: Iterable[tuple[str, Sequence[Sequence[float]]]],
+    task: int,
+) -> None:
+    """Draw one task's losses of all histories, each with its label."""
+    for number, (label, history) in enumerate(histories):
         losses = [both[task] for both in history]
         axes.plot(
             range(1, len(losses) + 1),

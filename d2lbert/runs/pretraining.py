@@ -42,7 +42,6 @@ from d2lbert.runs.run import (
     devices_of,
     load_run,
     new_net,
-    new_trainer,
     text_file,
     versions,
 )
@@ -187,7 +186,7 @@ class Pretraining:
             )
         net = new_net(tab, config, vocab, devices)
         self.run = Run(config, net, vocab, devices)
-        self.trainer = new_trainer(config, net, devices)
+        self.trainer = self.run.new_trainer()
 
     def train(self, progress: bool) -> Run:
         """Take the steps that are left; keep the run and its checkpoints."""
@@ -269,12 +268,12 @@ class Pretraining:
                 'the rest of the run may differ from an uncut one by '
                 f'rounding: {"; ".join(changes)}'
             )
-        config, net, devices = self.run.config, self.run.net, self.run.devices
+        net = self.run.net
         names = neutral_shapes(net)
         set_weights(net, {name: arrays[WEIGHTS + name] for name in names})
         # The old trainer may hold copies of the parameters
         self.trainer.close()
-        self.trainer = new_trainer(config, net, devices)
+        self.trainer = self.run.new_trainer()
         self.trainer.num_steps = num_steps
         optimizer = self.trainer.optimizer
         moments = {

@@ -90,6 +90,22 @@ class Run:
         num_pairs = sum(step.num_pairs for step in self.steps)
         return num_pairs / seconds if seconds else math.nan
 
+    def new_trainer(self, **options: Any) -> Trainer:
+        """Return a trainer that begins with the current parameters.
+
+        `options`: of `Trainer`, those that no configuration has.
+        """
+        return Trainer(
+            self.net,
+            get_recipe(self.config.recipe),
+            lr=self.config.lr,
+            devices=self.devices,
+            micro_batch=self.config.micro_batch,
+            seed=self.config.seed,
+            precision=self.config.precision,
+            **options,
+        )
+
     def summary(self) -> str:
         """Return the chapter's two lines."""
         return (
@@ -219,25 +235,6 @@ def new_net(
     )
     set_weights(net, weights, devices)
     return net
-
-
-def new_trainer(
-    config: Config, net: Any, devices: Sequence[base.Device], **options: Any
-) -> Trainer:
-    """Return a trainer that begins with the current parameters.
-
-    `options`: others of `Trainer`.
-    """
-    return Trainer(
-        net,
-        get_recipe(config.recipe),
-        lr=config.lr,
-        devices=devices,
-        micro_batch=config.micro_batch,
-        seed=config.seed,
-        precision=config.precision,
-        **options,
-    )
 
 
 def load_run(folder: str | Path, backend: str | None = None) -> Run:
