@@ -182,5 +182,5 @@ def test_train_bert_prints_the_textbooks_losses(
     )
     expected = read(backend_name)[f'odd/steps/{training.name}']
     mlm, nsp = expected.mean(axis=0)
-    line, _ = capsys.readouterr().out.splitlines()
+    _rate, line, _speed = capsys.readouterr().out.splitlines()
     assert line == f'MLM loss {mlm:.3f}, NSP loss {nsp:.3f}'

@@ -33,7 +33,7 @@ from d2lbert.data.files import (
     write_file,
 )
 from d2lbert.data.vocab import Vocab
-from d2lbert.errors import InputError, RunError, input_errors, warn
+from d2lbert.errors import InputError, RunError, input_errors
 from d2lbert.frameworks import load_tab
 from d2lbert.recipes import get_recipe
 from d2lbert.runs import display
@@ -160,7 +160,8 @@ class Run:
             for name, data in files.items():
                 write_file(folder / name, data)
             if self.steps:
-                self.draw(folder)
+                with display.drawing():
+                    display.draw_losses([self], folder / 'losses')
             write_file(folder / RUN_FILE, to_manifest(about, files))
         except OSError as error:
             raise RunError(
@@ -169,16 +170,6 @@ class Run:
                 'run: make room and try again, with --resume where there are '
                 'checkpoints'
             ) from error
-
-    def draw(self, folder: Path) -> None:
-        """Draw the losses, or warn where Matplotlib cannot."""
-        try:
-            display.draw_losses([self], folder / 'losses')
-        except Exception as error:  # Matplotlib's settings can be anything
-            warn(
-                f'the losses could not be drawn: {describe_error(error)}. '
-                'The run is whole without the picture'
-            )
 
     def files(self) -> dict[str, bytes]:
         """Return the files that `load_run` needs, by name."""
