@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import d2lbert
+from d2lbert.data import sample
 from d2lbert.data.examples import Batch
 from d2lbert.recipes import get_recipe
 from d2lbert.runs.checkpoint import Checkpoints
@@ -24,6 +25,34 @@ from d2lbert.weights import (
 )
 
 ROOT = Path(d2lbert.__file__).parents[1]
+
+# ---- the embedded corpus ---------------------------------------------
+
+#: The topics about each kind of crane.
+BIRD = {
+    'a bird diary',
+    'the crane and her nest',
+    'the crane watchers',
+    'the flight to the south',
+    'what a crane is , the bird',
+}
+MACHINE = {
+    'the crane on the quay',
+    'the crane on the building site',
+    'the crane driver',
+    'the log of the foreman',
+    'what a crane is , the machine',
+}
+
+
+def sample_paragraphs():
+    """The topic and the sentences of each paragraph."""
+    lines = sample.read_text().splitlines()
+    return [
+        (topic.strip('= '), text.removesuffix(' .').split(' . '))
+        for topic, text in zip(lines[::2], lines[1::2], strict=True)
+    ]
+
 
 # ---- networks and batches --------------------------------------------
 

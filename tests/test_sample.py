@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import random
+import hashlib
 import re
-import subprocess
-import sys
 from collections import Counter
 from itertools import pairwise
 
 import pytest
 
 from d2lbert.data import sample
+from helpers import BIRD, MACHINE, sample_paragraphs
 
 
 def words(text: str) -> frozenset[str]:
@@ -22,20 +20,6 @@ def words(text: str) -> frozenset[str]:
 RESERVED = 5  # <unk> <pad> <mask> <cls> <sep>
 SHA256 = 'c1e31fade6e4ada28780e8184c8b619700648f7ea6081db1203e020bf408849a'
 
-BIRD = {
-    'a bird diary',
-    'the crane and her nest',
-    'the crane watchers',
-    'the flight to the south',
-    'what a crane is , the bird',
-}
-MACHINE = {
-    'the crane on the quay',
-    'the crane on the building site',
-    'the crane driver',
-    'the log of the foreman',
-    'what a crane is , the machine',
-}
 BIRD_WORDS = words("""
     bird birds nest nests nesting egg eggs wing wings feather feathers beak
     flock fly flies flying flew fox reeds chick chicks hatch marsh marshes
@@ -71,39 +55,15 @@ def counts(texts) -> Counter[str]:
     return Counter(w for text in texts for s in text for w in s)
 
 
-#: Prints the SHA-256 of the text, with a newline after each line.
-PRINT_SHA256 = (
-    'import hashlib\n'
-    'from d2lbert.data import sample\n'
-    "text = ''.join(f'{line}\\n' for line in sample.lines())\n"
-    'print(hashlib.sha256(text.encode()).hexdigest())\n'
-)
+def test_the_text_is_pinned(lines):
+    text = ''.join(f'{line}\n' for line in lines)
+    assert hashlib.sha256(text.encode()).hexdigest() == SHA256
 
 
-def test_the_text_is_the_same_whatever_the_process_did_before():
-    random.seed(7)
-    before = sample.lines()
-    random.random()
-    assert sample.lines() == before
-
-
-@pytest.mark.parametrize('hash_seed', ['0', '4711'])
-def test_the_text_is_pinned_whatever_the_hash_seed_is(hash_seed):
-    told = subprocess.run(
-        [sys.executable, '-c', PRINT_SHA256],
-        env={**os.environ, 'PYTHONHASHSEED': hash_seed},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert told.stdout.strip() == SHA256
-
-
-def test_the_global_random_state_is_left_alone():
-    random.seed(1)
-    state = random.getstate()
-    sample.lines()
-    assert random.getstate() == state
+def test_a_topic_stands_above_every_paragraph(lines):
+    topics = sample.read_text().splitlines()[::2]
+    assert len(topics) == len(lines) > 1000
+    assert all(re.fullmatch('= .+ =', topic) for topic in topics)
 
 
 def test_it_is_ascii_and_no_larger_than_a_megabyte(lines):
@@ -184,7 +144,7 @@ def test_the_words_of_the_chapter_are_known(counts, word):
 def test_both_cranes_are_frequent_and_their_sentences_decisive(
     topics, cues, others
 ):
-    told = sample.paragraphs()
+    told = sample_paragraphs()
     sentences = [
         (name, set(sentence.lower().split()))
         for name, text in told
@@ -201,14 +161,6 @@ def test_both_cranes_are_frequent_and_their_sentences_decisive(
 
 
 def test_the_two_cranes_share_only_the_paragraphs_about_words():
-    for name, text in sample.paragraphs():
+    for name, text in sample_paragraphs():
         if name not in BIRD | MACHINE | {'one word , two meanings'}:
             assert 'crane' not in ' '.join(text).lower(), name
-
-
-def test_every_paragraph_tells_its_opening(lines):
-    topics = {topic.name: topic for topic in sample.read_topics()}
-    assert len(lines) == sum(t.paragraphs for t in topics.values())
-    for name, text in sample.paragraphs():
-        beats = len(topics[name].beats)
-        assert beats - sample.MOST_BEATS_LEFT_OUT <= len(text) <= beats

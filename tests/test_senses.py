@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import d2lbert
-from d2lbert.data import sample
+from helpers import BIRD, MACHINE, sample_paragraphs
 
 # Not the chapter's 50 steps at 0.01: these flatten every representation
 # into one, in either framework.
@@ -18,15 +18,12 @@ LONGER = {
 
 
 def crane_sentences(sense):
-    """Sentences of the corpus with one crane in this sense."""
-    topics = {
-        topic.name for topic in sample.read_topics((f'cranes_that_{sense}',))
-    }
+    """Sentences with one crane in the topics of this sense."""
     return sorted(
         {
             sentence.lower()
-            for topic, sentences in sample.paragraphs()
-            if topic in topics
+            for topic, sentences in sample_paragraphs()
+            if topic in sense
             for sentence in sentences
             if sentence.lower().split().count('crane') == 1
         }
@@ -49,7 +46,7 @@ def cranes(run, sentences):
 def test_the_two_cranes(backend_name):
     run = d2lbert.pretrain(backend=backend_name, **LONGER)
     known, held_out = [], []
-    for sense in ('fly', 'lift'):
+    for sense in (BIRD, MACHINE):
         sentences = crane_sentences(sense)
         assert len(sentences) > 200
         known.append(cranes(run, sentences[::2]).mean(axis=0))

@@ -86,7 +86,7 @@ def read_lines(corpus: str | os.PathLike = 'wikitext-2') -> list[str]:
     if corpus == 'sample':
         from d2lbert.data import sample
 
-        return list(sample.lines())
+        return sample.lines()
     if corpus != 'wikitext-2':
         return _read_path(corpus)
     path = os.environ.get('D2LBERT_WIKITEXT2')
