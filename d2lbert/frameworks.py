@@ -6,12 +6,11 @@ module imports no framework, and not even NumPy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from d2lbert.errors import BackendsError, check_choice
 
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from backends.base import Backend
 
 
-@dataclass(frozen=True)
-class Framework:
+class Framework(NamedTuple):
     """A framework.
 
     `name`: of its backend, its tab, its extra and the package to import;
