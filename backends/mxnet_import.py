@@ -30,7 +30,8 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, cast
@@ -60,9 +61,36 @@ def import_mxnet() -> types.ModuleType:
     `'mxnet'`) or a package that MXNet needs is not, and `OSError` where a
     library that MXNet loads is missing, such as `libquadmath.so.0`.
     """
-    if 'mxnet' not in sys.modules:
-        install()
-    return importlib.import_module('mxnet')
+    if 'mxnet' in sys.modules:
+        return importlib.import_module('mxnet')
+    install()
+    with omp_variables():
+        return importlib.import_module('mxnet')
+
+
+@contextmanager
+def omp_variables() -> Iterator[None]:
+    """Within this context MXNet and OpenMP read variables that suit them.
+
+    MXNet ends the process where `OMP_NUM_THREADS` is not one number, and
+    with more threads than cores it hardly computes. OpenMP's threads take
+    the cores from other threads where they do not sleep while they wait.
+    """
+    variables = {'OMP_WAIT_POLICY': 'PASSIVE'}
+    if 'OMP_NUM_THREADS' in os.environ:
+        # Not above: the hook runs this file where `backends` is not found
+        from backends.cores import num_cores
+
+        variables['OMP_NUM_THREADS'] = str(num_cores())
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 # ---- the builtins of MXNet's modules ---------------------------------

@@ -6,17 +6,20 @@ with its own copy of the parameters: they are the replicas of a network.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController, threadpool_limits
 
 from backends import base
+from backends.cores import num_cores
 from backends.dropout import dropout_masks
 from backends.mxnet_import import import_mxnet
 from backends.parameters import check_parameters
@@ -26,7 +29,6 @@ from backends.threads import (
     Threads,
     Worker,
     count_workers,
-    num_cores,
 )
 from backends.types import Arrays, Device, Losses
 
@@ -177,7 +179,8 @@ class Gradients(base.Gradients):
             if not numpy.isfinite(X).all():
                 return math.nan
         squares = 0.0
-        with numpy.errstate(over='ignore', invalid='ignore'):
+        # OpenBLAS's threads would go on for a while, on the workers' cores
+        with one_core(), numpy.errstate(over='ignore', invalid='ignore'):
             for grad in self.arrays().values():
                 squares += float(grad.reshape(-1) @ grad.reshape(-1))
         return math.sqrt(squares)
@@ -326,4 +329,15 @@ def learned_by(net: Any) -> dict[str, Any]:
     }
 
 
-THREADS = Threads(npx.set_np, lambda: threadpool_limits(1))
+@functools.cache
+def thread_pools() -> ThreadpoolController:
+    """Return what sets the threads of OpenMP and OpenBLAS."""
+    return ThreadpoolController()
+
+
+def one_core() -> AbstractContextManager[Any]:
+    """Within this context operations use no threads of their own."""
+    return thread_pools().limit(limits=1)
+
+
+THREADS = Threads(npx.set_np, one_core, num_cores)

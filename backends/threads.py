@@ -28,17 +28,6 @@ CPU_TOKENS = 4096
 _scratch = local()
 
 
-def num_cores() -> int:
-    """Return how many cores this process may use, as OpenMP counts them."""
-    # For threads within threads there can be more numbers after a comma
-    wanted = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0].strip()
-    if wanted.isdecimal() and int(wanted):
-        return int(wanted)
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def scratch(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
     """Return an array in memory that this thread uses again at the next call.
 
@@ -56,21 +45,35 @@ class Threads:
     """The threads in which a framework computes on a processor.
 
     `start`: is called first in each thread; `one_core`: within this context
-    the framework's operations use no threads of their own. The threads stay,
-    because MXNet keeps ten megabytes for each thread it has ever seen.
+    the framework's operations use no threads of their own; `num_cores`:
+    returns how many cores the framework may use. The threads stay, because
+    MXNet keeps ten megabytes for each thread it has ever seen.
     """
 
     def __init__(
         self,
         start: Callable[[], None],
         one_core: Callable[[], AbstractContextManager[Any]],
+        num_cores: Callable[[], int],
     ) -> None:
         self.start = start
         self.one_core = one_core
+        self.num_cores = num_cores
         self.executors: dict[int, ThreadPoolExecutor] = {}
+        #: How many cores the process used from which this one was forked.
+        self.num_inherited = 0
         if hasattr(os, 'register_at_fork'):
-            # A forked child has none of its parent's threads
-            os.register_at_fork(after_in_child=self.executors.clear)
+            os.register_at_fork(after_in_child=self.after_fork)
+
+    def after_fork(self) -> None:
+        """Forget the threads, of which a forked child has none.
+
+        An operation would wait for ever for those of OpenMP. So this thread
+        has to do without them, as those in which the workers compute.
+        """
+        self.num_inherited = self.num_cores()
+        self.executors.clear()
+        self.start()
 
     def map(
         self, num_threads: int, function: Callable[..., Any], *arguments: Any

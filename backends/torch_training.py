@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from backends import base
+from backends.cores import available_cores
 from backends.dropout import dropout_masks
 from backends.parameters import check_parameters
 from backends.threads import (
@@ -89,15 +90,11 @@ class DataParallel(ThreadedDataParallel):
         ]
 
     def value_and_grad(self, parts):
-        if self.precision == 'float32':
+        # OpenMP's threads do not sleep while they wait for work: they would
+        # take the cores from the workers
+        threads = one_core() if len(self.workers) > 1 else nullcontext()
+        with threads, products_in(self.precision):
             return super().value_and_grad(parts)
-        # One switch for the whole process: worker threads must not change it
-        matmul = torch.backends.cuda.matmul
-        before, matmul.allow_tf32 = matmul.allow_tf32, True
-        try:
-            return super().value_and_grad(parts)
-        finally:
-            matmul.allow_tf32 = before
 
     @torch.no_grad()
     def start(self):
@@ -218,9 +215,9 @@ class Gradients(base.Gradients):
         self.net = net
         parameters = [parameter.detach() for parameter in net.parameters()]
         norms = torch.stack(torch._foreach_norm(gradients_of(net)))
-        largest = torch.stack(torch._foreach_norm(parameters, math.inf))
+        sizes = torch.stack(torch._foreach_norm(parameters))
         # A parameter that is not finite makes the norm NaN
-        norm = norms.double().norm() + 0 * largest.double().sum()
+        norm = norms.double().norm() + 0 * sizes.double().sum()
         numbers = torch.cat([losses.double().sum(0), norm.reshape(1)])
         self.numbers = numbers
         if numbers.is_cuda:
@@ -303,9 +300,27 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
                 module.training = was
 
 
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Within this context products of float32 have some precision.
+
+    The switch is one for the whole process: worker threads must not change
+    it.
+    """
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = before or precision != 'float32'
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
 def num_cores() -> int:
-    """Return how many cores PyTorch uses."""
-    return torch.get_num_threads()
+    """Return how many cores PyTorch may use."""
+    return min(
+        max(torch.get_num_threads(), THREADS.num_inherited), available_cores()
+    )
 
 
 @contextmanager
@@ -356,7 +371,7 @@ class Adam(base.Optimizer):
             lr,
             betas=base.ADAM_BETAS,
             eps=base.ADAM_EPSILON,
-            fused=next(net.parameters()).is_cuda,
+            fused=True,
         )
         for parameter in self.parameters.values():
             # The fused update wants its count where the parameter is
@@ -387,7 +402,9 @@ class Adam(base.Optimizer):
                 lr=self.lr / self.rounding,
                 eps=base.ADAM_EPSILON / (root * self.rounding),
             )
-        self.adam.step()
+        # See `DataParallel.value_and_grad`
+        with one_core():
+            self.adam.step()
 
     def state(self):
         return {name: to_array(X) for name, X in self.moments.items()}
@@ -414,4 +431,4 @@ def set_gradients(net: nn.Module, arrays: Arrays) -> None:
         parameter.grad = torch.tensor(arrays[name]).to(parameter)
 
 
-THREADS = Threads(start_thread, one_core)
+THREADS = Threads(start_thread, one_core, num_cores)

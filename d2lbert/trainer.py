@@ -8,6 +8,7 @@ normalised, and the backend how arrays are computed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,9 @@ from d2lbert.randomness import DropoutMasks
 from d2lbert.recipes import Recipe, check_lr
 from d2lbert.slots import loss_inputs
 from d2lbert.weights import neutral_name
+
+#: A worker has at least so many tokens, where a batch has enough.
+LEAST_TOKENS = 1024
 
 
 class Step(NamedTuple):
@@ -154,11 +158,10 @@ class Trainer:
         """Return the micro-batches of a shard."""
         mlm_weights, nsp_weights = weights
         max_len = batch.tokens.shape[1]
-        num_rows = self.micro_batch or max(
-            1, self.parallel.tokens_at_a_time // max_len
-        )
         parts = []
-        for rows in micro_batches(batch, shard, num_rows):
+        for rows in micro_batches(
+            batch, shard, self.num_rows(shard, max_len)
+        ):
             part = batch.rows(rows)
             inputs = loss_inputs(
                 part,
@@ -176,6 +179,22 @@ class Trainer:
             )
             parts.append(Part(inputs, masks, float(part.valid_lens.sum())))
         return parts
+
+    def num_rows(self, shard: slice, max_len: int) -> int:
+        """Return how many rows a micro-batch of a shard has.
+
+        A small shard is cut so that each worker has a part of it, unless
+        that would be too little work.
+        """
+        if self.micro_batch:
+            return self.micro_batch
+        num_workers = self.parallel.num_workers // self.parallel.num_shards
+        share = math.ceil((shard.stop - shard.start) / max(1, num_workers))
+        least = min(LEAST_TOKENS, self.parallel.tokens_at_a_time)
+        num_tokens = min(
+            self.parallel.tokens_at_a_time, max(share * max_len, least)
+        )
+        return max(1, num_tokens // max_len)
 
     def report(self, launched: Launched, start: float) -> Step:
         """Wait for a step and return what it reports.

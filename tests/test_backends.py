@@ -811,15 +811,3 @@ def test_micro_batches_are_shared_out(costs, shards, expected):
     parts = [[Part((), None, cost) for cost in shard] for shard in costs]
     shares = threads.share_out(parts, shards)
     assert [[part.cost for part in share] for share in shares] == expected
-
-
-@pytest.mark.parametrize(
-    ('wanted', 'expected'),
-    [('3', 3), ('3,2', 3), (' 2 ', 2), ('', None), ('0', None), ('x', None)],
-)
-def test_how_many_cores_may_be_used(monkeypatch, wanted, expected):
-    monkeypatch.setenv('OMP_NUM_THREADS', wanted)
-    monkeypatch.setattr(
-        'os.sched_getaffinity', lambda pid: {0, 5}, raising=False
-    )
-    assert threads.num_cores() == (expected or 2)

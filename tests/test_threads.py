@@ -1,11 +1,14 @@
 """The library in another thread than the one that imported it, and in a
 process that was forked after a training."""
 
+import os
 import threading
 
 import numpy as np
+import pytest
 
 import d2lbert
+from helpers import finish, python
 
 
 def in_a_thread(function):
@@ -52,3 +55,78 @@ def test_a_network_of_one_thread_in_another(train, backend_name):
         return d2lbert.represent(run.net, run.vocab, texts)[0]
 
     np.testing.assert_array_equal(in_a_thread(represent), represent())
+
+
+# ---- forks -----------------------------------------------------------
+
+FORK = """
+import os, sys
+import d2lbert
+
+options = dict(
+    backend={backend!r}, steps=3, batch_size=64, num_blks=1, num_hiddens=32,
+    corpus='sample', progress=False,
+)
+texts = ['a crane is flying'] * 500
+if {before!r} == 'load_run':
+    run = d2lbert.load_run({out!r})
+else:
+    run = d2lbert.pretrain(**options)
+
+def compute():
+    if {after!r} == 'pretrain':
+        return d2lbert.pretrain(**options).history
+    X = d2lbert.represent(run.net, run.vocab, texts)
+    return [X[0].tolist(), X[-1].tolist()]
+
+pid = os.fork()
+if pid == 0:
+    try:
+        print(compute(), flush=True)
+    finally:
+        os._exit(0)
+os.waitpid(pid, 0)
+print(compute())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system has no fork')
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        ('pretrain', 'pretrain'),
+        ('pretrain', 'represent'),
+        ('load_run', 'represent'),
+    ],
+)
+def test_a_forked_process(backend_name, before, after, tmp_path):
+    """A server may load a network once and fork its workers then."""
+    if before == 'load_run':
+        d2lbert.pretrain(
+            backend=backend_name, steps=1, batch_size=64, corpus='sample',
+            out=tmp_path / 'run', progress=False,
+        )  # fmt: skip
+    code = FORK.format(
+        backend=backend_name, before=before, after=after,
+        out=str(tmp_path / 'run'),
+    )  # fmt: skip
+    done = finish(python(code))
+    assert done.status == 0, done.err
+    child, parent = done.out.splitlines()[-2:]
+    assert child == parent
+
+
+# ---- what the environment says of threads ----------------------------
+
+
+@pytest.mark.parametrize('wanted', ['abc', '4,2', '9' * 30, '64', ''])
+def test_omp_num_threads_of_any_kind(backend_name, wanted):
+    """MXNet ends the process where it is not one number."""
+    code = (
+        'import os, sys, d2lbert; d2lbert.pretrain(backend=sys.argv[1], '
+        "steps=2, batch_size=4, num_hiddens=16, corpus='sample'); "
+        "print(os.environ['OMP_NUM_THREADS'])"
+    )
+    done = finish(python(code, backend_name, OMP_NUM_THREADS=wanted))
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[-1] == wanted
