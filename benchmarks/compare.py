@@ -9,7 +9,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,19 @@ def in_turn(
             progress(f'{title}, round {i + 1} of {rounds}: {name}')
             results[name].append(measure())
     return results
+
+
+@contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """Within this context so many other processes compute without a pause."""
+    command = [sys.executable, '-S', '-c', 'while True: pass']
+    processes = [subprocess.Popen(command) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 class Settings(NamedTuple):

@@ -254,6 +254,34 @@ def shards(results: Results) -> Gaps:
     return {'table': table(['framework', *head], rows)}
 
 
+def company(results: Results) -> Gaps:
+    """Describe training beside busy processes."""
+    busy = (0, results['cores'], 2 * results['cores'])
+    large, small = results['batch_sizes']
+    rows = [
+        [
+            label_of(framework),
+            f'{size}',
+            SIDES[side],
+            *(
+                text(results[framework][f'{side} {size} {number}'],
+                     'pairs_per_sec')
+                for number in busy
+            ),
+        ]
+        for framework in FRAMEWORKS
+        for side, size in (
+            ('textbook', large), ('ours', large), ('ours', small),
+        )
+    ]  # fmt: skip
+    head = ('framework', 'batch', 'code', 'alone, pairs/s')
+    beside = [f'beside {number}' for number in busy[1:]]
+    return {
+        'cores': results['cores'],
+        'table': table([*head, *beside], rows),
+    }
+
+
 def profile(results: Results) -> Gaps:
     """Say where a step's time goes."""
     columns = {
@@ -292,6 +320,7 @@ SECTIONS: Mapping[str, Callable[[Results], Gaps]] = {
     'How cost grows': growth,
     'Larger corpora': corpus,
     'Shards on one processor': shards,
+    'In company': company,
     "Where a step's time goes": profile,
     'Display': display,
 }

@@ -10,8 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backends.cores import available_cores
 from benchmarks import workload
-from benchmarks.compare import WIKITEXT, Bench, MeasurementError, in_turn
+from benchmarks.compare import (
+    WIKITEXT,
+    Bench,
+    MeasurementError,
+    busy_processes,
+    in_turn,
+)
 from benchmarks.workload import FRAMEWORKS
 from d2lbert.data.corpus import ARCHIVE, cache_folder, read_lines
 
@@ -196,6 +203,45 @@ def shards(bench: Bench) -> Results:
     }
 
 
+def company(bench: Bench) -> Results:
+    """Time training alone and beside busy processes.
+
+    The chapter's batch, and of our side one of an eighth of its size.
+    """
+    cores = available_cores()
+    chapter = bench.chapter()
+    large = chapter['batch_size']
+    small = large // 8
+    trainings = {
+        ('textbook', large): chapter,
+        ('ours', large): chapter,
+        ('ours', small): chapter
+        | {'batch_size': small, 'num_steps': 4 * chapter['num_steps']},
+    }
+
+    def beside(busy: int, side: str, framework: str, given: Any) -> Any:
+        with busy_processes(busy):
+            return bench.measure(side, framework, 'training', **given)
+
+    return {
+        'cores': cores,
+        'batch_sizes': [large, small],
+        **{
+            framework: bench.in_turn(
+                f'company, {framework}',
+                {
+                    f'{side} {size} {busy}': partial(
+                        beside, busy, side, framework, given
+                    )
+                    for (side, size), given in trainings.items()
+                    for busy in (0, cores, 2 * cores)
+                },
+            )
+            for framework in FRAMEWORKS
+        },
+    }
+
+
 def profile(bench: Bench) -> Results:
     """Say where a step's time goes, on one thread."""
     variables = {'OMP_NUM_THREADS': '1', 'MXNET_ENGINE_TYPE': 'NaiveEngine'}
@@ -227,6 +273,7 @@ SECTIONS: Mapping[str, Callable[[Bench], Results]] = {
     'growth': growth,
     'corpus': corpus,
     'shards': shards,
+    'company': company,
     'profile': profile,
     'display': display,
 }

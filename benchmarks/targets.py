@@ -184,6 +184,32 @@ def shards(results: Results) -> Iterator[Target]:
             yield Target(what, 0.9, None, speed)
 
 
+def company(results: Results) -> Iterator[Target]:
+    """Compare training beside as many busy processes as cores with alone."""
+    cores = results['cores']
+    large, small = results['batch_sizes']
+    for framework in FRAMEWORKS:
+        name, runs = label_of(framework), results[framework]
+        for size in (large, small):
+            kept = ratio(
+                runs[f'ours {size} {cores}'],
+                runs[f'ours {size} 0'],
+                'pairs_per_sec',
+            )
+            what = f'batches of {size}, {name}, beside {cores} against alone'
+            yield Target(what, 0.4, 0.5, kept)
+        alone, beside = (
+            ratio(
+                runs[f'ours {large} {busy}'],
+                runs[f'textbook {large} {busy}'],
+                'pairs_per_sec',
+            )
+            for busy in (0, cores)
+        )
+        what = f'training, {name}, against the textbook beside {cores}'
+        yield Target(what, round(alone.median, 2), None, beside)
+
+
 def display(results: Results, training: Results) -> Iterator[Target]:
     """Limit what showing a step costs, in per cent of our fastest step."""
     fastest = max(
@@ -205,7 +231,7 @@ def reached(measured: Mapping[str, Results]) -> list[Target]:
 
 def kept(measured: Mapping[str, Results]) -> list[Target]:
     """Return what has to hold at every size."""
-    found = of_sections(measured, (growth, corpus, shards))
+    found = of_sections(measured, (growth, corpus, shards, company))
     if {'display', 'training'} <= set(measured):
         found += display(measured['display'], measured['training'])
     return found
