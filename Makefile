@@ -34,7 +34,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(INSTALL) 'mxnet; python_version < "3.13"'
 	@echo '4 of 5: d2lbert and its tools'
 	$(INSTALL) --editable '.[torch,mxnet,notebooks,dev]'
-	@echo '5 of 5: a look at what was installed'
+	@echo '5 of 5: Python learns to import MXNet'
 	$(BIN)/d2lbert doctor --enable-mxnet
 	touch $@
 
@@ -93,7 +93,7 @@ soak: $(READY)  ## Train long, kill often, compare (SOAK='--steps 100000')
 	$(BIN)/python tests/soak.py --picture docs/images/soak.png $(SOAK)
 
 lab: $(VENV)/.lab  ## Open a notebook (NOTEBOOK=fr/bert-mxnet.ipynb)
-	cd notebooks && ../$(BIN)/jupyter lab $(NOTEBOOK)
+	cd notebooks && ../$(BIN)/jupyter lab --ServerApp.root_dir=. $(NOTEBOOK)
 
 $(VENV)/.lab: $(READY)
 	@echo 'Installing JupyterLab in $(VENV): 100 MB, half a minute'
