@@ -194,3 +194,28 @@ def test_the_description_of_the_package_needs_no_other_file():
     assert text.split('\n\n')[0] in readme
     for line in blocks(text).splitlines():
         assert line in readme
+
+
+# ---- what `make` installs and opens ----------------------------------
+
+
+def test_every_notebook_that_make_lab_names_exists():
+    named = {
+        name
+        for file in ('Makefile', 'README.md', 'notebooks/README.md')
+        for name in re.findall(r'NOTEBOOK(?: \?)?= ?([\w/.-]+)', read(file))
+    }
+    assert len(named) > 1
+    for name in named:
+        assert (ROOT / 'notebooks' / name).is_file(), name
+
+
+def test_every_requirement_is_pinned():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / 'setup.cfg', 'utf-8')
+    required = [settings['options']['install_requires']]
+    required += settings['options.extras_require'].values()
+    names = re.findall(r'^([\w-]+)', '\n'.join(required), re.MULTILINE)
+    pins = re.findall(r'^([\w.-]+)==', read('constraints.txt'), re.MULTILINE)
+    assert {name.lower() for name in names} <= {pin.lower() for pin in pins}
+    assert len(pins) == len(set(pins))
