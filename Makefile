@@ -4,26 +4,37 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INSTALL := $(BIN)/pip install --disable-pip-version-check \
+  --constraint constraints.txt
 ORACLE := .oracle
 CORPUS ?= sample
+NOTEBOOK ?= en/bert-torch.ipynb
 # Two files of tests at a time
 TWO := --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help venv pretrain test test-all lint format audit test-matrix \
-  oracle bench bench-gpu soak notebooks site clean
+  oracle bench bench-gpu soak lab notebooks site clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | \
 	  awk -F':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
-venv: $(READY)  ## Make the environment in .venv, about 2 minutes
+venv: $(READY)  ## Make the environment in .venv, 1 to 3 minutes
 
+# Frameworks first: pip shows nothing while it unpacks a package
 $(READY): setup.cfg pyproject.toml constraints.txt
-	@echo 'Installing both frameworks in $(VENV): 1.5 GB, two minutes'
+	@echo 'Both frameworks go into $(VENV): 1.5 GB, 1 to 3 minutes.'
+	@echo 'PyTorch with CUDA is larger: see "Install" in README.md.'
+	@echo '1 of 5: an empty environment'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check \
-	  --constraint constraints.txt --editable '.[torch,mxnet,notebooks,dev]'
+	@echo '2 of 5: PyTorch'
+	$(INSTALL) torch
+	@echo '3 of 5: MXNet'
+	$(INSTALL) 'mxnet; python_version < "3.13"'
+	@echo '4 of 5: d2lbert and its tools'
+	$(INSTALL) --editable '.[torch,mxnet,notebooks,dev]'
+	@echo '5 of 5: Python learns to import MXNet'
 	$(BIN)/d2lbert doctor --enable-mxnet
 	touch $@
 
@@ -80,6 +91,14 @@ bench-gpu: $(READY) $(ORACLE)/.ready  ## The same on a CUDA card
 
 soak: $(READY)  ## Train long, kill often, compare (SOAK='--steps 100000')
 	$(BIN)/python tests/soak.py --picture docs/images/soak.png $(SOAK)
+
+lab: $(VENV)/.lab  ## Open a notebook (NOTEBOOK=fr/bert-mxnet.ipynb)
+	cd notebooks && ../$(BIN)/jupyter lab --ServerApp.root_dir=. $(NOTEBOOK)
+
+$(VENV)/.lab: $(READY)
+	@echo 'Installing JupyterLab in $(VENV): 100 MB, half a minute'
+	$(INSTALL) --editable '.[lab]'
+	touch $@
 
 notebooks: $(READY)  ## Build and run them (CORPUS=wikitext-2 LANGUAGES=en)
 	$(BIN)/python -m notebooks.build --corpus $(CORPUS) $(LANGUAGES)

@@ -10,8 +10,10 @@ import importlib
 import re
 import shutil
 import threading
+from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -23,8 +25,8 @@ CHROMIUM = shutil.which('chromium')
 PAGES = [
     *('index', 'search', 'api', 'README', 'SECURITY', 'CONTRIBUTING'),
     *('CHANGELOG', 'docs/design', 'docs/parity', 'docs/oracle'),
-    *('docs/reliability', 'benchmarks/results', 'benchmarks/results-gpu'),
-    'notebooks/README',
+    *('docs/editions', 'docs/reliability', 'benchmarks/results'),
+    *('benchmarks/results-gpu', 'notebooks/README'),
 ]
 NOTEBOOKS = [
     str(path.relative_to(SITE).with_suffix(''))
@@ -93,6 +95,68 @@ def test_every_language_has_the_same_words(load):
     words = load('words').WORDS
     assert {'en', *words} == set(load('switches').LANGUAGES)
     assert len({frozenset(of_one) for of_one in words.values()}) == 1
+
+
+def test_links_of_the_page_lead_to_the_same_files(load):
+    moved_up = load('source').moved_up
+    assert moved_up('[a](../../README.md#b) ![c](../images/d.png)') == (
+        '[a](README.md#b) ![c](docs/images/d.png)'
+    )
+
+
+class Links(HTMLParser):
+    """The places of a page, and where its links and pictures lead."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.places, self.targets = {''}, set()
+        self.feed(path.read_text('utf-8'))
+
+    def handle_starttag(self, tag, attrs):
+        """Note one element."""
+        for key, value in attrs:
+            if key == 'id':
+                self.places.add(value)
+            elif key in ('href', 'src'):
+                self.targets.add(value)
+
+
+@pytest.mark.slow
+def test_every_link_of_the_built_site_leads_somewhere():
+    if not SITE.exists():
+        pytest.skip('no page: run make site')
+    pages = {path: Links(path) for path in SITE.rglob('*.html')}
+    assert {SITE / f'{name}.html' for name in PAGES} <= set(pages)
+    wrong = []
+
+    def places(file):
+        return pages[file].places if file in pages else {''}
+
+    for path, page in pages.items():
+        for target in page.targets:
+            url = urlsplit(target)
+            if url.scheme or url.netloc:
+                continue
+            file = path
+            if url.path:
+                file = (path.parent / unquote(url.path)).resolve()
+            there = file.is_file() and file.is_relative_to(SITE)
+            place = unquote(url.fragment)
+            if not there or place not in places(file):
+                wrong.append((path.name, target))
+    assert wrong == []
+
+
+@pytest.mark.slow
+def test_the_built_site_has_the_pages_that_it_should():
+    if not SITE.exists():
+        pytest.skip('no page: run make site')
+    built = {
+        str(path.relative_to(SITE).with_suffix(''))
+        for path in SITE.rglob('*.html')
+        if '_modules' not in path.parts
+    }
+    assert built == {*PAGES, *NOTEBOOKS}
 
 
 # ---- in Chromium -----------------------------------------------------

@@ -20,7 +20,7 @@ ROOT = HERE.parents[1]
 FILES = (
     *('README.md', 'SECURITY.md', 'CONTRIBUTING.md', 'CHANGELOG.md'),
     *('docs/*.md', 'docs/images/*'),
-    *('benchmarks/*.md', 'benchmarks/*.png'),
+    *('benchmarks/results*.md', 'benchmarks/*.png'),
     *('LICENSE', 'notebooks/README.md'),
 )
 NOTEBOOKS = 'notebooks/*/bert-*.ipynb'
@@ -63,6 +63,11 @@ def alternative(cell: NotebookNode) -> str | None:
     return None
 
 
+def moved_up(text: str) -> str:
+    """Return a file of docs/site with links that hold at the top."""
+    return text.replace('](../../', '](').replace('](../', '](docs/')
+
+
 def lay_out(folder: Path) -> None:
     """Fill a folder, which is emptied before."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -72,7 +77,8 @@ def lay_out(folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     for path in HERE.glob('*.md'):
-        shutil.copyfile(path, folder / path.name)
+        text = moved_up(path.read_text('utf-8'))
+        (folder / path.name).write_text(text, 'utf-8')
     for path in sorted(ROOT.glob(NOTEBOOKS)):
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
