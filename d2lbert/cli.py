@@ -14,8 +14,9 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -25,6 +26,7 @@ from d2lbert.frameworks import FRAMEWORKS, check_package
 from d2lbert.runs.signals import replace_handlers
 from d2lbert.tools.options import (
     NAMES,
+    ForceOption,
     JsonOption,
     OutOption,
     config_options,
@@ -33,7 +35,11 @@ from d2lbert.tools.options import (
     path_option,
 )
 
+if TYPE_CHECKING:
+    from d2lbert.runs.run import Run
+
 FAILED, BAD_INPUT = 1, 2
+Result = TypeVar('Result')
 
 app = typer.Typer(
     help='BERT pretraining from Dive into Deep Learning, in '
@@ -86,14 +92,17 @@ def pretrain(
     if out is None and resume:
         raise InputError('--resume needs the folder of the run: give --out')
     named = (options['backend'], options['recipe'])
-    out = out or free_folder(Path('runs') / '-'.join(filter(None, named)))
     # A resumed run keeps the options that are not given
     given = {
         name: value
         for name, value in options.items()
         if 'COMMANDLINE' in str(context.get_parameter_source(name))
     }
-    run = train(out=out, resume=resume, **given)
+    out, run = into_folder(
+        out,
+        '-'.join(filter(None, named)),
+        lambda folder: train(out=folder, resume=resume, **given),
+    )
     picture = out / 'losses.png'
     curves = f', its loss curves in {picture}' if picture.exists() else ''
     print(f'The run is in {out}{curves}', file=sys.stderr)
@@ -121,12 +130,18 @@ def chapter(*, out: OutOption = None, **options: Any) -> None:
             'no framework is installed: in a clone of d2lbert run '
             + ' or '.join(known.install for known in FRAMEWORKS.values())
         )
-    out = out or free_folder(Path('runs') / 'chapter')
-    for folder in (out, *(out / name for name in names)):
-        check_no_run(folder)
-    runs = []
+
+    def train_first(folder: Path) -> Run:
+        for inner in (*(folder / name for name in names), folder):
+            check_no_run(inner)
+        return train(backend=names[0], out=folder / names[0], **options)
+
+    out, first = into_folder(out, 'chapter', train_first)
+    runs: list[Run] = []
     for name in names:
-        run = train(backend=name, out=out / name, **options)
+        run = first
+        if runs:
+            run = train(backend=name, out=out / name, **options)
         runs.append(run)
         print(
             f'{FRAMEWORKS[name].label} (recipe {run.config.recipe})\n'
@@ -172,18 +187,22 @@ def encode(
             'float32 (tokens, features).',
         ),
     ] = None,
+    force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Represent a sentence or a pair of sentences."""
+    from d2lbert.data.files import check_new_file
     from d2lbert.representation import represent, to_tokens
     from d2lbert.runs.run import load_run
 
+    if npy:
+        check_new_file(npy, '--npy', force)
     run = load_run(folder, backend)
     given = text if second is None else (text, second)
     tokens, _ = to_tokens(given)
     (X,) = represent(run.net, run.vocab, [given])
     if npy:
-        save_array(npy, X)
+        save_array(npy, X, force)
     print(f'encoded text {(1, *X.shape)}, <cls> {(1, X.shape[1])}')
     width = max(map(len, tokens))
     for token, features in zip(tokens, X, strict=True):
@@ -240,9 +259,12 @@ def parity(
     """
     from d2lbert.parity.report import REPORT_FILE, compare_backends
 
-    out = out or free_folder(Path('runs') / f'parity-{options["recipe"]}')
-    report = compare_backends(
-        names, dtype=dtype, twin=twin, out=out, **options
+    out, report = into_folder(
+        out,
+        f'parity-{options["recipe"]}',
+        lambda folder: compare_backends(
+            names, dtype=dtype, twin=twin, out=folder, **options
+        ),
     )
     print(report.table())
     if not report.passed:
@@ -285,6 +307,7 @@ def convert(
             'vocabulary and the sizes.',
         ),
     ] = None,
+    force: ForceOption = False,
 ) -> None:
     """Convert weights for another framework or another program.
 
@@ -293,7 +316,7 @@ def convert(
     """
     from d2lbert.tools.convert import convert as write
 
-    weights = write(source, to, out, like)
+    weights = write(source, to, out, like, force)
     num_values = sum(W.size for W in weights.values())
     print(f'{out}: {len(weights)} parameters, {num_values:,} numbers')
 
@@ -326,23 +349,36 @@ def doctor(
             raise typer.Exit(FAILED)
 
 
-def free_folder(path: Path) -> Path:
-    """Return `path`, or with the first number that is not taken yet."""
-    candidate, number = path, 1
-    while os.path.exists(candidate):
-        number += 1
-        candidate = path.with_name(f'{path.name}-{number}')
-    return candidate
+def into_folder(
+    out: Path | None, name: str, work: Callable[[Path], Result]
+) -> tuple[Path, Result]:
+    """Do some work for the folder `out`, or for a new one under `runs/`.
+
+    `name`: of the new folder, which gets a number where it is taken. Where
+    another process takes it meanwhile, the work is done for the next one.
+    Returns the folder and what the work returns.
+    """
+    if out:
+        return out, work(out)
+    while True:
+        folder, number = Path('runs') / name, 1
+        while os.path.lexists(folder):
+            number += 1
+            folder = folder.with_name(f'{name}-{number}')
+        try:
+            return folder, work(folder)
+        except errors.FolderTaken:
+            if not os.path.lexists(folder):
+                raise
 
 
-def save_array(path: Path, array: Any) -> None:
+def save_array(path: Path, array: Any, force: bool) -> None:
     """Write a NumPy file, under exactly this name."""
     import numpy as np
 
-    from d2lbert.data.files import output_errors, write_file
+    from d2lbert.data.files import check_new_file, output_errors, write_file
 
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise InputError(f'{path} is not a file: give another --npy')
+    check_new_file(path, '--npy', force)
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     with output_errors(path, '--npy'):

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import isfinite
+from typing import Any
 
 
 class D2LBertError(Exception):
@@ -18,6 +19,10 @@ class D2LBertError(Exception):
 
 class InputError(D2LBertError, ValueError):
     """An argument, option or path that cannot be used."""
+
+
+class FolderTaken(InputError):
+    """A folder that is in use, or that holds what would be replaced."""
 
 
 class BackendsError(D2LBertError, ImportError):
@@ -39,12 +44,14 @@ class RunWarning(UserWarning):
 class Stopped(BaseException):
     """Ctrl-C or SIGTERM stopped the program.
 
-    `number`: the number of the signal.
+    `number`: the number of the signal; `run`: where a training was stopped,
+    the `Run` with its steps until then.
     """
 
-    def __init__(self, number: int, message: str) -> None:
+    def __init__(self, number: int, message: str, run: Any = None) -> None:
         super().__init__(message)
         self.number = number
+        self.run = run
 
 
 def warn(message: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from d2lbert.bert import BERTModel
 from d2lbert.data.examples import join_pair
 from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
-from d2lbert.errors import InputError, check_positive
+from d2lbert.errors import InputError, RunError, check_positive
 
 Text = str | tuple[str, str]
 
@@ -35,7 +35,8 @@ def represent(
     the tokens are those of `to_tokens`: `<cls>`, the words, `<sep>`.
 
     Raises `InputError` for a text that is empty, too long for the network,
-    or all unknown words, and for a vocabulary that is not the network's.
+    or all unknown words, and for a vocabulary that is not the network's;
+    `RunError` where the network gives numbers that are not finite.
     """
     if isinstance(texts, str):
         raise InputError(
@@ -53,12 +54,29 @@ def represent(
         encoder_inputs([encoded[i] for i in batch], vocab[PAD])
         for batch in batches
     )
-    arrays = net.backend.evaluate(net.encoder, inputs)
+    arrays = encode(net, inputs)
     results: list[Any] = [None] * len(encoded)
     for batch, array in zip(batches, arrays, strict=True):
         for i, X in zip(batch, array, strict=True):
             results[i] = X[: len(encoded[i][0])]
     return results
+
+
+def encode(
+    net: BERTModel, inputs: Iterable[Sequence[np.ndarray]]
+) -> list[np.ndarray]:
+    """Return what the encoder gives for each of some `encoder_inputs`.
+
+    Raises `RunError` for numbers that are not finite.
+    """
+    arrays = net.backend.evaluate(net.encoder, inputs)
+    if not all(np.isfinite(X).all() for X in arrays):
+        raise RunError(
+            'the representations are not finite: the parameters of the '
+            'network are too large or not finite themselves, as after a '
+            'training that diverged; train again with a smaller --lr'
+        )
+    return arrays
 
 
 def to_tokens(text: Text) -> tuple[list[str], list[int]]:

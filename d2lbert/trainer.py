@@ -100,7 +100,8 @@ class Trainer:
         Yields what each reports. Where the device is asynchronous a step is
         reported when the next one has been launched, so that the device need
         not wait: until the last report the network is a step ahead. The time
-        of a step is that from the caller's request to the report.
+        of a step is that from the caller's request to the report. Raises
+        `RunError` for numbers that are not finite, also after the last step.
         """
         lag = int(self.parallel.asynchronous)
         waiting: deque[Launched] = deque()
@@ -112,6 +113,8 @@ class Trainer:
                 start = time.perf_counter()
         for launched in waiting:
             yield self.report(launched, start)
+        # The next step would have noticed what the last update has done
+        self.check_parameters()
 
     def step(self, batch: Batch) -> Step:
         """Take one step and return what it reports."""
@@ -231,19 +234,27 @@ class Trainer:
         else:
             faults += self.not_finite(launched.gradients)
         # None where only the sum of the squares has overflowed
+        self.refuse(faults, launched.number)
+
+    def check_parameters(self) -> None:
+        """Raise `RunError` where a parameter is not finite."""
+        self.refuse(self.not_finite(), self.num_steps)
+
+    def refuse(self, faults: Sequence[str], number: int) -> None:
+        """Raise `RunError` where a step has faults; each is a text."""
         if faults:
             more = f' and {len(faults) - 4} more' if len(faults) > 4 else ''
             raise RunError(
-                f'the training diverged at step {launched.number}: '
+                f'the training diverged at step {number}: '
                 f'{"; ".join(faults[:4])}{more}. Give a smaller --lr than '
                 f'{self.lr}'
             )
 
-    def not_finite(self, gradients: Gradients) -> list[str]:
+    def not_finite(self, gradients: Gradients | None = None) -> list[str]:
         """Return in words which parameters and gradients are not finite."""
         kinds = {
             'the parameter': self.net.backend.get_parameters(self.net),
-            'the gradient of': gradients.arrays(),
+            'the gradient of': gradients.arrays() if gradients else {},
         }
         return [
             f'{kind} {neutral_name(self.net, name)} is not finite'

@@ -12,6 +12,7 @@ from numpy.random import Generator
 
 from backends.types import Device
 from d2lbert.bert import BERTModel
+from d2lbert.errors import RunError
 from d2lbert.randomness import generator
 
 Renames = Sequence[tuple[str, str]]
@@ -86,6 +87,20 @@ def set_weights(
     }
     renamed_arrays = {native.get(name, name): W for name, W in arrays.items()}
     net.backend.set_parameters(net, renamed_arrays, devices)
+
+
+def check_finite(what: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise `RunError` where arrays have numbers that are not finite.
+
+    `what`: what they are, for the error.
+    """
+    faults = [name for name, A in arrays.items() if not np.isfinite(A).all()]
+    if faults:
+        more = f' and {len(faults) - 4} more' if len(faults) > 4 else ''
+        raise RunError(
+            f'{what} not finite ({", ".join(faults[:4])}{more}), as after a '
+            'training that diverged: train again with a smaller --lr'
+        )
 
 
 def initial_weights(

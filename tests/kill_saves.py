@@ -44,7 +44,7 @@ def small(step):
         environment={'workers': 1},
         arrays={
             **{
-                name: rng.standard_normal(shape, np.float32)
+                name: abs(rng.standard_normal(shape, np.float32))
                 for name, shape in shapes.items()
             },
             'steps': rng.standard_normal((step, 4)),

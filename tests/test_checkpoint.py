@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 import kill_saves
+from d2lbert.data import files
 from d2lbert.data.files import DAMAGE, FORMAT, NO_CHECKSUM
 from d2lbert.errors import InputError, RunError, RunWarning
 from d2lbert.runs import checkpoint as module
@@ -85,12 +86,14 @@ def test_any_reader_of_safetensors_can_read_a_checkpoint(checkpoints):
 
 
 def test_leftovers_are_ignored_and_cleaned(checkpoints, tmp_path):
-    foreign = ['notes.txt', 'step-4.safetensors', 'step-0000004.safetensors']
-    for name in (
+    foreign = [
+        'notes.txt',
+        'step-4.safetensors',
+        'step-0000004.safetensors',
         'step-000004.safetensors.part',
-        'step-000005.safetensors.part',
-        *foreign,
-    ):
+        '.d2lbert-notes.part',
+    ]
+    for name in (f'.d2lbert-{"1f" * 8}.part', *foreign):
         (checkpoints.folder / name).write_bytes(b'cut sho')
     again = Checkpoints(tmp_path)
     assert again.load().num_steps == 3
@@ -154,11 +157,13 @@ def assert_save_fails(checkpoints, *words):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
-def test_a_full_device(checkpoints):
-    part = Path(f'{checkpoints.path(4)}.part')
-    part.symlink_to('/dev/full')
-    assert_save_fails(checkpoints, 'step 4', 'No space left')
-    part.unlink(missing_ok=True)
+def test_a_full_device(checkpoints, monkeypatch):
+    def open_full(path, mode):
+        return open('/dev/full', 'wb')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, 'open', open_full, raising=False)
+        assert_save_fails(checkpoints, 'step 4', 'No space left')
     checkpoints.save(small(4))
     assert checkpoints.load().num_steps == 4
 
@@ -200,7 +205,9 @@ def test_a_full_file_system():
             subprocess.run(['umount', folder], check=True)
 
 
-def test_a_folder_that_cannot_be_written():
+# One that cannot be listed cannot be brought to the disk either
+@pytest.mark.parametrize('mode', [0o555, 0o333])
+def test_a_folder_that_cannot_be_written(mode):
     """Root may write everywhere, and is therefore somebody else here."""
     if not hasattr(os, 'geteuid'):
         pytest.skip('Windows has other rights')
@@ -208,7 +215,7 @@ def test_a_folder_that_cannot_be_written():
     # Nobody may not read root's Python, and it remembers what it lacked
     importlib.import_module('filelock')
     with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o555)
+        os.chmod(folder, mode)
         try:
             if root:
                 os.seteuid(65534)
@@ -218,6 +225,56 @@ def test_a_folder_that_cannot_be_written():
         finally:
             if root:
                 os.seteuid(0)
+
+
+def test_what_cannot_be_read_now_is_not_removed():
+    if not hasattr(os, 'geteuid') or os.geteuid():
+        pytest.skip('only root can become somebody else')
+    importlib.import_module('safetensors.numpy')
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(folder)
+        for step in (2, 3):
+            checkpoints.save(small(step))
+        os.chmod(folder, 0o755)
+        os.chmod(checkpoints.path(3), 0)
+        again = Checkpoints(folder)
+        try:
+            os.seteuid(65534)
+            with pytest.raises(RunError, match=r'now \(Permission denied\)'):
+                again.load()
+        finally:
+            os.seteuid(0)
+        assert again.load().num_steps == 3
+
+
+def test_what_cannot_be_removed_is_told(checkpoints):
+    (checkpoints.folder / 'step-000009.safetensors').mkdir()
+    with pytest.warns(RunWarning, match=r'not be removed: step-000009.*\('):
+        checkpoints.save(small(4))
+    assert checkpoints.find() == [9, 4, 3]
+
+
+# ---- numbers that no training has ----------------------------------
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'words'),
+    [
+        ('weights.a', np.nan, 'weights.a is not finite'),
+        ('m.a', np.inf, 'm.a is not finite'),
+        ('v.a', -1, 'v.a is negative'),
+    ],
+)
+def test_numbers_that_no_training_has(checkpoints, name, value, words):
+    broken = small(4)
+    broken.arrays[name][1, 1] = value
+    with pytest.raises(RunError, match=f'4 is not written: {words}'):
+        checkpoints.save(broken)
+    assert checkpoints.find() == [3, 2]
+    broken = small(3)
+    broken.arrays[name][1, 1] = value
+    forge(checkpoints.path(3), manifest(), broken.arrays)
+    assert_the_one_before(checkpoints, words)
 
 
 # ---- one training at a time ------------------------------------------

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +21,18 @@ from d2lbert import errors, frameworks
 from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.pytest_plugin import require
 from d2lbert.recipes import RECIPES
+from d2lbert.runs import pretraining
 from d2lbert.runs.config import Config
-from helpers import MAIN, ROOT, TINY, Done, assert_refused, unix
+from helpers import (
+    MAIN,
+    ROOT,
+    TINY,
+    Done,
+    assert_refused,
+    finish,
+    python,
+    unix,
+)
 
 COMMANDS = ('pretrain', 'chapter', 'encode', 'parity', 'convert', 'doctor')
 
@@ -250,6 +261,41 @@ def test_without_out_each_run_has_a_folder(
         f'{backend_name}-mxnet',
         f'{backend_name}-mxnet-2',
     }
+
+
+def test_at_once_without_out_each_run_has_a_folder(
+    text_file, one_backend, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    args = ('pretrain', '--steps=1', *TINY, f'--corpus={text_file}')
+    processes = [
+        python(MAIN, *args, '--backend', one_backend) for _ in range(3)
+    ]
+    for done in map(finish, processes):
+        assert done.status == 0, done.err
+    folders = set((tmp_path / 'runs').iterdir())
+    assert {path.name for path in folders} == {
+        f'{one_backend}{number}' for number in ('', '-2', '-3')
+    }
+    assert all(len(d2lbert.load_run(path).steps) == 1 for path in folders)
+
+
+def test_a_folder_that_is_taken_meanwhile(
+    pretrain, one_backend, tmp_path, monkeypatch
+):
+    """Another process has it when the training would begin."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path('runs') / one_backend
+    locked = pretraining.locked
+
+    def taken(out):
+        folder.mkdir(exist_ok=True, parents=True)
+        (folder / 'run.json').touch()
+        return locked(out)
+
+    monkeypatch.setattr(pretraining, 'locked', taken)
+    assert pretrain('--backend', one_backend).status == 0
+    assert len(d2lbert.load_run(f'{folder}-2').steps) == 2
 
 
 def test_the_sample_is_the_default_corpus(run, backend_name, tmp_path):
@@ -492,13 +538,30 @@ def test_encode_into_a_file(run, folder, tmp_path):
     for name in ('features', 'features.npy'):
         done = run(
             *('encode', folder, 'a crane', '--json'),
-            *('--npy', tmp_path / name),
+            *('--force', '--npy', tmp_path / name),
         )
         X = np.load(tmp_path / name, allow_pickle=False)
         assert X.dtype == np.float32 and X.shape == (4, 8)
         result = json.loads(done.out.splitlines()[-1])
         assert np.array_equal(X, np.float32(result['features']))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_is_not_replaced_unless_that_is_said(run, folder, tmp_path):
+    path, link = tmp_path / 'features', tmp_path / 'link'
+    path.write_text('mine')
+    link.symlink_to(tmp_path / 'nowhere')
+    for commands in (
+        ('encode', folder, 'a crane', '--npy'),
+        ('convert', folder, '--to=safetensors', '--out'),
+    ):
+        for name in (path, link):
+            assert_refused(run(*commands, name), name, 'exists already')
+        assert path.read_text() == 'mine' and link.is_symlink()
+        assert_refused(run(*commands, tmp_path, '--force'), 'is not a file')
+        assert run(*commands, path, '--force').status == 0
+        assert path.read_bytes() != b'mine'
+        path.write_text('mine')
 
 
 @pytest.mark.parametrize('name', ['.', 'nowhere/x.npy', 'x' * 300])
@@ -578,13 +641,13 @@ def test_chapter(run, both_tabs, text_file, tmp_path):
         'torch',
     }
     assert d2lbert.load_run(tmp_path / 'torch').config.num_hiddens == 128
-    (tmp_path / 'mxnet' / 'run.json').rename(tmp_path / 'moved.json')
+    (tmp_path / 'mxnet').rename(tmp_path / 'moved')
     # What is there already is seen before anything is trained
     assert_refused(run(*args), tmp_path / 'torch', 'holds a run already')
 
 
 def test_a_chapter_without_a_picture(run, both_tabs, text_file, tmp_path):
-    def draw(*_):
+    def draw(*_, **__):
         raise ValueError('no such backend')
 
     with pytest.MonkeyPatch.context() as patch:

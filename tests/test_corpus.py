@@ -390,7 +390,9 @@ def test_killed_while_reading_an_archive(tmp_path):
 
 def test_leftover_of_a_killed_save(site, cache):
     cache.mkdir(parents=True)
-    (cache / (corpus.ARCHIVE + '.part')).write_bytes(GOOD[:1000])
+    part = cache / f'.d2lbert-{"0" * 16}.part'
+    part.write_bytes(GOOD[:1000])
+    os.utime(part, (0, 0))
     assert fetch(site) == GOOD
     assert cached_files(cache) == {corpus.ARCHIVE}
 

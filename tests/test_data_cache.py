@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from d2lbert.data import cache, files, sample
 from d2lbert.data.cache import load_cached_examples
@@ -169,15 +170,43 @@ def test_only_the_newest_are_kept(folder, num_made):
 def test_other_files_are_kept(folder, monkeypatch):
     monkeypatch.setattr(cache, 'NUM_KEPT', 1)
     folder.mkdir()
-    others = {'notes.txt', 'mine.safetensors', f'{"0" * 63}.safetensors'}
+    mine = f'{"0" * 64}.safetensors'
+    others = {
+        'notes.txt',
+        'mine.safetensors',
+        f'{"0" * 63}.safetensors',
+        f'{"a" * 64}.safetensors.part',
+        '.d2lbert-notes.part',
+        mine,
+    }
     for name in others:
         (folder / name).write_bytes(b'')
-    for name in f'{"0" * 64}.safetensors', f'{"a" * 64}.safetensors.part':
-        (folder / name).write_bytes(b'')
+    # As a user's own store might name it, which knows files by their SHA-256
+    save_file({'a': np.zeros(3)}, folder / mine)
+    old = folder / f'.d2lbert-{"0" * 16}.part'
+    old.write_bytes(b'cut sho')
+    writing = folder / f'.d2lbert-{"1" * 16}.part'
+    writing.write_bytes(b'cut sho')
+    for name in others | {old.name}:
         os.utime(folder / name, (0, 0))
-    load_cached_examples(LINES, 64, 0)
-    assert len(set(os.listdir(folder)) - others) == 1
-    assert others < set(os.listdir(folder))
+    for seed in range(3):
+        load_cached_examples(LINES, 64, seed)
+    assert others | {writing.name} < set(os.listdir(folder))
+    assert not old.exists()
+    assert len(os.listdir(folder)) == len(others) + 2
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes here')
+@pytest.mark.parametrize('suffix', ['', '.part'])
+def test_a_pipe_is_not_waited_for(folder, num_made, suffix):
+    """Neither one with the name of a file nor with that of older parts."""
+    expected = load_cached_examples(LINES, 64, 0)
+    path = only_file(folder)
+    path.unlink()
+    os.mkfifo(f'{path}{suffix}')
+    for _ in range(2):
+        assert_same(load_cached_examples(LINES, 64, 0), expected)
+    assert len(num_made) == 2
 
 
 def test_another_format(folder, num_made, monkeypatch):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import server
 from d2lbert.book import hub
 from d2lbert.data import corpus
 from d2lbert.errors import CorpusError, InputError
+from helpers import finish, python, unix
 
 
 def archive(name):
@@ -109,6 +111,23 @@ def test_wikitext_2_is_the_corpus_of_load_data_wiki(tmp_path, monkeypatch):
         found = Path(folder, 'wiki.train.tokens').read_bytes()
         assert found.decode() == text
         assert corpus.read_lines(folder) == text.splitlines(True)
+
+
+@unix
+def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path):
+    folder = tmp_path / 'wikitext-2'
+    folder.mkdir()
+    os.mkfifo(folder / 'wiki.train.tokens')
+    text = tmp_path / 'text.txt'
+    text.write_text(' One . two . \n')
+    code = """
+from d2lbert.book import hub
+print(hub.download_extract('wikitext-2'))"""
+    done = finish(
+        python(code, D2LBERT_WIKITEXT2=str(text), D2LBERT_CACHE=str(tmp_path))
+    )
+    assert done.out == f'{folder}\n', done.err
+    assert (folder / 'wiki.train.tokens').read_text() == text.read_text()
 
 
 def test_wikitext_2_without_a_cache(tmp_path, monkeypatch):

@@ -207,7 +207,7 @@ def test_bad_input(compare, tmp_path, args, expected):
 def test_a_comparison_is_not_overwritten(compare, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'parity.json').write_text('precious')
-    assert_refused(compare(), 'holds a comparison already')
+    assert_refused(compare(), 'holds parity.json already')
     assert (tmp_path / 'out' / 'parity.json').read_text() == 'precious'
 
 

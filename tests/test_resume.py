@@ -253,6 +253,33 @@ def test_another_machine_or_version_is_told(
         resume(steps=3)
 
 
+# ---- numbers that are not finite -------------------------------------
+
+
+def test_the_last_update_is_checked(begun_in_each, resume, tmp_path):
+    def change(arrays, about):
+        arrays['m.hidden.0.weight'][:] = 3e38
+
+    edit(tmp_path, change)
+    with pytest.raises(RunError, match=r'at step 3: the parameter hidden\.0'):
+        resume(steps=3)
+    assert Checkpoints(tmp_path).find() == [2, 1]
+    assert d2lbert.load_run(tmp_path).history == begun_in_each.history
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [('m.nsp.output.bias', np.nan), ('v.nsp.output.bias', -1e-9)],
+)
+def test_moments_that_cannot_be(begun, resume, tmp_path, name, value):
+    def change(arrays, about):
+        arrays[name][0] = value
+
+    edit(tmp_path, change)
+    with pytest.raises(RunError, match=f'{name} is n'):
+        resume(steps=3)
+
+
 # ---- what is refused -------------------------------------------------
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 import d2lbert
+from d2lbert.data.files import NO_CHECKSUM, seal
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import (
     CorpusError,
@@ -22,9 +24,17 @@ from d2lbert.errors import (
 from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.recipes import RECIPES
 from d2lbert.runs.config import Config
-from d2lbert.runs.run import METRICS_FILE, RUN_FILE, VOCAB_FILE, WEIGHTS_FILE
-from d2lbert.weights import get_weights
-from helpers import same_weights, write_text
+from d2lbert.runs.folder import read_manifest, to_manifest
+from d2lbert.runs.run import (
+    METRICS_FILE,
+    RUN_FILE,
+    VOCAB_FILE,
+    WEIGHTS_FILE,
+    Run,
+)
+from d2lbert.trainer import Trainer
+from d2lbert.weights import get_weights, set_weights
+from helpers import assert_refused, same_weights, write_text
 
 FILES = {RUN_FILE, METRICS_FILE, WEIGHTS_FILE, VOCAB_FILE}
 
@@ -149,6 +159,10 @@ def test_more_rows_than_examples_are_all_examples(train, one_backend):
         ('steps', 0),
         ('steps', 2.5),
         ('steps', None),
+        ('steps', True),
+        ('dropout', False),
+        ('lr', True),
+        ('seed', False),
         ('batch_size', -1),
         ('max_len', 4),
         ('max_len', 1001),
@@ -209,6 +223,27 @@ def test_a_training_that_diverges_keeps_nothing(
     with pytest.raises(RunError, match=r'diverged at step .* smaller --lr'):
         train(backend_name, lr=1e30, steps=9, out=tmp_path)
     assert names(tmp_path) == {'.lock'}
+
+
+def test_numbers_that_are_not_finite_are_neither_written_nor_read(
+    train, backend_name, tmp_path
+):
+    run = train(backend_name)
+    run.save(tmp_path / 'run')
+    weights = get_weights(run.net)
+    weights['hidden.0.weight'][1, 2] = math.nan
+    set_weights(run.net, weights)
+    with pytest.raises(RunError, match=r'not finite \(hidden\.0\.weight\)'):
+        run.save(tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
+    # As d2lbert has written it once
+    path = tmp_path / 'run' / RUN_FILE
+    record, files = read_manifest(path)
+    files[WEIGHTS_FILE] = save(weights)
+    (tmp_path / 'run' / WEIGHTS_FILE).write_bytes(files[WEIGHTS_FILE])
+    path.write_bytes(to_manifest(record, files))
+    with pytest.raises(RunError, match=r'not finite \(hidden\.0\.weight\)'):
+        d2lbert.load_run(tmp_path / 'run')
 
 
 # ---- the folder ------------------------------------------------------
@@ -285,6 +320,70 @@ def test_a_folder_with_other_things_is_fine(train, one_backend, tmp_path):
     train(one_backend, out=tmp_path)
     assert d2lbert.load_run(tmp_path).history
     assert (tmp_path / 'notes.txt').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(
+    'name', sorted({*FILES, 'losses.png', 'losses.svg', '.lock'})
+)
+@pytest.mark.parametrize('kind', ['file', 'link'])
+def test_a_users_own_file_is_not_replaced(
+    train, one_backend, tmp_path, name, kind
+):
+    mine, out = tmp_path / 'mine', tmp_path / 'out'
+    mine.write_text('mine')
+    out.mkdir()
+    path = out / name
+    path.symlink_to(mine) if kind == 'link' else path.write_text('mine')
+    with pytest.raises(InputError, match=f'{name} .* another --out|a run al'):
+        train(one_backend, out=out, steps=10**9)
+    assert path.read_text() == mine.read_text() == 'mine'
+    assert names(out) <= {name, '.lock'}
+
+
+def test_a_link_with_the_name_of_an_unfinished_file(
+    train, one_backend, tmp_path
+):
+    """Neither followed nor removed, as every file that is not ours."""
+    (tmp_path / 'mine').write_text('mine')
+    links = [tmp_path / f'{name}.part' for name in FILES]
+    for link in links:
+        link.symlink_to(tmp_path / 'mine')
+    train(one_backend, out=tmp_path)
+    assert {link.read_text() for link in links} == {'mine'}
+
+
+@pytest.mark.parametrize('save_every', [None, 1])
+def test_a_folder_that_another_training_has_made_again(
+    train, one_backend, tmp_path, monkeypatch, save_every
+):
+    out, launch = tmp_path / 'run', Trainer.launch
+
+    def replaced(self, batch):
+        monkeypatch.undo()
+        shutil.rmtree(out)
+        train(one_backend, out=out, seed=5)
+        return launch(self, batch)
+
+    monkeypatch.setattr(Trainer, 'launch', replaced)
+    with pytest.raises(
+        RunError, match=r'removed or replaced.*cannot be kept'
+    ):
+        train(one_backend, out=out, save_every=save_every)
+    assert d2lbert.load_run(out).config.seed == 5
+    assert names(out) == FILES | {'losses.png', 'losses.svg', '.lock'}
+
+
+def test_a_folder_that_is_removed(train, one_backend, tmp_path, monkeypatch):
+    out, draw = tmp_path / 'run', Run.draw
+
+    def removed(*args):
+        shutil.rmtree(out)
+        draw(*args)
+
+    monkeypatch.setattr(Run, 'draw', removed)
+    with pytest.raises(RunError, match='removed or replaced'):
+        train(one_backend, out=out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize('out', ['file', 'file/run', 'x' * 300])
@@ -369,6 +468,15 @@ def test_a_missing_file_is_named(folder, name):
         d2lbert.load_run(folder)
 
 
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no pipes here')
+@pytest.mark.parametrize('name', sorted(FILES))
+def test_a_pipe_is_no_run(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises((InputError, RunError), match=r'no run|not a regular'):
+        d2lbert.load_run(folder)
+
+
 @pytest.mark.parametrize(
     'content', ['[]', 'null', '5', '{}', '{"format": 2}', '[' * 100_000]
 )
@@ -382,6 +490,31 @@ def test_a_newer_format_is_named(tmp_path):
     (tmp_path / RUN_FILE).write_text('{"format": 9}')
     with pytest.raises(RunError, match='format 9, this d2lbert reads 2'):
         d2lbert.load_run(tmp_path)
+
+
+def test_a_run_of_a_newer_version_is_named(folder):
+    path = folder / RUN_FILE
+    record, files = read_manifest(path)
+    record['config']['flavour'] = 'vanilla'
+    path.write_bytes(to_manifest(record, files))
+    with pytest.raises(
+        RunError, match=r'flavour.*use the d2lbert that wrote'
+    ):
+        d2lbert.load_run(folder)
+
+
+@pytest.mark.parametrize('depth', [60, 500, 900, 950, 1000, 2000])
+def test_a_manifest_that_is_nested_deeply(folder, run, depth):
+    path = folder / RUN_FILE
+    record, files = read_manifest(path)
+    data = to_manifest({**record, 'versions': NO_CHECKSUM[1:]}, files)
+    for checksum in re.findall(b'(?<=sha256": ")[0-9a-f]{64}', data)[:1]:
+        data = data.replace(checksum, NO_CHECKSUM.encode())
+    nested = b'[' * depth + b']' * depth
+    data = data.replace(b'"%s"' % NO_CHECKSUM[1:].encode(), nested)
+    path.write_bytes(b''.join(seal(data)))
+    for args in (['encode', folder, 'a crane'],):
+        assert_refused(run(*args), 'copy it again', status=1)
 
 
 def test_options_edited_by_hand_are_noticed(folder):
@@ -407,7 +540,7 @@ def test_the_picture_says_what_was_run(folder):
 def test_a_picture_that_fails_costs_no_run(
     train, one_backend, tmp_path, monkeypatch
 ):
-    def draw(*_):
+    def draw(*_, **__):
         raise ValueError('no such backend')
 
     monkeypatch.setattr('d2lbert.runs.display.draw_losses', draw)

@@ -160,23 +160,111 @@ def test_the_library_stops_between_steps(train, backend_name, tmp_path):
         train(backend_name, out=tmp_path, steps=9)
     assert info.value.number == signal.SIGINT
     assert Checkpoints(tmp_path).find() == [2]
-    with stopping_at(2), pytest.raises(Stopped, match='nothing is kept'):
-        train(backend_name, steps=9)
+    for steps in (9, 2):  # without a folder, and in the last step
+        with stopping_at(2), pytest.raises(Stopped, match='keeps') as info:
+            train(backend_name, steps=steps)
+        assert len(info.value.run.history) == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_signal_after_the_last_step_is_too_late(
+def test_a_signal_in_the_last_step_keeps_the_run(
+    train, one_backend, tmp_path
+):
+    with stopping_at(2), pytest.raises(Stopped, match=r'2 of 2\. The run is'):
+        train(one_backend, out=tmp_path, steps=2)
+    assert len(d2lbert.load_run(tmp_path).steps) == 2
+
+
+def test_a_signal_while_the_run_is_written_stops_afterwards(
     train, one_backend, tmp_path, monkeypatch
 ):
     write = Run.write
 
-    def interrupted(self, folder):
+    def interrupted(self, *args):
         signal.raise_signal(signal.SIGINT)
-        write(self, folder)
+        write(self, *args)
 
     monkeypatch.setattr(Run, 'write', interrupted)
-    run = train(one_backend, out=tmp_path, steps=2)
-    assert len(run.steps) == len(d2lbert.load_run(tmp_path).steps) == 2
+    with pytest.raises(Stopped, match=r'2 of 2\. The run is whole') as info:
+        train(one_backend, out=tmp_path, steps=2)
+    run = d2lbert.load_run(tmp_path)
+    assert info.value.run.history == run.history and len(run.steps) == 2
+
+
+# A process that gets a signal while it draws its first picture
+DRAWING = """
+import os
+from d2lbert.runs import display
+draw = display.save_figure
+def interrupted(*args):
+    os.kill(os.getpid(), {number})
+    return draw(*args)
+display.save_figure = interrupted
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_picture_is_drawn_stops_at_once(
+    text_file, both_tabs, tmp_path, number
+):
+    done = finish(
+        python(
+            DRAWING.format(number=int(number)) + MAIN,
+            *('chapter', '--batch-size=8', '--max-len=32', '--steps=1'),
+            *('--devices=cpu', f'--corpus={text_file}', '--out', tmp_path),
+        )
+    )
+    assert done.status == 128 + number, done.err
+    (folder,) = tmp_path.iterdir()
+    assert len(d2lbert.load_run(folder).steps) == 1
+    assert not list(folder.glob('losses*'))
+
+
+def test_ctrl_c_while_a_picture_is_drawn_ends_a_loop(
+    train, one_backend, tmp_path, monkeypatch
+):
+    def interrupted(*args):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr('d2lbert.runs.display.save_figure', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        for seed in range(3):
+            train(one_backend, out=tmp_path / str(seed), seed=seed)
+    assert len(d2lbert.load_run(tmp_path / '0').steps) == 2
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# Less memory than a picture takes, which OpenBLAS waits for without end
+WITHOUT_MEMORY = """
+import mmap, resource
+from pathlib import Path
+from d2lbert.runs.run import Run
+draw = Run.draw
+def limited(*args):
+    pages = int(Path('/proc/self/statm').read_text().split()[0])
+    limit = pages * mmap.PAGESIZE + (1 << 25)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    draw(*args)
+Run.draw = limited
+"""
+
+
+@pytest.mark.skipif(
+    not os.path.exists('/proc/self/statm'), reason='only Linux tells'
+)
+def test_without_memory_for_a_picture_it_does_not_wait(
+    text_file, one_backend, tmp_path
+):
+    options = (*TINY, '--steps=1', f'--corpus={text_file}')
+    process = start(
+        one_backend, tmp_path, *options, code=WITHOUT_MEMORY + MAIN
+    )
+    with contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
+        done = finish(process)
+    assert done.status == 0, done.err
+    assert 'not be drawn: Cannot allocate memory' in done.err
+    assert len(d2lbert.load_run(tmp_path).steps) == 1
 
 
 def test_a_signal_while_a_checkpoint_is_written(

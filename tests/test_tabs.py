@@ -16,7 +16,9 @@ from d2lbert.book import editions
 from d2lbert.book.animator import Accumulator, Animator, Timer
 from d2lbert.data import sample
 from d2lbert.data.examples import Batch
-from d2lbert.errors import InputError
+from d2lbert.errors import InputError, RunError
+from d2lbert.representation import represent
+from d2lbert.weights import get_weights, set_weights
 from helpers import (
     POSITIONS,
     SEGMENTS,
@@ -804,6 +806,18 @@ def test_another_vocabulary(tab, loaded):
         tab.get_bert_encoding(net, ['a', 'crane'])
     with pytest.raises(InputError, match=r"string 'a crane'"):
         tab.get_bert_encoding(net_for(tab, vocab), 'a crane')
+
+
+def test_a_network_that_has_diverged(tab, loaded):
+    _, vocab = loaded
+    net = net_for(tab, vocab)
+    weights = get_weights(net)
+    weights['encoder.pos_embedding'][:] = np.nan
+    set_weights(net, weights)
+    with pytest.raises(RunError, match='representations are not finite'):
+        tab.get_bert_encoding(net, ['a', 'crane'])
+    with pytest.raises(RunError, match='representations are not finite'):
+        represent(net, vocab, ['a crane'])
 
 
 def test_a_network_of_another_kind(tab):

@@ -30,7 +30,7 @@ from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import PAD, Vocab
 from d2lbert.errors import InputError, check_positive
 from d2lbert.recipes import Recipe
-from d2lbert.representation import check_vocab_size, encoder_inputs
+from d2lbert.representation import check_vocab_size, encode, encoder_inputs
 from d2lbert.trainer import Step, Trainer
 
 #: The learning rate of the editions since 0.17.1.
@@ -332,5 +332,5 @@ class Functions:
         net = model_of(net, len(vocab))
         tokens, segments = get_tokens_and_segments(tokens_a, tokens_b)
         inputs = encoder_inputs([(vocab[tokens], segments)], vocab[PAD])
-        (X,) = self.backend.evaluate(net.encoder, [inputs])
+        (X,) = encode(net, [inputs])
         return self.backend.tensor(X, self.backend.device_of(net))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from d2lbert.data.archives import TRAIN_FILE
 from d2lbert.data.corpus import ARCHIVE, cache_folder, fetch, get, read_lines
-from d2lbert.data.files import output_errors, write_file
+from d2lbert.data.files import check_regular, output_errors, write_file
 from d2lbert.errors import CorpusError, InputError
 
 WIKITEXT_2 = 'wikitext-2'
@@ -104,10 +105,13 @@ def wikitext_2_folder() -> str:
     """Write `wiki.train.tokens` to the cache; return its folder."""
     text = ''.join(read_lines(WIKITEXT_2)).encode()
     path = cache_folder() / WIKITEXT_2 / TRAIN_FILE
+    with suppress(OSError):
+        check_regular(path, len(text))
+        if path.read_bytes() == text:
+            return str(path.parent)
     with output_errors(path, 'D2LBERT_CACHE'):
-        if not path.exists() or path.read_bytes() != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, text)
     return str(path.parent)
 
 

@@ -19,7 +19,14 @@ import numpy as np
 from d2lbert import __version__
 from d2lbert.data.corpus import cache_folder
 from d2lbert.data.examples import MIN_FREQ, Batch, load_examples
-from d2lbert.data.files import DAMAGE, read_arrays, sha256, write_arrays
+from d2lbert.data.files import (
+    DAMAGE,
+    read_arrays,
+    read_header,
+    remove_unfinished,
+    sha256,
+    write_arrays,
+)
 from d2lbert.data.vocab import RESERVED_TOKENS, Vocab
 from d2lbert.errors import RunError
 
@@ -27,7 +34,7 @@ from d2lbert.errors import RunError
 FORMAT = 2
 #: How many files are kept, the newest: of WikiText-2 each has 11 MB.
 NUM_KEPT = 8
-#: The names of the files; unfinished ones end in `.part`.
+#: The names of the files.
 FILE_NAMES = '[0-9a-f]' * 64 + '.safetensors'
 
 
@@ -98,6 +105,19 @@ def read_examples(path: Path) -> tuple[Batch, Vocab]:
 
 def remove_old(folder: Path) -> None:
     """Remove all files of this module but the newest; keep other files."""
-    ours = *folder.glob(FILE_NAMES), *folder.glob(f'{FILE_NAMES}.part')
+    ours = filter(is_ours, folder.glob(FILE_NAMES))
     for path in sorted(ours, key=os.path.getmtime)[:-NUM_KEPT]:
         path.unlink(missing_ok=True)
+    remove_unfinished(folder)
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether `write_examples` has written a file under this name.
+
+    Only its manifest is read.
+    """
+    try:
+        about, _ = read_header(path)
+        return about['key'] == path.stem
+    except (*DAMAGE, RunError):
+        return False

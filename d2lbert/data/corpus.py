@@ -29,6 +29,7 @@ from d2lbert.data.archives import (
 from d2lbert.data.files import (
     check_regular,
     describe_error,
+    remove_unfinished,
     sha256,
     write_file,
 )
@@ -127,6 +128,7 @@ def fetch(mirrors: Sequence[str] = MIRRORS, expected: str = SHA256) -> bytes:
                 return data
             data = _download(mirrors, expected, path)
             write_file(path, data)
+            remove_unfinished(path.parent)
             return data
     except (OSError, ValueError) as error:  # also `filelock.Timeout`
         raise CorpusError(

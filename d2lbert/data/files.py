@@ -11,8 +11,9 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 FORMAT = 2
 #: Stands for a file's checksum until that is known.
 NO_CHECKSUM = '0' * 64
+#: The names of files that are being written: the digits are random.
+UNFINISHED = f'.d2lbert-{"[0-9a-f]" * 16}.part'
+#: Nobody takes as many seconds to write a file.
+LONG_AGO = 3600
+#: Manifests have 5 levels at most.
+MAX_DEPTH = 50
 #: How a system says that there is no room for more.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: What reading a damaged file can raise.
@@ -71,12 +78,13 @@ def describe_error(error: BaseException) -> str:
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file that consists of some parts, whole or not at all.
 
-    The file gets the name `….part`, is brought to the disk, and is then
-    renamed: a killed process or a full disk leaves the old file as it was.
+    The file gets a name that no other has, is brought to the disk, and is
+    then renamed: a killed process or a full disk leaves the old file as it
+    was. A link is replaced and not followed.
     """
-    part = path.with_name(f'{path.name}.part')
+    part = path.with_name(f'.d2lbert-{os.urandom(8).hex()}.part')
     try:
-        with open(part, 'wb') as file:
+        with open(part, 'xb') as file:
             for data in parts:
                 file.write(data)
             file.flush()
@@ -85,6 +93,33 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
     finally:
         part.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def remove_unfinished(folder: Path, min_age: float = LONG_AGO) -> None:
+    """Remove what killed processes have left of `write_file`.
+
+    `min_age`: in seconds; 0 where nobody else writes into the folder.
+    """
+    for part in folder.glob(UNFINISHED):
+        with suppress(FileNotFoundError):  # another process removes it, too
+            if time.time() - os.lstat(part).st_mtime >= min_age:
+                part.unlink()
+
+
+def check_new_file(path: Path, option: str, force: bool) -> None:
+    """Raise `InputError` where a file may not be written.
+
+    `option`: which names the path; `force`: whether to replace a file.
+    """
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise InputError(
+            f'{path} exists already: give another {option}, or --force to '
+            'replace it'
+        )
+    if not os.path.isfile(path):
+        raise InputError(f'{path} is not a file: give another {option}')
 
 
 def sync_folder(folder: Path) -> None:
@@ -163,6 +198,7 @@ def parse_manifest(path: Path, text: str | bytes) -> dict[str, Any]:
     content = json.loads(text)
     if not isinstance(content, dict) or 'format' not in content:
         raise ValueError('it has no manifest')
+    check_depth(content)
     found = content.pop('format')
     if found != FORMAT:
         raise RunError(
@@ -170,6 +206,25 @@ def parse_manifest(path: Path, text: str | bytes) -> dict[str, Any]:
             'the d2lbert that wrote it'
         )
     return content
+
+
+def check_depth(content: object) -> None:
+    """Raise `ValueError` where JSON has more levels than `MAX_DEPTH`.
+
+    What is read at some depth of the stack may not be written at another.
+    """
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        inner = (value for value in level if isinstance(value, (dict, list)))
+        level = [
+            value
+            for values in inner
+            for value in (
+                values.values() if isinstance(values, dict) else values
+            )
+        ]
+    if level:
+        raise ValueError(f'it has more than {MAX_DEPTH} levels')
 
 
 # ---- arrays ----------------------------------------------------------
@@ -219,15 +274,25 @@ def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     is not, byte for byte, as it was written. The header is checked before
     the arrays are read, so that a false size allocates nothing.
     """
+    about, checksum = read_header(path)
+    data = path.read_bytes()
+    check_seal(data, checksum)
+    return load_arrays(data), about
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the object that `write_arrays` was given, and the checksum.
+
+    Raises the errors of `read_arrays`. The checksum is not checked.
+    """
     from safetensors import SafetensorError, safe_open
 
     check_regular(path)
+    path.open('rb').close()  # the error of `safe_open` has no number
     try:
         with safe_open(path, 'numpy') as file:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(str(error)) from error
     about = parse_manifest(path, metadata.get('manifest', 'null'))
-    data = path.read_bytes()
-    check_seal(data, metadata['sha256'])
-    return load_arrays(data), about
+    return about, metadata['sha256']

@@ -7,7 +7,6 @@ losses, every gradient, one optimizer step, and a training.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -36,7 +35,7 @@ from d2lbert.parity import (
 from d2lbert.randomness import DropoutMasks, generator
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
-from d2lbert.runs.folder import locked, make_folder
+from d2lbert.runs.folder import check_free, locked, make_folder
 from d2lbert.runs.run import Run, check_last_batch, devices_of, new_net
 from d2lbert.weights import get_weights, neutral_name, set_weights
 
@@ -54,7 +53,7 @@ TITLES = {
 HEADS = (
     'compared', 'tensors', 'max abs', 'max rel', 'allowed', 'worst at', '',
 )  # fmt: skip
-REPORT_FILE = 'parity.json'
+REPORT_FILE, PICTURE = 'parity.json', 'parity'
 #: How large the noise is that is added to the weights of the one step.
 NOISE = 0.02
 #: A gradient that differs for this many draws of weights is a fault.
@@ -144,7 +143,7 @@ class Report:
         with output_errors(folder, '--out'):
             write_file(folder / REPORT_FILE, content.encode() + b'\n')
         title = f'recipe {self.config.recipe} · {self.config.title()}'
-        picture = folder / 'parity'
+        picture = folder / PICTURE
         with display.drawing():
             display.draw_parity(
                 self.histories, picture, f'{title} · {self.dtype}'
@@ -191,14 +190,17 @@ def compare_backends(
     for run in (ours, theirs):
         check_last_batch(config, len(examples.tokens), len(run.devices))
     batches = Batches(examples, config.batch_size, config.seed)
-    with locked(out) if out is not None else nullcontext():
-        if out is not None and os.path.exists(os.path.join(out, REPORT_FILE)):
-            raise InputError(
-                f'{out} holds a comparison already: give another --out, or '
-                'remove it'
-            )
+    with (
+        locked(out)
+        if out is not None
+        else nullcontext(lambda: None) as check_held
+    ):
+        if out is not None:
+            pictures = (PICTURE + suffix for suffix in display.SUFFIXES)
+            check_free(out, (REPORT_FILE, *pictures))
         report = compare_runs(ours, theirs, batches, dtype, twin, progress)
         if out is not None:
+            check_held()
             report.save(out)
     return report
 

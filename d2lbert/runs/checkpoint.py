@@ -13,6 +13,7 @@ knows of no framework.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from d2lbert.data.files import (
     DAMAGE,
     describe_error,
     read_arrays,
+    remove_unfinished,
     sync_folder,
     write_arrays,
 )
@@ -34,7 +36,7 @@ from d2lbert.runs.config import MIN_KEEP
 
 FOLDER = 'checkpoints'
 STEPS = 'steps'
-#: A file that `save` writes; an unfinished one ends in `.part`.
+#: A file that `save` writes.
 FILE_NAME = re.compile(r'step-([0-9]{6}|[1-9][0-9]{6,})\.safetensors')
 
 
@@ -94,33 +96,46 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, then remove older ones and unfinished files.
 
-        A step that is known is not written again. Raises `RunError` where
-        writing fails; older checkpoints are then untouched.
+        A step that is known is not written again. Raises `RunError` for
+        numbers that are not finite, and where writing fails; older
+        checkpoints are then untouched. Warns where they cannot be removed.
         """
         step = checkpoint.num_steps
         if step in self.known:
             return
         about = vars(checkpoint).copy()
         arrays = about.pop('arrays')
+        faults = not_possible(arrays)
+        if faults:
+            raise RunError(
+                f'the checkpoint of step {step} is not written: '
+                f'{"; ".join(faults[:4])}. Older ones are kept: train with a '
+                'smaller --lr into another folder'
+            )
         try:
             if not os.path.isdir(self.folder):
                 self.folder.mkdir()
                 sync_folder(self.folder.parent)
             write_arrays(self.path(step), arrays, about)
-            self.known = [*self.known, step][-self.keep :]
-            self._clean()
         except OSError as error:
             raise RunError(
                 f'the checkpoint of step {step} could not be written to '
                 f'{self.folder}: {describe_error(error)}. Older ones are '
                 'kept: make room and continue with --resume'
             ) from error
+        self.known = [*self.known, step][-self.keep :]
+        if faults := self._clean():
+            warn(
+                f'old checkpoints in {self.folder} could not be removed: '
+                f'{"; ".join(faults[:4])}. The next save tries again'
+            )
 
     def load(self) -> Checkpoint:
         """Read the newest checkpoint that is not damaged.
 
-        Warns of damaged ones. Raises `RunError` where all are damaged or
-        one has another format.
+        Warns of damaged ones. Raises `RunError` where all are damaged, one
+        has another format, or one cannot be read now: what is taken for
+        damaged is removed by the next save.
         """
         found = self.find()
         faults = []
@@ -128,6 +143,13 @@ class Checkpoints:
             try:
                 checkpoint = self.read(step)
             except DAMAGE as error:
+                if is_passing(error):
+                    raise RunError(
+                        f'{self.path(step)} cannot be read now '
+                        f'({describe_error(error)}): make it readable and '
+                        'try again, or move it away to go on from an older '
+                        'one'
+                    ) from error
                 faults.append(
                     f'{self.path(step).name} ({describe_error(error)})'
                 )
@@ -151,15 +173,52 @@ class Checkpoints:
         checkpoint = Checkpoint(arrays=arrays, **about)
         if checkpoint.num_steps != step:
             raise ValueError(f'it has {checkpoint.num_steps} steps')
+        if faults := not_possible(arrays):
+            raise ValueError(', '.join(faults[:4]))
         return checkpoint
 
-    def _clean(self) -> None:
-        """Remove every checkpoint that is not known, finished or not."""
+    def _clean(self) -> list[str]:
+        """Remove every checkpoint that is not known, and unfinished files.
+
+        Returns in words what could not be removed.
+        """
+        faults = []
         kept = {self.path(step).name for step in self.known}
-        for name in os.listdir(self.folder):
-            is_ours = FILE_NAME.fullmatch(name.removesuffix('.part'))
-            if is_ours and name not in kept:
-                (self.folder / name).unlink(missing_ok=True)
+        try:
+            remove_unfinished(self.folder, 0)
+            names = os.listdir(self.folder)
+        except OSError as error:
+            return [describe_error(error)]
+        for name in names:
+            if FILE_NAME.fullmatch(name) and name not in kept:
+                try:
+                    (self.folder / name).unlink(missing_ok=True)
+                except OSError as error:
+                    faults.append(f'{name} ({describe_error(error)})')
+        return faults
+
+
+def is_passing(error: BaseException) -> bool:
+    """Return whether reading may fail for another reason than damage.
+
+    Of the system's errors, two tell of the file itself: it is not there, or
+    it is no regular file.
+    """
+    return isinstance(error, MemoryError) or (
+        isinstance(error, OSError)
+        and error.errno not in (errno.ENOENT, errno.EINVAL)
+    )
+
+
+def not_possible(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Return in words which arrays have numbers that no training has."""
+    faults = []
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            faults.append(f'{name} is not finite')
+        elif name.startswith('v.') and (array < 0).any():
+            faults.append(f'{name} is negative')
+    return faults
 
 
 def check_arrays(

@@ -131,7 +131,7 @@ class Config:
         for name, least in LEAST.items():
             value = getattr(self, name)
             is_default = value is getattr(Config, name)  # it may be `None`
-            is_count = isinstance(value, int) and value >= least
+            is_count = is_number(value, int) and value >= least
             if not is_default and not is_count:
                 raise InputError(
                     f'{name} = {value!r}: expected a whole number from '
@@ -140,7 +140,7 @@ class Config:
         for name in ('dropout', 'lr'):
             value = getattr(self, name)
             # JSON does not know other types, such as NumPy's float32
-            if not isinstance(value, (int, float)):
+            if not is_number(value, (int, float)):
                 raise InputError(f'{name} = {value!r}: expected a number')
         with input_errors():
             parse_devices(self.devices)
@@ -189,6 +189,11 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Return the options by name, ready for JSON."""
         return asdict(self)
+
+
+def is_number(value: object, types: Any) -> bool:
+    """Return whether a value has one of some types; True is no number."""
+    return isinstance(value, types) and not isinstance(value, bool)
 
 
 def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from d2lbert.book.animator import DPI
 from d2lbert.data.files import describe_error, write_file
-from d2lbert.errors import warn
+from d2lbert.errors import RunError, warn
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ Histories = Mapping[str, Sequence[Sequence[float]]]
 DASHES = ('-', '--', ':', '-.')
 SUFFIXES = ('.png', '.svg')
 TASKS = ('Masked language modelling', 'Next sentence prediction')
+#: A picture takes less memory than this.
+DRAWING_BYTES = 1 << 28
 #: Smaller differences of losses than this are not drawn.
 LEAST_GAP = 1e-17
 
@@ -92,6 +95,8 @@ def drawing() -> Iterator[None]:
     """
     try:
         yield
+    except RunError:  # the folder is no longer there
+        raise
     except Exception as error:
         warn(
             f'the losses could not be drawn: {describe_error(error)}. All '
@@ -99,15 +104,27 @@ def drawing() -> Iterator[None]:
         )
 
 
+def check_memory() -> None:
+    """Raise `OSError` where a picture would lack memory.
+
+    NumPy's OpenBLAS, which Matplotlib uses, would ask for it for ever.
+    """
+    mmap.mmap(-1, DRAWING_BYTES).close()
+
+
 def draw_losses(
-    runs: Sequence[Run], path: str | Path, title: str = ''
+    runs: Sequence[Run],
+    path: str | Path,
+    title: str = '',
+    write: Callable[[Path, bytes], None] = write_file,
 ) -> list[Path]:
     """Draw the loss curves of one run or several as PNG and SVG.
 
     `runs`: all with the same vocabulary; `path`: the file to write, without
-    suffix; `title`: the heading, by default that of the first run. Returns
-    the paths written.
+    suffix; `title`: the heading, by default that of the first run; `write`:
+    writes a file. Returns the paths written.
     """
+    check_memory()
     from matplotlib.figure import Figure
 
     histories = {run.label(): run.history for run in runs}
@@ -134,7 +151,7 @@ def draw_losses(
         axes.grid(alpha=0.25)
     lines, labels = axes.get_legend_handles_labels()
     figure.legend(lines, labels, loc='lower center', ncols=3, frameon=False)
-    return save_figure(figure, Path(path))
+    return save_figure(figure, Path(path), write)
 
 
 def draw_parity(
@@ -147,6 +164,7 @@ def draw_parity(
     leave a gap there, and the word 'none' where all are equal. A single
     history is compared with itself. Returns the path of the PNG.
     """
+    check_memory()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.6), layout='constrained')
@@ -174,16 +192,20 @@ def draw_parity(
     return save_figure(figure, Path(path))[0]
 
 
-def save_figure(figure: Any, path: Path) -> list[Path]:
+def save_figure(
+    figure: Any,
+    path: Path,
+    write: Callable[[Path, bytes], None] = write_file,
+) -> list[Path]:
     """Write a figure as PNG and SVG, each whole or not at all.
 
-    `path`: the file to write, without suffix. Returns the paths written.
+    `path`, `write`: see `draw_losses`. Returns the paths written.
     """
     paths = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
     for target in paths:
         drawn = io.BytesIO()
         figure.savefig(drawn, format=target.suffix[1:], dpi=DPI)
-        write_file(target, drawn.getvalue())
+        write(target, drawn.getvalue())
     return paths
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from d2lbert.data.files import (
     parse_manifest,
     seal,
     sha256,
+    sync_folder,
 )
-from d2lbert.errors import InputError
+from d2lbert.errors import FolderTaken, RunError
 
 LOCK = '.lock'
 #: The largest manifest, in bytes: a run of a million steps has 50 MB.
@@ -40,40 +42,81 @@ def make_folder(folder: str | Path) -> Path:
     with output_errors(f'the folder {folder}', '--out'):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            return folder
+            sync_folder(folder)
+    return folder
+
+
+def check_free(folder: str | Path, names: Iterable[str]) -> None:
+    """Raise `FolderTaken` where one of these files would be replaced."""
+    paths = {name: os.path.join(folder, name) for name in names}
+    found = [name for name, path in paths.items() if os.path.lexists(path)]
+    if found:
+        raise FolderTaken(
+            f'{folder} holds {", ".join(found)} already, which d2lbert would '
+            'replace: give another --out, or move that away'
+        )
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path) -> Iterator[Callable[[], None]]:
     """Lock a folder for this process, until it leaves the block or ends.
 
     A new folder is made, and removed again where an error leaves it empty.
-    Raises the errors of `make_folder`, and `InputError` where another
-    process holds the lock.
+    Gives a function to call before each write: it raises `RunError` where
+    the folder is no longer the one that was locked. Raises the errors of
+    `make_folder`, and `FolderTaken` where another process holds the lock.
     """
     from filelock import FileLock, Timeout
 
     is_new = not os.path.exists(folder)
     path = make_folder(folder) / LOCK
+    check_lock(path)
     lock = FileLock(path)
     with output_errors(f'the folder {folder}', '--out'):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise InputError(
+            raise FolderTaken(
                 f'another process is using {folder}: wait for it, stop it, '
                 'or give another --out'
             ) from error
+        # No other file gets its number, because the lock holds it open
+        held = os.stat(path)
+
+    def check_held() -> None:
+        try:
+            if os.path.samestat(held, os.stat(path)):
+                return
+        except OSError:
+            pass
+        raise RunError(
+            f'{folder} was removed or replaced while it was in use. What was '
+            'computed for it cannot be kept, and what is there now is left '
+            'as it is: start again with another --out'
+        )
+
     try:
-        yield
+        yield check_held
     except BaseException:
-        with suppress(OSError):  # the folder may be gone
+        with suppress(OSError, RunError):  # the folder may be gone
+            check_held()
             if is_new and os.listdir(folder) == [LOCK]:
                 path.unlink()
                 path.parent.rmdir()
         raise
     finally:
         lock.release()
+
+
+def check_lock(path: Path) -> None:
+    """Raise `FolderTaken` where a lock would replace a file of the user."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_size:
+            raise FolderTaken(
+                f'{path} is not an empty file, as the lock of d2lbert is: '
+                'give another --out, or move that away'
+            )
 
 
 def to_manifest(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
@@ -39,6 +39,7 @@ from d2lbert.runs.run import (
     Run,
     check_last_batch,
     check_no_run,
+    config_of,
     devices_of,
     load_run,
     new_net,
@@ -76,8 +77,9 @@ def pretrain(
     lists those that may differ.
 
     After Ctrl-C or SIGTERM the training finishes its step, writes a
-    checkpoint to `out` and raises `Stopped`; a second signal ends the
-    process at once.
+    checkpoint to `out` and raises `Stopped`; after the last step it writes
+    the whole run first. The error's `run` is the run so far, also without
+    `out`. A second signal ends the process at once.
 
     Raises `InputError` for an option that cannot be used, `CorpusError` for
     a corpus that cannot be read, `RunError` for a training that diverges or
@@ -96,10 +98,10 @@ def pretrain(
     config = Config(**options)
     check_no_run(out)
     training = Pretraining(config, Checkpoints(out, config.keep))
-    with locked(out):
+    with locked(out) as check_held:
         # Again, because another training may have begun meanwhile
         check_no_run(out)
-        return training.train(progress)
+        return training.train(progress, check_held)
 
 
 def continue_training(
@@ -113,15 +115,9 @@ def continue_training(
             'the optimizer, which --save-every or stopping a training '
             'writes. Train without --resume'
         )
-    with locked(out):
+    with locked(out) as check_held:
         checkpoint = checkpoints.load()
-        try:
-            saved = Config(**checkpoint.config)
-        except (TypeError, InputError) as error:
-            raise RunError(
-                f'the options in {checkpoints.folder} cannot be used '
-                f'({error}): resume with the d2lbert that wrote them'
-            ) from error
+        saved = config_of(checkpoint.config, checkpoints.folder)
         config = replace(saved, **options)
         if config.steps < checkpoint.num_steps:
             raise InputError(
@@ -143,7 +139,7 @@ def continue_training(
                 return finished_run(out, config)
         training.restore(checkpoint)
         checkpoints.keep = config.keep
-        return training.train(progress)
+        return training.train(progress, check_held)
 
 
 def finished_run(out: Path, config: Config) -> Run:
@@ -188,8 +184,16 @@ class Pretraining:
         self.run = Run(config, net, vocab, devices)
         self.trainer = self.run.new_trainer()
 
-    def train(self, progress: bool) -> Run:
-        """Take the steps that are left; keep the run and its checkpoints."""
+    def train(
+        self,
+        progress: bool,
+        check_held: Callable[[], None] = lambda: None,
+    ) -> Run:
+        """Take the steps that are left; keep the run and its checkpoints.
+
+        `check_held`: see `locked`. A signal stops the training after a
+        step. Raises `Stopped` then, at the latest when the run is written.
+        """
         run, config, checkpoints = self.run, self.run.config, self.checkpoints
         batches = Batches(self.examples, config.batch_size, config.seed)
         with (
@@ -210,17 +214,28 @@ class Pretraining:
                 for step in self.trainer.train(until_stopped, num_steps):
                     run.steps.append(step)
                     bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
-                stopped_by = signals.received
+                is_stopped = signals.received and self.is_unfinished()
                 if checkpoints and (
-                    stopped_by or config.save_every or checkpoints.known
+                    is_stopped or config.save_every or checkpoints.known
                 ):
+                    check_held()
                     checkpoints.save(self.checkpoint())
-                if stopped_by:
-                    raise Stopped(stopped_by, self.farewell(stopped_by))
-            # A later signal does not stop the writing of a complete run
-            if checkpoints:
-                run.write(checkpoints.run_folder)
+                if is_stopped:
+                    break
+            else:
+                if checkpoints:
+                    run.write(checkpoints.run_folder, check_held)
+        if signals.received:
+            message = self.farewell(signals.received)
+            raise Stopped(signals.received, message, run)
+        # A signal ends the drawing at once: all numbers are written
+        if checkpoints:
+            run.draw(checkpoints.run_folder, check_held)
         return run
+
+    def is_unfinished(self) -> bool:
+        """Return whether there are steps left."""
+        return len(self.run.steps) < self.run.config.steps
 
     def num_until_checkpoint(self) -> int:
         """Return how many steps there are to the next one: 0 at the end."""
@@ -235,7 +250,14 @@ class Pretraining:
             f'{len(self.run.steps)} of {self.run.config.steps}'
         )
         if not self.checkpoints:
-            return f'{stopped}; nothing is kept, for lack of a folder'
+            return (
+                f'{stopped}. Without a folder only this error keeps its run'
+            )
+        if not self.is_unfinished():
+            folder = self.checkpoints.run_folder
+            return (
+                f'{stopped}. The run is whole in {folder}, without a picture'
+            )
         return (
             f'{stopped}. Continue with: d2lbert pretrain --resume --out '
             + shlex.quote(str(self.checkpoints.run_folder))

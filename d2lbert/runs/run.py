@@ -18,7 +18,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -26,22 +27,30 @@ from statistics import fmean
 from typing import Any
 
 from backends import base
+from d2lbert import __version__
 from d2lbert.data.files import (
     DAMAGE,
     describe_error,
     load_arrays,
+    remove_unfinished,
     write_file,
 )
 from d2lbert.data.vocab import Vocab
-from d2lbert.errors import InputError, RunError, input_errors
+from d2lbert.errors import FolderTaken, InputError, RunError, input_errors
 from d2lbert.frameworks import load_tab
 from d2lbert.recipes import get_recipe
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.config import Config
-from d2lbert.runs.folder import locked, read_manifest, to_manifest
+from d2lbert.runs.folder import (
+    check_free,
+    locked,
+    read_manifest,
+    to_manifest,
+)
 from d2lbert.trainer import Step, Trainer
 from d2lbert.weights import (
+    check_finite,
     get_weights,
     initial_weights,
     neutral_shapes,
@@ -50,6 +59,8 @@ from d2lbert.weights import (
 
 RUN_FILE, METRICS_FILE = 'run.json', 'metrics.jsonl'
 WEIGHTS_FILE, VOCAB_FILE = 'weights.safetensors', 'vocab.txt'
+PICTURE = 'losses'
+PICTURES = [PICTURE + suffix for suffix in display.SUFFIXES]
 
 
 @dataclass
@@ -141,12 +152,18 @@ class Run:
         Raises `InputError` for a folder that holds a run already or cannot
         be written, and `RunError` where writing fails half-way.
         """
-        with locked(folder):
+        with locked(folder) as check_held:
             check_no_run(folder)
-            self.write(folder)
+            self.write(folder, check_held)
+            self.draw(folder, check_held)
 
-    def write(self, folder: str | Path) -> None:
-        """Write into a folder that exists, over any run in it."""
+    def write(
+        self, folder: str | Path, check_held: Callable[[], None]
+    ) -> None:
+        """Write into a folder that is locked, over any run in it.
+
+        `check_held`: see `locked`. The pictures of that run are removed.
+        """
         folder = Path(folder)
         files = self.files()
         record = self.record or {
@@ -154,16 +171,21 @@ class Run:
             'versions': versions(self.config.backend),
         }
         about = {'config': self.config.as_dict(), **record}
+        files = {**files, RUN_FILE: to_manifest(about, files)}
+        check_held()
         try:
             # Without this file the folder holds no run
-            (folder / RUN_FILE).unlink(missing_ok=True)
+            for name in (RUN_FILE, *PICTURES):
+                (folder / name).unlink(missing_ok=True)
             for name, data in files.items():
+                check_held()
                 write_file(folder / name, data)
-            if self.steps:
-                with display.drawing():
-                    display.draw_losses([self], folder / 'losses')
-            write_file(folder / RUN_FILE, to_manifest(about, files))
+            remove_unfinished(folder, 0)
         except OSError as error:
+            check_held()
+            for name in files:  # so that the next run may be written here
+                with suppress(OSError):
+                    (folder / name).unlink()
             raise RunError(
                 f'the run could not be written to {folder}: '
                 f'{describe_error(error)}. What is there is not a whole '
@@ -171,16 +193,39 @@ class Run:
                 'checkpoints'
             ) from error
 
+    def draw(
+        self, folder: str | Path, check_held: Callable[[], None]
+    ) -> None:
+        """Draw the pictures of a run that was written.
+
+        `check_held`: see `locked`.
+        """
+
+        def write(path: Path, data: bytes) -> None:
+            check_held()
+            write_file(path, data)
+
+        if self.steps:
+            with display.drawing():
+                display.draw_losses(
+                    [self], Path(folder) / PICTURE, write=write
+                )
+
     def files(self) -> dict[str, bytes]:
-        """Return the files that `load_run` needs, by name."""
+        """Return the files that `load_run` needs, by name.
+
+        Raises `RunError` for parameters that are not finite.
+        """
         from safetensors.numpy import save
 
+        weights = get_weights(self.net)
+        check_finite('the parameters are', weights)
         metrics = (
             json.dumps({'step': i, **step._asdict()})
             for i, step in enumerate(self.steps, 1)
         )
         return {
-            WEIGHTS_FILE: save(get_weights(self.net)),
+            WEIGHTS_FILE: save(weights),
             VOCAB_FILE: text_file(self.vocab.idx_to_token),
             METRICS_FILE: text_file(metrics),
         }
@@ -231,8 +276,8 @@ def new_net(
 def load_run(folder: str | Path, backend: str | None = None) -> Run:
     """Read a run, into its own framework or into the other one.
 
-    Raises `InputError` where there is no run and `RunError` for a damaged
-    one.
+    Raises `InputError` where there is no run and `RunError` for one that is
+    damaged, not finite, or of a newer d2lbert.
     """
     path = Path(folder) / RUN_FILE
     if not os.path.isfile(path):
@@ -247,7 +292,7 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
         )
     try:
         record, files = read_manifest(path)
-        config = Config(**record.pop('config'))
+        options = record.pop('config')
         # Weights that were trained elsewhere have none
         devices = record['results'].get('devices', [])
         vocab = Vocab.from_tokens(files[VOCAB_FILE].decode().splitlines())
@@ -261,6 +306,8 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             f'the run in {folder} cannot be read ({error}): copy it again '
             'from where it came, or train it again'
         ) from error
+    check_finite(f'the weights in {folder} are', weights)
+    config = config_of(options, path)
     tab = load_tab(backend or config.backend)
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
     try:
@@ -273,19 +320,41 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
     return Run(config, net, vocab, devices, steps, record)
 
 
+def config_of(options: Mapping[str, Any], path: Path) -> Config:
+    """Return the options that a whole file holds.
+
+    `path`: of the file. Raises `RunError` where another version of d2lbert
+    has written it, whose options these are.
+    """
+    try:
+        return Config(**options)
+    except (TypeError, InputError) as error:
+        raise RunError(
+            f'the options in {path} cannot be used ({error}), as where '
+            f'another version than {__version__} has written it: use the '
+            'd2lbert that wrote it'
+        ) from error
+
+
 def check_no_run(folder: str | Path) -> None:
-    """Raise `InputError` where a folder holds a run or is not a folder."""
+    """Raise `InputError` unless a run can be written into a folder.
+
+    It may be there, and hold other files than those of a run.
+    """
     if os.path.exists(folder) and not os.path.isdir(folder):
-        raise InputError(f'{folder} is not a folder: give another --out')
+        raise FolderTaken(f'{folder} is not a folder: give another --out')
     if os.path.exists(Path(folder) / RUN_FILE):
-        raise InputError(
+        raise FolderTaken(
             f'{folder} holds a run already: give another --out, or remove it'
         )
     if Checkpoints(folder).find():
-        raise InputError(
+        raise FolderTaken(
             f'{folder} holds checkpoints of a run: continue it with '
             '--resume, or give another --out'
         )
+    check_free(
+        folder, (RUN_FILE, METRICS_FILE, WEIGHTS_FILE, VOCAB_FILE, *PICTURES)
+    )
 
 
 def versions(backend: str) -> dict[str, str]:

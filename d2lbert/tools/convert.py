@@ -29,6 +29,7 @@ from safetensors.numpy import save as to_safetensors
 import backends
 from backends.parameters import check_parameters
 from d2lbert.data.files import (
+    check_new_file,
     check_regular,
     describe_error,
     load_arrays,
@@ -75,12 +76,14 @@ def convert(
     to: str,
     out: str | Path,
     like: str | Path | None = None,
+    force: bool = False,
 ) -> Weights:
     """Write the weights in `source` to `out`, and return them.
 
     `source`: a run's folder or a file of weights; `to`: a key of `WRITERS`
     or `'run'`; `out`: the path to write, which must not exist; `like`: for
-    `'run'`, the folder of a run with the same configuration and vocabulary.
+    `'run'`, the folder of a run with the same configuration and vocabulary;
+    `force`: whether to replace a file, but never a run.
 
     Raises `InputError` for an argument that cannot be used, with every name
     and shape that is wrong, and `RunError` for a damaged file. Nothing is
@@ -93,16 +96,16 @@ def convert(
             'and sizes must come from another one'
         )
     out = Path(out)
-    if to != 'run' and os.path.lexists(out):
-        raise InputError(
-            f'{out} exists already: give another --out, or remove it'
-        )
+    if to != 'run':
+        check_new_file(out, '--out', force)
     weights = read_weights(source)
     if like is not None:
         like_run(like, weights, Path(source).name).save(out)
         return weights
+    data = WRITERS[to](weights)
+    check_new_file(out, '--out', force)  # again: it has taken some time
     with output_errors(out, '--out'):
-        write_file(out, WRITERS[to](weights))
+        write_file(out, data)
     return weights
 
 

@@ -80,6 +80,9 @@ OutOption = Annotated[
         help='The folder to write to.', show_default='a new one under runs/'
     ),
 ]
+ForceOption = Annotated[
+    bool, flag('--force', 'Replace the file to write where there is one.')
+]
 JsonOption = Annotated[
     bool,
     flag('--json', 'Print all results as one JSON object, the last line.'),
