@@ -32,6 +32,7 @@ from d2lbert.tools.options import (
     path_argument,
     path_option,
 )
+from d2lbert.tools.terminal import say, terminal
 
 FAILED, BAD_INPUT = 1, 2
 
@@ -354,29 +355,34 @@ def save_array(path: Path, array: Any) -> None:
 
 def main() -> None:
     """Run the command; an error becomes one line and an exit status."""
-    for name in ('stdout', 'stderr'):
-        if getattr(sys, name) is None:  # closed by the parent process
-            setattr(sys, name, io.StringIO())
-    # A terminal shows an escape for a character that it cannot show
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')
     replace_handlers(raise_stopped)
     settings = {'debug': False}
-    try:
-        check_package()
-        with warnings.catch_warnings():
-            warnings.simplefilter('always', errors.RunWarning)
-            warnings.showwarning = show_warning
+    with terminal():
+        try:
+            run(settings)
+        except errors.Stopped as error:
+            say(error)
+            sys.exit(128 + error.number)
+        except BrokenPipeError:
+            sys.exit(FAILED)
+        except Exception as error:
+            if settings['debug']:
+                traceback.print_exc()
+            message, status = explain(error)
+            say(message)
+            sys.exit(status)
+
+
+def run(settings: dict[str, bool]) -> None:
+    """Run the command; all that it prints is then written."""
+    check_package()
+    with warnings.catch_warnings():
+        warnings.simplefilter('always', errors.RunWarning)
+        warnings.showwarning = show_warning
+        try:
             app(prog_name='d2lbert', obj=settings)
-        return
-    except errors.Stopped as error:
-        message, status = str(error), 128 + error.number
-    except Exception as error:
-        if settings['debug']:
-            traceback.print_exc()
-        message, status = explain(error)
-    print(f'd2lbert: {message}', file=sys.stderr)
-    sys.exit(status)
+        finally:
+            sys.stdout.flush()
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -391,7 +397,9 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), FAILED
     again = shlex.join(['d2lbert', '--debug', *sys.argv[1:]])
     name = type(error).__name__
-    return f'unexpected {name}: {error}. To see where, run: {again}', FAILED
+    # A framework's message can have many lines
+    text = ' '.join(str(error).split())
+    return f'unexpected {name}: {text}. To see where, run: {again}', FAILED
 
 
 def raise_stopped(number: int, frame: object) -> None:
@@ -402,4 +410,4 @@ def raise_stopped(number: int, frame: object) -> None:
 
 def show_warning(message: object, *about: object, **more: object) -> None:
     """Print a warning in one line, without the place in the code."""
-    print(f'd2lbert: {message}', file=sys.stderr)
+    say(message)
