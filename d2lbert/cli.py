@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -21,7 +22,7 @@ import typer
 
 from d2lbert import errors
 from d2lbert.errors import InputError
-from d2lbert.frameworks import FRAMEWORKS, check_package
+from d2lbert.frameworks import FRAMEWORKS, check_package, check_process
 from d2lbert.runs.signals import replace_handlers
 from d2lbert.tools.options import (
     NAMES,
@@ -35,6 +36,8 @@ from d2lbert.tools.options import (
 from d2lbert.tools.terminal import say, terminal
 
 FAILED, BAD_INPUT = 1, 2
+#: How the frameworks say that there is no memory.
+NO_MEMORY = re.compile('alloc|out of memory', re.IGNORECASE)
 
 app = typer.Typer(
     help='BERT pretraining from Dive into Deep Learning, in '
@@ -376,6 +379,7 @@ def main() -> None:
 def run(settings: dict[str, bool]) -> None:
     """Run the command; all that it prints is then written."""
     check_package()
+    check_process()
     with warnings.catch_warnings():
         warnings.simplefilter('always', errors.RunWarning)
         warnings.showwarning = show_warning
@@ -395,10 +399,19 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), BAD_INPUT
     if isinstance(error, errors.D2LBertError):
         return str(error), FAILED
-    again = shlex.join(['d2lbert', '--debug', *sys.argv[1:]])
-    name = type(error).__name__
     # A framework's message can have many lines
     text = ' '.join(str(error).split())
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and NO_MEMORY.search(text)
+    ):
+        return (
+            f'there is not enough memory ({text}): give smaller numbers for '
+            '--micro-batch, --batch-size or --max-len, or of hidden units '
+            'and blocks',
+            FAILED,
+        )
+    again = shlex.join(['d2lbert', '--debug', *sys.argv[1:]])
+    name = type(error).__name__
     return f'unexpected {name}: {text}. To see where, run: {again}', FAILED
 
 

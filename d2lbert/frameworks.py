@@ -6,13 +6,16 @@ module imports no framework, and not even NumPy.
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from d2lbert.errors import BackendsError, check_choice
+from d2lbert.errors import BackendsError, InputError, RunError, check_choice
 
 if TYPE_CHECKING:
     from backends.base import Backend
@@ -82,6 +85,7 @@ def load_tab(backend: str) -> Tab:
     """
     check_backend(backend)
     check_package()
+    check_process()
     import backends
 
     backends.load(backend)
@@ -113,3 +117,39 @@ def check_package() -> None:
             f'd2lbert is expected at {ours}: rename what hides it, run from '
             'another folder, or install d2lbert again'
         )
+
+
+@cache
+def check_process() -> None:
+    """Raise an error where a framework would end this process.
+
+    MKL does so where the current folder is gone. OpenMP and MXNet do so
+    where they cannot start threads; on C cores MXNet has up to 10 + 4 C.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(
+            f'the current folder cannot be found ({error.strerror}): change '
+            'to another folder'
+        ) from error
+    num_cores = os.cpu_count() or 1
+    if hasattr(os, 'sched_getaffinity'):
+        num_cores = len(os.sched_getaffinity(0))
+    num_threads = 16 + 4 * num_cores
+    done, started = Event(), []
+    try:
+        for _ in range(num_threads):
+            thread = Thread(target=done.wait)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        raise RunError(
+            f'the frameworks need up to {num_threads} threads, and the '
+            f'system does not allow them ({error}): raise the limit of this '
+            "user's processes (ulimit -u), or end other programs"
+        ) from error
+    finally:
+        done.set()
+        for thread in started:
+            thread.join()

@@ -1,12 +1,21 @@
 """The command on a machine that is full, poor, or set up in an odd way."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from helpers import ROOT, Done, assert_refused, unix
+from d2lbert import frameworks
+from d2lbert.errors import InputError
+from d2lbert.runs.config import LEAST
+from d2lbert.runs.folder import to_manifest
+from d2lbert.runs.run import WEIGHTS_FILE
+from helpers import ROOT, TINY, Done, assert_refused, unix
 
 pytestmark = unix
 
@@ -99,3 +108,111 @@ def test_a_terminal_obeys_nothing_that_is_printed(run, saved, one_backend):
     assert_refused(done, r'\x1b[31mred\x07\x9b\u202e\x7f\r\n holds no run')
     done = run(HOSTILE)
     assert done.status == 2 and '\x1b' not in done.err
+
+
+# ---- what there is too little of -------------------------------------
+
+
+def test_a_current_folder_that_is_gone(command, one_backend, tmp_path):
+    for args in (
+        ('pretrain', '--backend', one_backend, '--out', tmp_path / 'run'),
+        ('doctor',),
+    ):
+        done = command(*args, before='mkdir gone; cd gone; rmdir ../gone')
+        assert_refused(done, 'current folder cannot be found')
+    assert not (tmp_path / 'run').exists()
+    with pytest.MonkeyPatch.context() as patch:
+        (tmp_path / 'gone').mkdir()
+        patch.chdir(tmp_path / 'gone')
+        (tmp_path / 'gone').rmdir()
+        frameworks.check_process.cache_clear()
+        with pytest.raises(InputError, match='current folder'):
+            frameworks.load_tab(one_backend)
+
+
+#: Root may start any number of processes; this is no root, but may read.
+NOT_ROOT = (
+    'set -- setpriv --reuid 54321 --clear-groups '
+    '--inh-caps +dac_override --ambient-caps +dac_override "$@"\n'
+)
+
+
+@pytest.mark.skipif(not shutil.which('prlimit'), reason='needs util-linux')
+@pytest.mark.parametrize('most', [1, 6])
+def test_too_few_threads(command, backend_name, tmp_path, most):
+    is_root = os.geteuid() == 0
+    done = command(
+        *('pretrain', *TINY, '--backend', backend_name, '--out', 'run'),
+        before=NOT_ROOT * is_root + f'set -- prlimit --nproc={most} "$@"',
+    )
+    assert_refused(done, 'does not allow them', 'ulimit -u', status=1)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_network_larger_than_the_machine(run, backend_name, tmp_path):
+    def refused(*args):
+        done = run(
+            *('pretrain', *TINY, '--backend', backend_name, *args),
+            *('--out', tmp_path / 'run'),
+        )
+        assert_refused(done, 'bytes of memory', 'give smaller numbers')
+        assert not (tmp_path / 'run').exists()
+
+    refused('--num-hiddens', 4_000_000)
+    refused('--ffn-num-hiddens', 2_000_000_000)
+    refused('--num-blks', 2_000_000_000)
+
+
+@pytest.mark.skipif(not shutil.which('prlimit'), reason='needs util-linux')
+def test_memory_that_is_not_there(command, backend_name, tmp_path):
+    done = command(
+        *('pretrain', *TINY, '--backend', backend_name, '--out', 'run'),
+        *('--num-hiddens', 8000, '--num-heads', 1),
+        before='set -- prlimit --as=3000000000 "$@"',
+    )
+    assert_refused(done, 'memory', 'smaller numbers', status=done.status)
+    assert done.status in {1, 2} and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', sorted({*LEAST} - {'seed'}))
+def test_a_number_that_is_huge(run, tmp_path, name):
+    option = f'--{name.replace("_", "-")}={10**25}'
+    done = run('pretrain', option, '--out', tmp_path / 'run')
+    assert_refused(done, f'{name} = 1000', '2147483647')
+
+
+@pytest.mark.parametrize(
+    'setting', ['MININTERVAL=x', 'NCOLS=x', 'ASCII=1', 'BAR_FORMAT={']
+)
+def test_a_progress_bar_set_up_in_an_odd_way(
+    command, one_backend, text_file, tmp_path, setting
+):
+    name, _, value = f'TQDM_{setting}'.partition('=')
+    done = command(
+        *('pretrain', *TINY, '--backend', one_backend, '--out', 'run'),
+        *('--corpus', text_file),
+        **{name: value},
+    )
+    assert_refused(done, name, 'unset')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_weights_of_integers(run, saved, backend_name, tmp_path):
+    folder = tmp_path / 'run'
+    shutil.copytree(saved(backend_name), folder)
+    weights = load_file(folder / WEIGHTS_FILE)
+    name = 'encoder.token_embedding.weight'
+    weights[name] = weights[name].astype(np.int64)
+    save_file(weights, folder / WEIGHTS_FILE)
+    content, files = json.loads((folder / 'run.json').read_text()), {}
+    for file in content.pop('files'):
+        files[file] = (folder / file).read_bytes()
+    content = {k: content[k] for k in ('config', 'results', 'versions')}
+    (folder / 'run.json').write_bytes(to_manifest(content, files))
+    words = f'{name} has type int64'
+    assert_refused(run('encode', folder, 'a crane'), words, status=1)
+    for source, status in ((folder, 1), (folder / WEIGHTS_FILE, 2)):
+        out = tmp_path / 'out'
+        args = ('convert', source, '--to', 'safetensors', '--out', out)
+        assert_refused(run(*args), words, status=status)
+        assert not out.exists()
