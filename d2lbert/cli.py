@@ -318,16 +318,20 @@ def doctor(
     from backends import mxnet_import
     from d2lbert.tools.doctor import examine, problems, report
 
-    if enable_mxnet:
-        print(f'The import hook is on: {mxnet_import.enable()}')
-    elif enable_mxnet is not None:
-        was_on = mxnet_import.disable()
-        print(f'The import hook {"is off" if was_on else "was not on"}.')
-    else:
+    if enable_mxnet is None:
         findings = examine()
         print(report(findings))
         if problems(findings):
             raise typer.Exit(FAILED)
+        return
+    try:
+        if enable_mxnet:
+            state = f'is on: {mxnet_import.enable()}'
+        else:
+            state = 'is off.' if mxnet_import.disable() else 'was not on.'
+    except OSError as error:
+        raise errors.RunError(error.strerror) from error
+    print(f'The import hook {state}')
 
 
 def free_folder(path: Path) -> Path:

@@ -14,7 +14,7 @@ from d2lbert import frameworks
 from d2lbert.errors import InputError
 from d2lbert.runs.config import LEAST
 from d2lbert.runs.folder import to_manifest
-from d2lbert.runs.run import WEIGHTS_FILE
+from d2lbert.runs.run import WEIGHTS_FILE, load_run
 from helpers import ROOT, TINY, Done, assert_refused, unix
 
 pytestmark = unix
@@ -216,3 +216,102 @@ def test_weights_of_integers(run, saved, backend_name, tmp_path):
         args = ('convert', source, '--to', 'safetensors', '--out', out)
         assert_refused(run(*args), words, status=status)
         assert not out.exists()
+
+
+# ---- how the machine is set up ---------------------------------------
+
+NO_HOME = '~nosuchuser/x'
+
+
+@pytest.mark.parametrize(
+    'args',
+    [
+        ('pretrain', *TINY, '--out', NO_HOME),
+        ('pretrain', *TINY, '--corpus', NO_HOME, '--out', 'run'),
+        ('encode', NO_HOME, 'a crane'),
+        ('convert', NO_HOME, '--to', 'safetensors', '--out', 'x'),
+    ],
+)
+def test_a_home_folder_that_is_not_known(run, tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    done = run(*args)
+    assert done.status == 2 and 'Traceback' not in done.err
+    assert f'{NO_HOME}: the home folder of ~nosuchuser is not' in done.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['D2LBERT_CACHE', 'D2LBERT_WIKITEXT2'])
+def test_a_variable_with_a_home_folder_that_is_not_known(
+    run, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, NO_HOME)
+    done = run('pretrain', *TINY, '--corpus=wikitext-2', '--out=run')
+    assert_refused(done, f'{name}={NO_HOME}: the home folder of ~nosuchuser')
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_below_the_home_folder(
+    run, saved, one_backend, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    shutil.copytree(saved(one_backend), tmp_path / 'home' / 'run')
+    done = run('encode', '~/run', 'a crane', '--npy=~/x.npy')
+    assert done.status == 0
+    assert (tmp_path / 'home' / 'x.npy').exists()
+
+
+@pytest.mark.skipif(
+    not shutil.which('setpriv') or os.geteuid(), reason='needs root, setpriv'
+)
+def test_a_user_without_a_home(command, one_backend, tmp_path):
+    done = command(
+        *('pretrain', *TINY, '--backend', one_backend, '--out', 'run'),
+        before=f'unset HOME D2LBERT_CACHE\n{NOT_ROOT}',
+    )
+    assert_refused(done, 'home folder of this user', 'D2LBERT_CACHE')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('setting', 'content'),
+    [
+        ('nonsense', b''),
+        ('', b'backend: nonsense\nfont.size: x\n'),
+        ('', b'\xff\xfe'),
+        ('', b'text.usetex: True\ntext.latex.preamble: \\nonsense\n'),
+    ],
+)
+def test_settings_of_matplotlib_that_cannot_be_used(
+    command, saved, one_backend, text_file, tmp_path, setting, content
+):
+    (tmp_path / 'matplotlibrc').write_bytes(content)
+    done = command(
+        *('pretrain', *TINY, '--backend', one_backend, '--out', 'run'),
+        *('--corpus', text_file, '--steps=1'),
+        MPLBACKEND=setting,
+    )
+    assert done.status == 0 and 'MLM loss' in done.out
+    assert 'Traceback' not in done.err
+    drawn = (tmp_path / 'run' / 'losses.png').exists()
+    assert drawn != ('could not be drawn' in done.err)
+    assert len(load_run(tmp_path / 'run').history) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['chapter', 'parity'])
+def test_numbers_that_cannot_be_drawn(
+    command, both_tabs, text_file, tmp_path, name
+):
+    done = command(
+        *(name, '--steps=1', '--batch-size=8', '--max-len=32'),
+        *('--corpus', text_file, '--devices=cpu', '--out', 'out'),
+        MPLBACKEND='nonsense',
+    )
+    assert done.status == 0 and 'could not be drawn' in done.err
+    assert 'Curves' not in done.out and 'Traceback' not in done.err
+    kept = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert kept >= (
+        {'mxnet', 'torch'} if name == 'chapter' else {'parity.json'}
+    )
