@@ -7,6 +7,7 @@ module imports no framework, and not even NumPy.
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from importlib import import_module
 from importlib.machinery import ModuleSpec
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from backends.base import Backend
 
 
+#: A number of threads.
+COUNT = re.compile(' *[1-9][0-9]{0,2} *')
+
+
 class Framework(NamedTuple):
     """A framework.
 
@@ -28,7 +33,8 @@ class Framework(NamedTuple):
     `label`: how its authors write it; `color`: of its curves; `recipe`: the
     name of its tab's recipe. `probe`: Python code for `d2lbert doctor`, which
     imports the framework as `framework` and counts its GPUs as `gpus`;
-    `reinstall`: the command that repairs its installation.
+    `reinstall`: the command that repairs its installation; `counts`: a
+    pattern of the environment variables that must be a number of threads.
     """
 
     name: str
@@ -37,6 +43,7 @@ class Framework(NamedTuple):
     recipe: str
     probe: str
     reinstall: str
+    counts: str = ''
 
     @property
     def install(self) -> str:
@@ -57,6 +64,8 @@ FRAMEWORKS = {
             'framework = mxnet_import.import_mxnet(); '
             'gpus = framework.context.num_gpus()',
             reinstall='pip install --force-reinstall --no-deps mxnet==1.9.1',
+            # It aborts for other text, and hangs for 0 and for too many
+            counts='OMP_NUM_THREADS|MXNET_.*NTHREADS',
         ),
         Framework(
             'torch',
@@ -86,6 +95,7 @@ def load_tab(backend: str) -> Tab:
     check_backend(backend)
     check_package()
     check_process()
+    check_counts(FRAMEWORKS[backend].counts)
     import backends
 
     backends.load(backend)
@@ -117,6 +127,16 @@ def check_package() -> None:
             f'd2lbert is expected at {ours}: rename what hides it, run from '
             'another folder, or install d2lbert again'
         )
+
+
+def check_counts(names: str) -> None:
+    """Raise `InputError` for a variable that is no number of threads."""
+    for name, value in os.environ.items():
+        if re.fullmatch(names, name) and not COUNT.fullmatch(value):
+            raise InputError(
+                f'the environment variable {name} is {value!r}: expected a '
+                'whole number from 1 to 999, or unset it'
+            )
 
 
 @cache

@@ -181,9 +181,7 @@ def test_a_number_that_is_huge(run, tmp_path, name):
     assert_refused(done, f'{name} = 1000', '2147483647')
 
 
-@pytest.mark.parametrize(
-    'setting', ['MININTERVAL=x', 'NCOLS=x', 'ASCII=1', 'BAR_FORMAT={']
-)
+@pytest.mark.parametrize('setting', ['MININTERVAL=x', 'ASCII=1'])
 def test_a_progress_bar_set_up_in_an_odd_way(
     command, one_backend, text_file, tmp_path, setting
 ):
@@ -315,3 +313,17 @@ def test_numbers_that_cannot_be_drawn(
     assert kept >= (
         {'mxnet', 'torch'} if name == 'chapter' else {'parity.json'}
     )
+
+
+@pytest.mark.parametrize('value', ['x', '2,1', '0', '-1', '100000', '9' * 20])
+@pytest.mark.parametrize(
+    'name', ['OMP_NUM_THREADS', 'MXNET_CPU_WORKER_NTHREADS']
+)
+def test_a_number_of_threads_that_mxnet_aborts_for(
+    run, tmp_path, monkeypatch, name, value
+):
+    monkeypatch.setenv(name, value)
+    out = tmp_path / 'run'
+    done = run('pretrain', *TINY, '--backend=mxnet', '--out', out)
+    assert_refused(done, f'{name} is {value!r}', 'from 1 to 999')
+    assert not out.exists()
