@@ -31,7 +31,7 @@ import sys
 import sysconfig
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, cast
@@ -322,17 +322,14 @@ def enable(site_packages: str | os.PathLike[str] | None = None) -> Path:
     """
     pth = hook_path(site_packages)
     part = pth.with_suffix('.part')
-    try:
-        line = _PTH.format(hook=HOOK, mend=os.path.abspath(__file__))
-        part.write_text(line, 'ascii')
-        os.replace(part, pth)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f'cannot write {pth} ({error.strerror}); use a '
-            'virtual environment that you own: python -m venv .venv',
-        ) from error
+    line = _PTH.format(hook=HOOK, mend=os.path.abspath(__file__))
+    with _writing(pth):
+        try:
+            part.write_text(line, 'ascii')
+            os.replace(part, pth)
+        finally:
+            with suppress(OSError):
+                part.unlink()
     return pth
 
 
@@ -341,9 +338,23 @@ def disable(site_packages: str | os.PathLike[str] | None = None) -> bool:
     pth = hook_path(site_packages)
     was_there = pth.exists()
     # An older d2lbert wrote a module too
-    for path in pth.parent.glob(f'{HOOK}.*'):
-        path.unlink()
+    with _writing(pth):
+        for path in pth.parent.glob(f'{HOOK}.*'):
+            path.unlink()
     return was_there
+
+
+@contextmanager
+def _writing(pth: Path) -> Iterator[None]:
+    """Say in an `OSError` which file cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f'cannot write {pth} ({error.strerror}); use a '
+            'virtual environment that you own: python -m venv .venv',
+        ) from error
 
 
 def hook_path(site_packages: str | os.PathLike[str] | None = None) -> Path:

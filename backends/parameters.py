@@ -10,7 +10,7 @@ from backends.types import Arrays
 def check_parameters(
     expected: Mapping[str, tuple[int, ...]], arrays: Arrays
 ) -> None:
-    """Raise `ValueError` unless names and shapes of `arrays` are right."""
+    """Raise `ValueError` unless `arrays` can be the parameters."""
     faults = [f'{name} is missing' for name in expected if name not in arrays]
     faults += [
         f'{name} is not a parameter of this network'
@@ -21,6 +21,11 @@ def check_parameters(
         f'{name} has shape {arrays[name].shape} instead of {shape}'
         for name, shape in expected.items()
         if name in arrays and tuple(arrays[name].shape) != shape
+    ]
+    faults += [
+        f'{name} has type {arrays[name].dtype} instead of a type of floats'
+        for name in expected
+        if name in arrays and arrays[name].dtype.kind != 'f'
     ]
     if faults:
         raise ValueError(

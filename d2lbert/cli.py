@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -22,7 +23,7 @@ import typer
 
 from d2lbert import errors
 from d2lbert.errors import InputError
-from d2lbert.frameworks import FRAMEWORKS, check_package
+from d2lbert.frameworks import FRAMEWORKS, check_package, check_process
 from d2lbert.runs.signals import replace_handlers
 from d2lbert.tools.options import (
     NAMES,
@@ -34,12 +35,15 @@ from d2lbert.tools.options import (
     path_argument,
     path_option,
 )
+from d2lbert.tools.terminal import say, terminal
 
 if TYPE_CHECKING:
     from d2lbert.runs.run import Run
 
 FAILED, BAD_INPUT = 1, 2
 Result = TypeVar('Result')
+#: How the frameworks say that there is no memory.
+NO_MEMORY = re.compile('alloc|out of memory', re.IGNORECASE)
 
 app = typer.Typer(
     help='BERT pretraining from Dive into Deep Learning, in '
@@ -337,16 +341,20 @@ def doctor(
     from backends import mxnet_import
     from d2lbert.tools.doctor import examine, problems, report
 
-    if enable_mxnet:
-        print(f'The import hook is on: {mxnet_import.enable()}')
-    elif enable_mxnet is not None:
-        was_on = mxnet_import.disable()
-        print(f'The import hook {"is off" if was_on else "was not on"}.')
-    else:
+    if enable_mxnet is None:
         findings = examine()
         print(report(findings))
         if problems(findings):
             raise typer.Exit(FAILED)
+        return
+    try:
+        if enable_mxnet:
+            state = f'is on: {mxnet_import.enable()}'
+        else:
+            state = 'is off.' if mxnet_import.disable() else 'was not on.'
+    except OSError as error:
+        raise errors.RunError(error.strerror) from error
+    print(f'The import hook {state}')
 
 
 def into_folder(
@@ -390,29 +398,35 @@ def save_array(path: Path, array: Any, force: bool) -> None:
 
 def main() -> None:
     """Run the command; an error becomes one line and an exit status."""
-    for name in ('stdout', 'stderr'):
-        if getattr(sys, name) is None:  # closed by the parent process
-            setattr(sys, name, io.StringIO())
-    # A terminal shows an escape for a character that it cannot show
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')
     replace_handlers(raise_stopped)
     settings = {'debug': False}
-    try:
-        check_package()
-        with warnings.catch_warnings():
-            warnings.simplefilter('always', errors.RunWarning)
-            warnings.showwarning = show_warning
+    with terminal():
+        try:
+            run(settings)
+        except errors.Stopped as error:
+            say(error)
+            sys.exit(128 + error.number)
+        except BrokenPipeError:
+            sys.exit(FAILED)
+        except Exception as error:
+            if settings['debug']:
+                traceback.print_exc()
+            message, status = explain(error)
+            say(message)
+            sys.exit(status)
+
+
+def run(settings: dict[str, bool]) -> None:
+    """Run the command; all that it prints is then written."""
+    check_package()
+    check_process()
+    with warnings.catch_warnings():
+        warnings.simplefilter('always', errors.RunWarning)
+        warnings.showwarning = show_warning
+        try:
             app(prog_name='d2lbert', obj=settings)
-        return
-    except errors.Stopped as error:
-        message, status = str(error), 128 + error.number
-    except Exception as error:
-        if settings['debug']:
-            traceback.print_exc()
-        message, status = explain(error)
-    print(f'd2lbert: {message}', file=sys.stderr)
-    sys.exit(status)
+        finally:
+            sys.stdout.flush()
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -425,9 +439,20 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), BAD_INPUT
     if isinstance(error, errors.D2LBertError):
         return str(error), FAILED
+    # A framework's message can have many lines
+    text = ' '.join(str(error).split())
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and NO_MEMORY.search(text)
+    ):
+        return (
+            f'there is not enough memory ({text}): give smaller numbers for '
+            '--micro-batch, --batch-size or --max-len, or of hidden units '
+            'and blocks',
+            FAILED,
+        )
     again = shlex.join(['d2lbert', '--debug', *sys.argv[1:]])
     name = type(error).__name__
-    return f'unexpected {name}: {error}. To see where, run: {again}', FAILED
+    return f'unexpected {name}: {text}. To see where, run: {again}', FAILED
 
 
 def raise_stopped(number: int, frame: object) -> None:
@@ -438,4 +463,4 @@ def raise_stopped(number: int, frame: object) -> None:
 
 def show_warning(message: object, *about: object, **more: object) -> None:
     """Print a warning in one line, without the place in the code."""
-    print(f'd2lbert: {message}', file=sys.stderr)
+    say(message)

@@ -6,6 +6,7 @@ do next.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,22 @@ def check_choice(what: str, given: object, known: Iterable[str]) -> None:
             f'unknown {what} {given!r}: expected one of '
             + ', '.join(map(repr, known))
         )
+
+
+def expand_home(path: str, given: str = '') -> str:
+    """Replace a `~` or `~USER` that a path begins with by the home folder.
+
+    `given`: what precedes the path in the error. Raises `InputError` where
+    no such folder is known: a folder named `~` would be made.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith('~'):
+        raise InputError(
+            f'{given}{path}: the home folder of {path.partition("/")[0]} is '
+            'not known: give the path in full, or ./~… for a name that '
+            'begins with ~'
+        )
+    return expanded
 
 
 @contextmanager

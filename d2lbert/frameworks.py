@@ -6,16 +6,24 @@ module imports no framework, and not even NumPy.
 
 from __future__ import annotations
 
+import os
+import re
+from functools import cache
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from d2lbert.errors import BackendsError, check_choice
+from d2lbert.errors import BackendsError, InputError, RunError, check_choice
 
 if TYPE_CHECKING:
     from backends.base import Backend
+
+
+#: A number of threads.
+COUNT = re.compile(' *[1-9][0-9]{0,2} *')
 
 
 class Framework(NamedTuple):
@@ -25,7 +33,8 @@ class Framework(NamedTuple):
     `label`: how its authors write it; `color`: of its curves; `recipe`: the
     name of its tab's recipe. `probe`: Python code for `d2lbert doctor`, which
     imports the framework as `framework` and counts its GPUs as `gpus`;
-    `reinstall`: the command that repairs its installation.
+    `reinstall`: the command that repairs its installation; `counts`: a
+    pattern of the environment variables that must be a number of threads.
     """
 
     name: str
@@ -34,6 +43,7 @@ class Framework(NamedTuple):
     recipe: str
     probe: str
     reinstall: str
+    counts: str = ''
 
     @property
     def install(self) -> str:
@@ -54,6 +64,8 @@ FRAMEWORKS = {
             'framework = mxnet_import.import_mxnet(); '
             'gpus = framework.context.num_gpus()',
             reinstall='pip install --force-reinstall --no-deps mxnet==1.9.1',
+            # It aborts for other text, and hangs for 0 and for too many
+            counts='MXNET_.*NTHREADS',
         ),
         Framework(
             'torch',
@@ -82,6 +94,8 @@ def load_tab(backend: str) -> Tab:
     """
     check_backend(backend)
     check_package()
+    check_process()
+    check_counts(FRAMEWORKS[backend].counts)
     import backends
 
     backends.load(backend)
@@ -113,3 +127,49 @@ def check_package() -> None:
             f'd2lbert is expected at {ours}: rename what hides it, run from '
             'another folder, or install d2lbert again'
         )
+
+
+def check_counts(names: str) -> None:
+    """Raise `InputError` for a variable that is no number of threads."""
+    for name, value in os.environ.items():
+        if re.fullmatch(names, name) and not COUNT.fullmatch(value):
+            raise InputError(
+                f'the environment variable {name} is {value!r}: expected a '
+                'whole number from 1 to 999, or unset it'
+            )
+
+
+@cache
+def check_process() -> None:
+    """Raise an error where a framework would end this process.
+
+    MKL does so where the current folder is gone. OpenMP and MXNet do so
+    where they cannot start threads; on C cores MXNet has up to 10 + 4 C.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(
+            f'the current folder cannot be found ({error.strerror}): change '
+            'to another folder'
+        ) from error
+    num_cores = os.cpu_count() or 1
+    if hasattr(os, 'sched_getaffinity'):
+        num_cores = len(os.sched_getaffinity(0))
+    num_threads = 16 + 4 * num_cores
+    done, started = Event(), []
+    try:
+        for _ in range(num_threads):
+            thread = Thread(target=done.wait)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        raise RunError(
+            f'the frameworks need up to {num_threads} threads, and the '
+            f'system does not allow them ({error}): raise the limit of this '
+            "user's processes (ulimit -u), or end other programs"
+        ) from error
+    finally:
+        done.set()
+        for thread in started:
+            thread.join()

@@ -15,7 +15,8 @@ import numpy as np
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError, check_choice
 
-#: An update with a larger one could leave float32, which ends at 3e38.
+#: An update with a larger one, or one over it, could leave float32, which
+#: begins at 1e-38 and ends at 3e38.
 MAX_LR = 1e30
 
 
@@ -104,7 +105,8 @@ def get_recipe(name: str) -> Recipe:
 
 def check_lr(lr: float) -> None:
     """Raise `InputError` for a learning rate that cannot be used."""
-    if not 0 < lr <= MAX_LR:
+    if not 1 / MAX_LR <= lr <= MAX_LR:
         raise InputError(
-            f'lr = {lr!r}: expected a positive number, at most {MAX_LR}'
+            f'lr = {lr!r}: expected a positive number, from {1 / MAX_LR} '
+            f'to {MAX_LR}'
         )

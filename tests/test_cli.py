@@ -342,6 +342,7 @@ def test_the_sample_is_the_default_corpus(run, backend_name, tmp_path):
         ('--lr', 'nan', 'positive number'),
         ('--lr', 'inf', 'positive number'),
         ('--lr', '1e999', 'positive number'),
+        ('--lr', '1e-300', 'positive number'),
         ('--micro-batch', '0', 'whole number from 1'),
         ('--seed', '-1', 'whole number from 0'),
         ('--save-every', '0', 'whole number from 1'),

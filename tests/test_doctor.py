@@ -15,6 +15,7 @@ from backends import mxnet_import
 from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.tools import doctor
 from d2lbert.tools.doctor import Finding
+from helpers import assert_refused
 
 ROOT = Path(mxnet_import.__file__).parents[1]
 
@@ -153,6 +154,57 @@ def test_an_import_that_ends_python(tmp_path):
     assert status == 1 and 'Problems found: mxnet, torch.' in text
     assert 'the import ended Python with status 3 a last word' in text
     assert "ModuleNotFoundError: No module named 'nonsense'" in text
+
+
+def test_an_import_that_ends_python_well_or_prints(tmp_path):
+    package(tmp_path, 'torch', 'import os; os._exit(0)')
+    package(
+        tmp_path,
+        'mxnet',
+        WORKING
+        + """
+    import atexit
+    atexit.register(print, 'a last word')
+    print('a first word', end='')
+    """,
+    )
+    status, text = examine(tmp_path)
+    assert status == 1 and 'Problems found: torch.' in text
+    assert 'the import ended Python with status 0' in text
+    assert 'mxnet 9.9, imports' in text
+
+
+def test_a_file_that_hides_a_framework(tmp_path, monkeypatch):
+    (tmp_path / 'packages').mkdir()
+    working(tmp_path / 'packages')
+    for name in ('torch', 'json'):
+        (tmp_path / f'{name}.py').write_text('open("it ran", "w")')
+    monkeypatch.chdir(tmp_path)
+    code = f'import sys; sys.path.remove("")\n{EXAMINE}'
+    status, text = examine(tmp_path / 'packages', code)
+    assert status == 1 and 'Problems found: folder.' in text
+    assert f'{tmp_path / "torch.py"} hides the framework torch' in text
+    assert 'torch 9.9, imports' in text
+    assert not (tmp_path / 'it ran').exists()
+
+
+@pytest.mark.parametrize('option', ['--enable-mxnet', '--disable-mxnet'])
+def test_site_packages_that_cannot_be_written(
+    run, tmp_path, monkeypatch, option
+):
+    pth = tmp_path / 'nowhere' / f'{mxnet_import.HOOK}.pth'
+    if option == '--disable-mxnet':
+        pth.mkdir(parents=True)  # a folder cannot be unlinked
+    monkeypatch.setattr(mxnet_import, 'hook_path', lambda *_: pth)
+    done = run('doctor', option)
+    assert_refused(done, f'cannot write {pth}', 'venv', status=1)
+
+
+def test_a_home_folder_that_the_doctor_does_not_know(tmp_path):
+    working(tmp_path)
+    status, text = examine(tmp_path, D2LBERT_CACHE='~nosuchuser/x')
+    assert status == 1 and 'Problems found: cache.' in text
+    assert 'D2LBERT_CACHE=~nosuchuser/x: the home folder' in text
 
 
 def test_a_hook_that_is_broken(tmp_path):

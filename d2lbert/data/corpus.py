@@ -33,7 +33,7 @@ from d2lbert.data.files import (
     sha256,
     write_file,
 )
-from d2lbert.errors import CorpusError, InputError
+from d2lbert.errors import CorpusError, InputError, expand_home
 
 if TYPE_CHECKING:
     import requests  # noqa: TID251
@@ -103,10 +103,18 @@ def cache_folder() -> Path:
     """
     folder = os.environ.get('D2LBERT_CACHE')
     if folder:
-        return Path(os.path.expanduser(folder))
+        return Path(expand_home(folder, 'D2LBERT_CACHE='))
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir('d2lbert'))
+    try:
+        # Where a user has no home, it begins with ~ or is an error
+        return Path(expand_home(platformdirs.user_cache_dir('d2lbert')))
+    except (InputError, RuntimeError) as error:
+        raise InputError(
+            'the cache has no place, because the home folder of this user '
+            'is not known: name a folder in the environment variable '
+            'D2LBERT_CACHE'
+        ) from error
 
 
 def fetch(mirrors: Sequence[str] = MIRRORS, expected: str = SHA256) -> bytes:
@@ -172,7 +180,7 @@ def _read_path(corpus: str | os.PathLike, option: str = '') -> list[str]:
     """
     name = f'{option}{corpus}'
     try:
-        path = os.path.expanduser(os.fsdecode(corpus))
+        path = expand_home(os.fsdecode(corpus), option)
         if os.path.isdir(path):
             places = (
                 f'{path}/{TRAIN_FILE}',
@@ -183,6 +191,8 @@ def _read_path(corpus: str | os.PathLike, option: str = '') -> list[str]:
             name = f'{option}{path}'
         check_regular(path, MAX_TEXT_BYTES)
         data = Path(path).read_bytes()
+    except InputError:
+        raise
     except (OSError, TypeError, ValueError) as error:
         raise InputError(
             f'The corpus {name!r} cannot be read ({describe_error(error)}); '

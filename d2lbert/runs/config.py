@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,8 @@ MAY_CHANGE = (
     'save_every',
     'keep',
 )
+#: The largest whole number but for the seed: larger ones fit no array.
+MOST = 2**31 - 1
 SIZES = ('num_hiddens', 'ffn_num_hiddens', 'num_heads', 'num_blks')
 #: The least value of each whole number.
 LEAST = dict.fromkeys(
@@ -131,11 +134,12 @@ class Config:
         for name, least in LEAST.items():
             value = getattr(self, name)
             is_default = value is getattr(Config, name)  # it may be `None`
-            is_count = is_number(value, int) and value >= least
+            most = math.inf if name == 'seed' else MOST
+            is_count = is_number(value, int) and least <= value <= most
             if not is_default and not is_count:
                 raise InputError(
                     f'{name} = {value!r}: expected a whole number from '
-                    f'{least} up'
+                    f'{least} ' + ('up' if name == 'seed' else f'to {MOST}')
                 )
         for name in ('dropout', 'lr'):
             value = getattr(self, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import mmap
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from d2lbert.book.animator import DPI
 from d2lbert.data.files import describe_error, write_file
-from d2lbert.errors import RunError, warn
+from d2lbert.errors import InputError, RunError, warn
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
 if TYPE_CHECKING:
@@ -32,6 +32,25 @@ TASKS = ('Masked language modelling', 'Next sentence prediction')
 DRAWING_BYTES = 1 << 28
 #: Smaller differences of losses than this are not drawn.
 LEAST_GAP = 1e-17
+
+
+@contextmanager
+def bar_errors() -> Iterator[None]:
+    """Turn any error of tqdm into an `InputError` about its variables."""
+    names = [name for name in os.environ if name.startswith('TQDM_')]
+    try:
+        yield
+    except Exception as error:
+        if not names:
+            raise
+        raise InputError(
+            f'the progress bar does not work ({describe_error(error)}) with '
+            f'the environment variables {", ".join(names)}: unset them'
+        ) from error
+
+
+with bar_errors():
+    from tqdm import tqdm
 
 
 class Unfailing:
@@ -70,15 +89,16 @@ class Progress(tqdm):
         num_done: int = 0,
         visible: bool = True,
     ) -> None:
-        super().__init__(
-            total=num_steps,
-            initial=num_done,
-            desc=label_of(label),
-            unit='step',
-            file=Unfailing(sys.stderr),
-            disable=not visible or sys.stderr is None,
-            mininterval=0.2,
-        )
+        with bar_errors():
+            super().__init__(
+                total=num_steps,
+                initial=num_done,
+                desc=label_of(label),
+                unit='step',
+                file=Unfailing(sys.stderr),
+                disable=not visible or sys.stderr is None,
+                mininterval=0.2,
+            )
 
     def show(self, **values: float) -> None:
         """Count a step and show its values."""

@@ -264,6 +264,7 @@ def new_net(
     tab: Any, config: Config, vocab: Vocab, devices: Sequence[base.Device]
 ) -> Any:
     """Return the network of a run with its initial weights."""
+    check_memory(config, len(vocab), num_copies=4)  # gradients, two moments
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
     initialization = get_recipe(config.recipe).initialization
     weights = initial_weights(
@@ -271,6 +272,31 @@ def new_net(
     )
     set_weights(net, weights, devices)
     return net
+
+
+def check_memory(
+    config: Config, vocab_size: int, num_copies: int = 1
+) -> None:
+    """Raise `InputError` where a network is larger than this machine.
+
+    A system that is out of memory may end any process, without a word.
+    """
+    width, total = config.num_hiddens, math.inf
+    if hasattr(os, 'sysconf'):  # not on Windows
+        total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    # Without biases and the like
+    num_least = width * (
+        2 * vocab_size
+        + config.num_blks * (4 * width + 2 * config.ffn_num_hiddens)
+    )
+    needed = 4 * num_least * num_copies
+    if needed > total:
+        raise InputError(
+            f'a network with num_hiddens = {width}, ffn_num_hiddens = '
+            f'{config.ffn_num_hiddens} and num_blks = {config.num_blks} '
+            f'needs {needed:,} bytes of memory or more, this machine has '
+            f'{total:,}: give smaller numbers'
+        )
 
 
 def load_run(folder: str | Path, backend: str | None = None) -> Run:
@@ -308,6 +334,7 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
         ) from error
     check_finite(f'the weights in {folder} are', weights)
     config = config_of(options, path)
+    check_memory(config, len(vocab))
     tab = load_tab(backend or config.backend)
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
     try:

@@ -18,11 +18,13 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
 from backends import mxnet_import
 from d2lbert import __version__
+from d2lbert.errors import InputError, expand_home
 from d2lbert.frameworks import FRAMEWORKS, Framework
 
 #: Where the packages d2lbert and backends are.
@@ -56,6 +58,7 @@ def examine(patience: float = PATIENCE) -> list[Finding]:
     return [
         *_about_python(),
         *_about_frameworks(found),
+        *_about_folder(),
         _about_hook(found['mxnet']),
         _about_gpus(found),
         *_about_corpus(),
@@ -90,10 +93,14 @@ def report(findings: Sequence[Finding]) -> str:
 
 # ---- imports, each in a process of its own ---------------------------
 
-# A reader's own import comes first. It may fail where d2lbert's does not
+#: What precedes the result of an import among all that it prints.
+_RESULT = 'd2lbert has found '
+# A reader's own import comes first. It may fail where d2lbert's does not.
+# Files of the current folder, '', hide nothing: `_about_folder` names them
 _IMPORT = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
+import sys
+sys.path[:] = [sys.argv[1], *filter(None, sys.path)]
+import json
 found = {{}}
 try:
     import {name}
@@ -106,8 +113,7 @@ except Exception as error:
     found = {{'error': f'{{type(error).__name__}}: {{error}}'}}
     if isinstance(error, ModuleNotFoundError) and error.name == '{name}':
         found = {{}}
-print()
-print(json.dumps(found))
+print('\\n{result}' + json.dumps(found), flush=True)
 """
 
 
@@ -127,7 +133,9 @@ class Probe:
 
 def probe(framework: Framework, patience: float = PATIENCE) -> Probe:
     """Import a framework in a new process."""
-    code = _IMPORT.format(name=framework.name, probe=framework.probe)
+    code = _IMPORT.format(
+        name=framework.name, probe=framework.probe, result=_RESULT
+    )
     try:
         done = subprocess.run(
             [sys.executable, '-c', code, str(ROOT)],
@@ -140,10 +148,11 @@ def probe(framework: Framework, patience: float = PATIENCE) -> Probe:
     if done.returncode < 0:
         crash = signal.Signals(-done.returncode).name
         return Probe(error=f'the import crashed ({crash})')
-    if done.returncode:
+    results = re.findall(f'^{_RESULT}(.*)$', done.stdout, re.MULTILINE)
+    if done.returncode or not results:
         ended = f'the import ended Python with status {done.returncode}'
         return Probe(error=f'{ended}\n{done.stderr}'.strip())
-    return Probe(**json.loads(done.stdout.splitlines()[-1]))
+    return Probe(**json.loads(results[-1]))
 
 
 def mend_of(error: str, reinstall: str) -> str:
@@ -196,6 +205,21 @@ def _about_frameworks(found: Mapping[str, Probe]) -> Iterator[Finding]:
         yield Finding('backends', text, 'problem', "pip install '.[torch]'")
 
 
+def _about_folder() -> Iterator[Finding]:
+    folder = os.getcwd()
+    for name in FRAMEWORKS:
+        # A folder without code has no origin, and hides nothing
+        spec = PathFinder.find_spec(name, [folder])
+        is_own = folder == str(mxnet_import.hook_path().parent)
+        if spec and spec.origin and not is_own:
+            text = (
+                f'{spec.origin} hides the framework {name} from programs '
+                'in this folder'
+            )
+            mend = 'rename it, or run from another folder'
+            yield Finding('folder', text, 'problem', mend)
+
+
 def _about_hook(mxnet: Probe) -> Finding:
     pth = mxnet_import.hook_path()
     is_on = os.path.exists(pth)
@@ -219,7 +243,15 @@ def _about_gpus(found: Mapping[str, Probe]) -> Finding:
 def _about_corpus() -> Iterator[Finding]:
     from d2lbert.data import corpus
 
-    cache = corpus.cache_folder()
+    given = os.environ.get('D2LBERT_WIKITEXT2')
+    try:
+        cache = corpus.cache_folder()
+        path = expand_home(
+            given or str(cache / corpus.ARCHIVE), 'D2LBERT_WIKITEXT2='
+        )
+    except InputError as error:
+        yield Finding('cache', str(error), 'problem')
+        return
     there = next(p for p in (cache, *cache.parents) if os.path.exists(p))
     if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
         yield Finding('cache', str(cache))
@@ -230,8 +262,6 @@ def _about_corpus() -> Iterator[Finding]:
         )
         mend = 'name another folder in D2LBERT_CACHE'
         yield Finding('cache', text, 'note', mend)
-    given = os.environ.get('D2LBERT_WIKITEXT2')
-    path = os.path.expanduser(given or cache / corpus.ARCHIVE)
     if os.path.exists(path):
         yield Finding('WikiText-2', f'at {path}')
     elif given:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from d2lbert.errors import InputError, expand_home
 from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.runs.config import Config
 
@@ -68,7 +69,11 @@ def a_path(text: str) -> Path:
     """Read a path; an empty one would mean the current folder."""
     if not text:
         raise typer.BadParameter("'' is empty, expected a path.")
-    return Path(text)
+    # A shell leaves the ~ of --out=~/runs as it is
+    try:
+        return Path(expand_home(text))
+    except InputError as error:
+        raise typer.BadParameter(f'{error}.') from error
 
 
 path_argument = partial(typer.Argument, parser=a_path)
