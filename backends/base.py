@@ -323,15 +323,16 @@ class DataParallel(ABC):
     `num_shards`: into how many shards a batch is split; `own_shards`: which
     of them this process computes; `num_workers`: how many workers share the
     micro-batches, on which the rounding of the sums depends;
-    `tokens_at_a_time`: how many tokens of a micro-batch keep a device busy;
-    `static_shapes`: inputs should have few different shapes, because each
-    is compiled or recorded; `asynchronous`: `value_and_grad` does not wait.
+    `tokens_at_a_time`: how many tokens keep a worker busy; `least_tokens`:
+    fewer are not worth one more; `static_shapes`: each shape of inputs is
+    compiled or recorded; `asynchronous`: `value_and_grad` does not wait.
     """
 
     num_shards: int
     own_shards: Sequence[int]
     num_workers: int
     tokens_at_a_time: int
+    least_tokens: int = 0
     static_shapes: bool = False
     asynchronous: bool = False
 

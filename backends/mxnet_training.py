@@ -74,6 +74,8 @@ class DataParallel(ThreadedDataParallel):
     """One block, whose parameters live in a context for each worker."""
 
     tokens_at_a_time = CPU_TOKENS
+    # A worker more is a copy of all parameters and of their gradients more
+    least_tokens = CPU_TOKENS
 
     def __init__(
         self,
@@ -124,14 +126,15 @@ class DataParallel(ThreadedDataParallel):
         for parameter in self.learned:
             parameter.grad_req = 'add'
 
-    def start(self):
+    def start(self, busy):
         for parameter in parameters_of(self.net).values():
-            first, *others = parameter.list_data()
-            for other in others:
-                first.copyto(other)
+            data = parameter.list_data()
+            for i in busy[1:]:
+                data[0].copyto(data[i])
         for parameter in self.learned:
-            for grad in parameter.list_grad():
-                grad[:] = 0
+            gradients = parameter.list_grad()
+            for i in busy:
+                gradients[i][:] = 0
 
     def accumulate(self, worker, part):
         inputs = [self.backend.tensor(X, worker.device) for X in part.inputs]
@@ -140,11 +143,10 @@ class DataParallel(ThreadedDataParallel):
         autograd.backward(list(losses))
         return losses
 
-    def reduce(self, losses):
+    def reduce(self, busy, losses):
         for parameter in self.learned:
-            first, *others = (
-                grad.as_nd_ndarray() for grad in parameter.list_grad()
-            )
+            gradients = parameter.list_grad()
+            first, *others = (gradients[i].as_nd_ndarray() for i in busy)
             if others:
                 others = [other.as_in_context(first.ctx) for other in others]
                 nd.add_n(first, *others, out=first)

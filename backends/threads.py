@@ -135,29 +135,40 @@ class ThreadedDataParallel(base.DataParallel):
         self.num_threads = num_threads
 
     @abstractmethod
-    def start(self) -> None:
-        """Copy the parameters to all replicas; set gradients to zero."""
+    def start(self, busy: Sequence[int]) -> None:
+        """Copy the parameters to replicas; set their gradients to zero.
+
+        `busy`: the numbers of the workers that will compute.
+        """
 
     @abstractmethod
     def accumulate(self, worker: Worker, part: Part) -> Sequence[Any]:
         """Add the gradients of a micro-batch; return its losses."""
 
     @abstractmethod
-    def reduce(self, losses: Sequence[Sequence[Any]]) -> base.Gradients:
-        """Sum the gradients of all replicas in those of the first one.
+    def reduce(
+        self, busy: Sequence[int], losses: Sequence[Sequence[Any]]
+    ) -> base.Gradients:
+        """Sum the gradients of the workers in those of the first one.
 
-        `losses`: those of each micro-batch.
+        `busy`: the numbers of those that have computed; `losses`: those of
+        each micro-batch.
         """
 
     def value_and_grad(
         self, parts: Sequence[Sequence[Part]]
     ) -> base.Gradients:
-        self.start()
         shares = share_out(parts, [worker.shard for worker in self.workers])
+        busy = [i for i, share in enumerate(shares) if share]
+        self.start(busy)
         done = self.threads.map(
-            self.num_threads, self.accumulate_all, self.workers, shares
+            self.num_threads,
+            self.accumulate_all,
+            [self.workers[i] for i in busy],
+            [shares[i] for i in busy],
         )
-        return self.reduce([losses for share in done for losses in share])
+        losses = [losses for share in done for losses in share]
+        return self.reduce(busy, losses)
 
     def accumulate_all(
         self, worker: Worker, share: Sequence[Part]

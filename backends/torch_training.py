@@ -31,6 +31,8 @@ from backends.types import Arrays, Losses
 
 # A GPU wants more work at a time than a core
 GPU_TOKENS = 32768
+# For fewer the sum of the gradients takes longer than a worker saves
+LEAST_TOKENS = 1024
 
 
 class DataParallel(ThreadedDataParallel):
@@ -82,6 +84,7 @@ class DataParallel(ThreadedDataParallel):
             and len(devices) == 1
         )
         self.tokens_at_a_time = GPU_TOKENS if on_gpu else CPU_TOKENS
+        self.least_tokens = LEAST_TOKENS
         self.graphs: dict[tuple[torch.Size, ...], Graph] = {}
         # Kept, because a CUDA graph holds their addresses
         self.gradients = [
@@ -97,19 +100,17 @@ class DataParallel(ThreadedDataParallel):
             return super().value_and_grad(parts)
 
     @torch.no_grad()
-    def start(self):
-        first, *others = (worker.net for worker in self.workers)
-        for other in others:
+    def start(self, busy):
+        first = self.workers[0].net
+        for i in busy:
+            net, gradients = self.workers[i].net, self.gradients[i]
             for source, target in zip(
-                first.parameters(), other.parameters(), strict=True
+                first.parameters(), net.parameters(), strict=True
             ):
                 if target.data_ptr() != source.data_ptr():
                     target.copy_(source)
-        for worker, gradients in zip(
-            self.workers, self.gradients, strict=True
-        ):
             for parameter, gradient in zip(
-                learned_by(worker.net).values(), gradients, strict=True
+                learned_by(net).values(), gradients, strict=True
             ):
                 parameter.grad = gradient
             torch._foreach_zero_(gradients)
@@ -147,9 +148,9 @@ class DataParallel(ThreadedDataParallel):
         return self.graphs[shapes].replay(inputs)
 
     @torch.no_grad()
-    def reduce(self, losses):
+    def reduce(self, busy, losses):
         device = self.workers[0].device
-        ours, *others = self.gradients
+        ours, *others = (self.gradients[i] for i in busy)
         for other in others:
             torch._foreach_add_(ours, [grad.to(device) for grad in other])
         return Gradients(

@@ -29,9 +29,6 @@ from d2lbert.recipes import Recipe, check_lr
 from d2lbert.slots import loss_inputs
 from d2lbert.weights import neutral_name
 
-#: A worker has at least so many tokens, where a batch has enough.
-LEAST_TOKENS = 1024
-
 
 class Step(NamedTuple):
     """What one training step reports."""
@@ -191,13 +188,11 @@ class Trainer:
         """
         if self.micro_batch:
             return self.micro_batch
-        num_workers = self.parallel.num_workers // self.parallel.num_shards
-        share = math.ceil((shard.stop - shard.start) / max(1, num_workers))
-        least = min(LEAST_TOKENS, self.parallel.tokens_at_a_time)
-        num_tokens = min(
-            self.parallel.tokens_at_a_time, max(share * max_len, least)
-        )
-        return max(1, num_tokens // max_len)
+        parallel = self.parallel
+        num_workers = max(1, parallel.num_workers // parallel.num_shards)
+        share = math.ceil((shard.stop - shard.start) / num_workers)
+        num_tokens = max(share * max_len, parallel.least_tokens)
+        return max(1, min(num_tokens, parallel.tokens_at_a_time) // max_len)
 
     def report(self, launched: Launched, start: float) -> Step:
         """Wait for a step and return what it reports.

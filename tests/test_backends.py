@@ -651,7 +651,7 @@ def test_nobody_computes_after_an_error():
 
 
 def two_threads():
-    return threads.Threads(lambda: None, contextlib.nullcontext)
+    return threads.Threads(lambda: None, contextlib.nullcontext, lambda: 2)
 
 
 def test_evaluation_restores_the_mode(backend):
