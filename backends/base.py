@@ -320,12 +320,11 @@ class Backend(ABC):
 class DataParallel(ABC):
     """Losses and gradients of one network, for batches that are split.
 
-    `num_shards`: into how many shards a batch is split; `own_shards`: which
-    of them this process computes; `num_workers`: how many workers share the
-    micro-batches, on which the rounding of the sums depends;
-    `tokens_at_a_time`: how many tokens keep a worker busy; `least_tokens`:
-    fewer are not worth one more; `static_shapes`: each shape of inputs is
-    compiled or recorded; `asynchronous`: `value_and_grad` does not wait.
+    `num_shards`: into how many shards a batch is split; `own_shards`: those
+    that this process computes; `num_workers`: how many compute side by side,
+    which decides how sums are rounded; `tokens_at_a_time`: how many keep one
+    busy; `least_tokens`: fewer are not worth one more; `static_shapes`: each
+    shape is compiled or recorded; `asynchronous`: calls do not wait.
     """
 
     num_shards: int

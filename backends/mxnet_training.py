@@ -115,7 +115,7 @@ class DataParallel(ThreadedDataParallel):
         self.devices = list(devices)
         self.learned = {
             parameter: parameter.grad_req
-            for parameter in learned_by(net).values()
+            for parameter in trainable_parameters(net).values()
         }
         move(net, contexts)
         for parameter in parameters_of(net).values():
@@ -190,7 +190,7 @@ class Gradients(base.Gradients):
     def arrays(self):
         return {
             name: parameter.list_grad()[0].asnumpy()
-            for name, parameter in learned_by(self.net).items()
+            for name, parameter in trainable_parameters(self.net).items()
         }
 
 
@@ -247,7 +247,8 @@ class Adam(base.Optimizer):
         self.net = net
         # A parameter that layers share has several names: keep one
         once = {
-            parameter: name for name, parameter in learned_by(net).items()
+            parameter: name
+            for name, parameter in trainable_parameters(net).items()
         }
         self.parameters = {
             name: parameter
@@ -313,7 +314,7 @@ class Adam(base.Optimizer):
 
 def set_gradients(net: Any, arrays: Arrays) -> None:
     """Set the gradient of each parameter that is not frozen."""
-    learned = learned_by(net)
+    learned = trainable_parameters(net)
     check_parameters(
         {name: parameter.shape for name, parameter in learned.items()}, arrays
     )
@@ -322,7 +323,7 @@ def set_gradients(net: Any, arrays: Arrays) -> None:
             grad[:] = np.array(arrays[name], dtype=grad.dtype, ctx=grad.ctx)
 
 
-def learned_by(net: Any) -> dict[str, Any]:
+def trainable_parameters(net: Any) -> dict[str, Any]:
     """Return the parameters that are not frozen, by their names."""
     return {
         name: parameter

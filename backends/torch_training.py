@@ -88,7 +88,10 @@ class DataParallel(ThreadedDataParallel):
         self.graphs: dict[tuple[torch.Size, ...], Graph] = {}
         # Kept, because a CUDA graph holds their addresses
         self.gradients = [
-            [torch.zeros_like(p) for p in learned_by(replica).values()]
+            [
+                torch.zeros_like(p)
+                for p in trainable_parameters(replica).values()
+            ]
             for replica in replicas
         ]
 
@@ -110,7 +113,7 @@ class DataParallel(ThreadedDataParallel):
                 if target.data_ptr() != source.data_ptr():
                     target.copy_(source)
             for parameter, gradient in zip(
-                learned_by(net).values(), gradients, strict=True
+                trainable_parameters(net).values(), gradients, strict=True
             ):
                 parameter.grad = gradient
             torch._foreach_zero_(gradients)
@@ -165,7 +168,7 @@ class DataParallel(ThreadedDataParallel):
 
     def close(self):
         self.graphs.clear()
-        for parameter in learned_by(self.workers[0].net).values():
+        for parameter in trainable_parameters(self.workers[0].net).values():
             parameter.grad = None
         self.workers, self.gradients = [], []
 
@@ -244,7 +247,7 @@ class Gradients(base.Gradients):
     def arrays(self):
         return {
             name: to_array(parameter.grad)
-            for name, parameter in learned_by(self.net).items()
+            for name, parameter in trainable_parameters(self.net).items()
         }
 
 
@@ -272,7 +275,7 @@ def replicas_of(
     return replicas
 
 
-def learned_by(net: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that are not frozen, by their names."""
     return {
         name: parameter
@@ -283,7 +286,9 @@ def learned_by(net: nn.Module) -> dict[str, nn.Parameter]:
 
 def gradients_of(net: nn.Module) -> list[torch.Tensor]:
     """Return the gradients of all parameters that are not frozen."""
-    return [parameter.grad for parameter in learned_by(net).values()]
+    return [
+        parameter.grad for parameter in trainable_parameters(net).values()
+    ]
 
 
 @contextmanager
@@ -364,7 +369,7 @@ class Adam(base.Optimizer):
         self.net = net
         self.parameters = {
             name: parameter
-            for name, parameter in learned_by(net).items()
+            for name, parameter in trainable_parameters(net).items()
             if not name.endswith(tuple(frozen))
         }
         self.adam = torch.optim.Adam(
@@ -423,7 +428,7 @@ class Adam(base.Optimizer):
 
 def set_gradients(net: nn.Module, arrays: Arrays) -> None:
     """Set the gradient of each parameter that is not frozen."""
-    learned = learned_by(net)
+    learned = trainable_parameters(net)
     check_parameters(
         {name: tuple(parameter.shape) for name, parameter in learned.items()},
         arrays,

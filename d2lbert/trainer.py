@@ -39,7 +39,7 @@ class Step(NamedTuple):
     seconds: float
 
 
-class Launched(NamedTuple):
+class PendingStep(NamedTuple):
     """A step that was submitted to the device and may still run there."""
 
     gradients: Gradients
@@ -101,15 +101,15 @@ class Trainer:
         `RunError` for numbers that are not finite, also after the last step.
         """
         lag = int(self.parallel.asynchronous)
-        waiting: deque[Launched] = deque()
+        waiting: deque[PendingStep] = deque()
         start = time.perf_counter()
         for batch in islice(batches, num_steps):
             waiting.append(self.launch(batch))
             if len(waiting) > lag:
                 yield self.report(waiting.popleft(), start)
                 start = time.perf_counter()
-        for launched in waiting:
-            yield self.report(launched, start)
+        for pending in waiting:
+            yield self.report(pending, start)
         # The next step would have noticed what the last update has done
         self.check_parameters()
 
@@ -122,15 +122,15 @@ class Trainer:
         """Leave the network to others; the trainer is of no use any more."""
         self.parallel.close()
 
-    def launch(self, batch: Batch) -> Launched:
+    def launch(self, batch: Batch) -> PendingStep:
         """Compute a step, without waiting for an asynchronous device."""
         gradients, number = self.value_and_grad(batch), self.num_steps + 1
-        launched = Launched(gradients, number, len(batch.tokens))
+        pending = PendingStep(gradients, number, len(batch.tokens))
         if not self.parallel.asynchronous:
-            self.check_finite(launched)
-        self.optimizer.step(launched.gradients)
+            self.check_finite(pending)
+        self.optimizer.step(pending.gradients)
         self.num_steps += 1
-        return launched
+        return pending
 
     def value_and_grad(self, batch: Batch) -> Gradients:
         """Return the losses and gradients of a batch for the next step.
@@ -194,42 +194,42 @@ class Trainer:
         num_tokens = max(share * max_len, parallel.least_tokens)
         return max(1, min(num_tokens, parallel.tokens_at_a_time) // max_len)
 
-    def report(self, launched: Launched, start: float) -> Step:
+    def report(self, pending: PendingStep, start: float) -> Step:
         """Wait for a step and return what it reports.
 
         `start`: the time at which the caller has asked for it.
         """
         if self.parallel.asynchronous:
-            self.check_finite(launched)
-        mlm_loss, nsp_loss = self.losses_of(launched)
+            self.check_finite(pending)
+        mlm_loss, nsp_loss = self.losses_of(pending)
         seconds = time.perf_counter() - start
-        return Step(mlm_loss, nsp_loss, launched.num_pairs, seconds)
+        return Step(mlm_loss, nsp_loss, pending.num_pairs, seconds)
 
-    def losses_of(self, launched: Launched) -> list[float]:
+    def losses_of(self, pending: PendingStep) -> list[float]:
         """Return both losses of a step, as the recipe reports them."""
         num_shards = self.parallel.num_shards
         return [
             self.recipe.reported(float(loss), num_shards)
-            for loss in launched.gradients.losses()
+            for loss in pending.gradients.losses()
         ]
 
-    def check_finite(self, launched: Launched) -> None:
+    def check_finite(self, pending: PendingStep) -> None:
         """Raise `RunError` where a step has numbers that are not finite."""
-        losses = self.losses_of(launched)
-        if np.isfinite([*losses, launched.gradients.norm()]).all():
+        losses = self.losses_of(pending)
+        if np.isfinite([*losses, pending.gradients.norm()]).all():
             return
         faults = [
             f'the {task} loss is {loss}'
             for task, loss in zip(('MLM', 'NSP'), losses, strict=True)
             if not np.isfinite(loss)
         ]
-        if launched.number < self.num_steps:
+        if pending.number < self.num_steps:
             # By now parameters and gradients are those of a later step
             faults = faults or ['a gradient or a parameter is not finite']
         else:
-            faults += self.not_finite(launched.gradients)
+            faults += self.not_finite(pending.gradients)
         # None where only the sum of the squares has overflowed
-        self.refuse(faults, launched.number)
+        self.refuse(faults, pending.number)
 
     def check_parameters(self) -> None:
         """Raise `RunError` where a parameter is not finite."""

@@ -1,4 +1,4 @@
-"""A run that is cut and resumed equals the uncut one, bit by bit."""
+"""A run that is cut and resumed equals the uninterrupted one, bit by bit."""
 
 import functools
 import shutil
@@ -103,13 +103,13 @@ def test_a_run_in_pieces_equals_the_uncut_one(
         return rows(self)
 
     monkeypatch.setattr(Batches, '__iter__', counted)
-    train(backend_name, out=tmp_path / 'uncut', steps=7, **options)
+    train(backend_name, out=tmp_path / 'uninterrupted', steps=7, **options)
     assert epochs[-1] >= 1, 'the run should be longer than an epoch'
     out = tmp_path / 'cut'
     train(backend_name, out=out, steps=1, **options)
     for steps in (2, 5, 7):
         assert len(resume(out, steps=steps).history) == steps
-    assert_same_runs(out, tmp_path / 'uncut')
+    assert_same_runs(out, tmp_path / 'uninterrupted')
 
 
 def test_the_end_of_an_epoch_and_its_uneven_last_batch(
@@ -126,12 +126,14 @@ def test_the_end_of_an_epoch_and_its_uneven_last_batch(
         'save_every': 1,
         'recipe': 'corrected',
     }
-    run = train(backend_name, out=tmp_path / 'uncut', steps=4, **options)
+    run = train(
+        backend_name, out=tmp_path / 'uninterrupted', steps=4, **options
+    )
     assert [step.num_pairs for step in run.steps] == [num_examples - 5, 5] * 2
     out = tmp_path / 'cut'
     train(backend_name, out=out, steps=2, **options)
     resume(out, steps=4)
-    assert_same_runs(out, tmp_path / 'uncut')
+    assert_same_runs(out, tmp_path / 'uninterrupted')
     with pytest.raises(
         InputError, match=r'last batch .* 1 rows for 3 devices'
     ):
@@ -144,14 +146,14 @@ def test_the_end_of_an_epoch_and_its_uneven_last_batch(
 def test_from_an_older_checkpoint_where_the_newest_is_damaged(
     train, resume, backend_name, tmp_path
 ):
-    train(backend_name, out=tmp_path / 'uncut', steps=5, save_every=2)
-    out = shutil.copytree(tmp_path / 'uncut', tmp_path / 'cut')
+    train(backend_name, out=tmp_path / 'uninterrupted', steps=5, save_every=2)
+    out = shutil.copytree(tmp_path / 'uninterrupted', tmp_path / 'cut')
     newest = Checkpoints(out).path(5)
     newest.write_bytes(_read(newest)[:-1])
     with pytest.warns(RunWarning, match='Going on from step 4'):
         run = resume(out)
     assert len(run.history) == 5
-    assert_same_runs(out, tmp_path / 'uncut')
+    assert_same_runs(out, tmp_path / 'uninterrupted')
 
 
 # ---- at the end, and beyond ------------------------------------------
@@ -214,10 +216,12 @@ def test_the_other_framework_goes_on(train, resume, both_tabs, tmp_path):
             run = resume(out, steps=4, backend=other)
         assert other in str(warned[0].message)
         assert run.net.backend.name == other
-        whole = tmp_path / f'{name}-uncut'
-        uncut = train(name, out=whole, steps=4, **options)
-        assert run.history[:2] == uncut.history[:2]
-        np.testing.assert_allclose(run.history, uncut.history, atol=1e-4)
+        whole = tmp_path / f'{name}-uninterrupted'
+        uninterrupted = train(name, out=whole, steps=4, **options)
+        assert run.history[:2] == uninterrupted.history[:2]
+        np.testing.assert_allclose(
+            run.history, uninterrupted.history, atol=1e-4
+        )
         arrays, expected = (
             Checkpoints(path).load().arrays for path in (out, whole)
         )

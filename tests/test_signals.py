@@ -77,8 +77,8 @@ def test_a_stopped_training_goes_on(text_file, train, backend_name, tmp_path):
         d2lbert.load_run(out)
     done = finish(python(MAIN, 'pretrain', '--resume', '--out', out))
     assert done.status == 0, done.err
-    train(backend_name, out=tmp_path / 'uncut', steps=5, save_every=5)
-    assert_same_runs(out, tmp_path / 'uncut')
+    train(backend_name, out=tmp_path / 'uninterrupted', steps=5, save_every=5)
+    assert_same_runs(out, tmp_path / 'uninterrupted')
 
 
 # A network whose step does not end
@@ -133,8 +133,8 @@ def test_a_killed_training_goes_on(text_file, train, one_backend, tmp_path):
     assert done.status == -signal.SIGKILL
     assert Checkpoints(out).find() == [2, 1]
     d2lbert.pretrain(out=out, resume=True, progress=False)
-    train(one_backend, out=tmp_path / 'uncut', steps=5, save_every=5)
-    assert_same_runs(out, tmp_path / 'uncut')
+    train(one_backend, out=tmp_path / 'uninterrupted', steps=5, save_every=5)
+    assert_same_runs(out, tmp_path / 'uninterrupted')
 
 
 def test_two_trainings_in_one_folder(text_file, one_backend, tmp_path):

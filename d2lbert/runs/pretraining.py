@@ -85,7 +85,7 @@ def pretrain(
     a corpus that cannot be read, `RunError` for a training that diverges or
     cannot be written, or a damaged run, and `ModuleNotFoundError` for a
     framework that is not installed. Warns with `RunWarning` where a resumed
-    run will not equal an uncut one bit by bit.
+    run will not equal an uninterrupted one bit by bit.
     """
     if out is None:
         if resume or options.get('save_every') is not None:
@@ -279,7 +279,7 @@ class Pretraining:
 
         Raises `RunError`, with nothing changed, where it does not fit.
         Warns where the rest of the run will differ by rounding from an
-        uncut one.
+        uninterrupted one.
         """
         arrays, num_steps = checkpoint.arrays, checkpoint.num_steps
         steps = np.empty((num_steps, len(Step._fields)))
@@ -287,7 +287,7 @@ class Pretraining:
         changes = different(checkpoint.environment, self.environment())
         if changes:
             warn(
-                'the rest of the run may differ from an uncut one by '
+                'the rest of the run may differ from an uninterrupted one by '
                 f'rounding: {"; ".join(changes)}'
             )
         net = self.run.net
