@@ -122,8 +122,8 @@ def test_a_transposed_weight(wrap):
 
 
 def test_mean_for_sum_over_shards(wrap):
-    def mean(reduce, self, losses):
-        gradients = reduce(self, losses)
+    def mean(reduce, self, busy, losses):
+        gradients = reduce(self, busy, losses)
         for parameter in gradients.net.parameters():
             parameter.grad /= self.num_shards
         return gradients
