@@ -8,10 +8,8 @@ from typing import Any
 
 from d2lbert.errors import InputError
 
-#: Sizes that PyTorch editions before 1.0 pass and the model implies.
-IMPLIED_SIZES = (
-    'norm_shape',
-    'ffn_num_input',
+#: Sizes that PyTorch editions before 1.0 pass last and the model implies.
+LAST_SIZES = (
     'key_size',
     'query_size',
     'value_size',
@@ -19,7 +17,9 @@ IMPLIED_SIZES = (
     'mlm_in_features',
     'nsp_in_features',
 )
-#: The order of a network's arguments in PyTorch editions before 1.0.
+#: All sizes that these editions pass and the model implies.
+IMPLIED_SIZES = ('norm_shape', 'ffn_num_input', *LAST_SIZES)
+#: The order of a network's arguments in these editions.
 OLDER_ORDER = (
     'vocab_size',
     'num_hiddens',
@@ -30,12 +30,7 @@ OLDER_ORDER = (
     'num_layers',
     'dropout',
     'max_len',
-    'key_size',
-    'query_size',
-    'value_size',
-    'hid_in_features',
-    'mlm_in_features',
-    'nsp_in_features',
+    *LAST_SIZES,
 )
 
 
