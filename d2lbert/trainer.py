@@ -23,11 +23,15 @@ from backends.types import Device, Part
 from d2lbert.bert import ZERO_GRADIENT, BERTModel
 from d2lbert.data.checks import check_batch
 from d2lbert.data.examples import Batch
-from d2lbert.errors import RunError, check_positive, input_errors
+from d2lbert.divergence import (
+    check_faults,
+    faults_of_arrays,
+    faults_of_losses,
+)
+from d2lbert.errors import check_positive, input_errors
 from d2lbert.randomness import DropoutMasks
 from d2lbert.recipes import Recipe, check_lr
 from d2lbert.slots import loss_inputs
-from d2lbert.weights import neutral_name
 
 
 class Step(NamedTuple):
@@ -111,7 +115,7 @@ class Trainer:
         for pending in waiting:
             yield self.report(pending, start)
         # The next step would have noticed what the last update has done
-        self.check_parameters()
+        check_faults(faults_of_arrays(self.net), self.num_steps, self.lr)
 
     def step(self, batch: Batch) -> Step:
         """Take one step and return what it reports."""
@@ -218,45 +222,14 @@ class Trainer:
         losses = self.losses_of(pending)
         if np.isfinite([*losses, pending.gradients.norm()]).all():
             return
-        faults = [
-            f'the {task} loss is {loss}'
-            for task, loss in zip(('MLM', 'NSP'), losses, strict=True)
-            if not np.isfinite(loss)
-        ]
+        faults = faults_of_losses(losses)
         if pending.number < self.num_steps:
             # By now parameters and gradients are those of a later step
             faults = faults or ['a gradient or a parameter is not finite']
         else:
-            faults += self.not_finite(pending.gradients)
+            faults += faults_of_arrays(self.net, pending.gradients)
         # None where only the sum of the squares has overflowed
-        self.refuse(faults, pending.number)
-
-    def check_parameters(self) -> None:
-        """Raise `RunError` where a parameter is not finite."""
-        self.refuse(self.not_finite(), self.num_steps)
-
-    def refuse(self, faults: Sequence[str], number: int) -> None:
-        """Raise `RunError` where a step has faults; each is a text."""
-        if faults:
-            more = f' and {len(faults) - 4} more' if len(faults) > 4 else ''
-            raise RunError(
-                f'the training diverged at step {number}: '
-                f'{"; ".join(faults[:4])}{more}. Give a smaller --lr than '
-                f'{self.lr}'
-            )
-
-    def not_finite(self, gradients: Gradients | None = None) -> list[str]:
-        """Return in words which parameters and gradients are not finite."""
-        kinds = {
-            'the parameter': self.net.backend.get_parameters(self.net),
-            'the gradient of': gradients.arrays() if gradients else {},
-        }
-        return [
-            f'{kind} {neutral_name(self.net, name)} is not finite'
-            for kind, arrays in kinds.items()
-            for name, array in arrays.items()
-            if not np.isfinite(array).all()
-        ]
+        check_faults(faults, pending.number, self.lr)
 
 
 def micro_batches(

@@ -433,8 +433,9 @@ def test_the_packages_functions_are_the_cells(
         # Adam makes whole steps of gradients near zero, whose sign may
         # differ; those of the key biases are nothing but rounding noise
         if not name.endswith('W_k.bias'):
-            assert abs(array - start[name]).max() > 1e-4
-            assert abs(array - own[name]).mean() < 1e-4
+            moved = abs(array - start[name])
+            assert moved.max() > 1e-4
+            assert abs(array - own[name]).mean() < 0.03 * moved.mean()
 
 
 # ---- in a script and in a notebook -----------------------------------
