@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ['installed', 'load', 'names', 'of']
 
-_NAMES = ('mxnet', 'torch')
+#: The package of each backend's networks, by the backend's name.
+_PACKAGES = {'jax': 'flax', 'mxnet': 'mxnet', 'torch': 'torch'}
+_NAMES = tuple(_PACKAGES)
 
 
 def names() -> tuple[str, ...]:
@@ -29,7 +31,9 @@ def installed() -> tuple[str, ...]:
     This imports nothing, so an installed framework may still be broken.
     """
     return tuple(
-        name for name in _NAMES if importlib.util.find_spec(name) is not None
+        name
+        for name, package in _PACKAGES.items()
+        if all(map(importlib.util.find_spec, {name, package}))
     )
 
 
@@ -48,12 +52,12 @@ def load(name: str) -> Backend:
     try:
         module = importlib.import_module(f'backends.{name}')
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if error.name not in (name, _PACKAGES[name]):
             raise
         raise ModuleNotFoundError(
-            f'the backend {name!r} needs {name}, which is not installed: '
-            f"in a clone of d2lbert run pip install '.[{name}]'",
-            name=name,
+            f'the backend {name!r} needs {error.name}, which is not '
+            f"installed: in a clone of d2lbert run pip install '.[{name}]'",
+            name=error.name,
         ) from error
     return module.BACKEND
 
@@ -64,9 +68,10 @@ def of(net: Any) -> Backend:
     Raises `ValueError` for an object of no known framework.
     """
     for cls in type(net).__mro__:
-        framework = cls.__module__.partition('.')[0]
-        if framework in _NAMES:
-            return load(framework)
+        top = cls.__module__.partition('.')[0]
+        for name, package in _PACKAGES.items():
+            if top == package:
+                return load(name)
     raise ValueError(
         f'expected a network of {" or ".join(_NAMES)}, got '
         f'an object of {type(net).__module__}.'

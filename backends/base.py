@@ -53,12 +53,13 @@ GLUON_ROUNDING = math.sqrt(
 class Backend(ABC):
     """What the chapter needs of a framework."""
 
-    #: The framework's name: `'mxnet'` or `'torch'`.
+    #: The framework's name, that of its package.
     name: str
 
-    #: The base class of every network: `gluon.Block` or `torch.nn.Module`,
-    #: with an attribute `backend` that is this object. Where its attribute
-    #: `is_replicable` is true, copies of a network may run at the same time.
+    #: The base class of every network: `gluon.Block`, `torch.nn.Module` or
+    #: `nnx.Module`, with an attribute `backend` that is this object. Where
+    #: its attribute `is_replicable` is true, copies of a network may run at
+    #: the same time.
     Module: type
 
     # ---- tensor operations -------------------------------------------
@@ -187,7 +188,7 @@ class Backend(ABC):
 
     @abstractmethod
     def parameter_shapes(self, net: Net) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each parameter, in the order of `net`."""
+        """Return the shape of each parameter by its structural name."""
 
     @abstractmethod
     def get_parameters(self, net: Net) -> dict[str, np.ndarray]:
@@ -323,8 +324,10 @@ class DataParallel(ABC):
     `num_shards`: into how many shards a batch is split; `own_shards`: those
     that this process computes; `num_workers`: how many compute side by side,
     which decides how sums are rounded; `tokens_at_a_time`: how many keep one
-    busy; `least_tokens`: fewer are not worth one more; `static_shapes`: each
-    shape is compiled or recorded; `asynchronous`: calls do not wait.
+    busy; `least_tokens`: fewer are not worth one more; `num_lengths`: where
+    each shape is compiled or recorded, how many lengths rows shall have, 0
+    for any; `skips_slots`: the last slots cost nothing where they have no
+    weight; `asynchronous`: calls do not wait.
     """
 
     num_shards: int
@@ -332,7 +335,8 @@ class DataParallel(ABC):
     num_workers: int
     tokens_at_a_time: int
     least_tokens: int = 0
-    static_shapes: bool = False
+    num_lengths: int = 0
+    skips_slots: bool = False
     asynchronous: bool = False
 
     @abstractmethod

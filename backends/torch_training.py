@@ -33,6 +33,8 @@ from backends.types import Arrays, Losses
 GPU_TOKENS = 32768
 # For fewer the sum of the gradients takes longer than a worker saves
 LEAST_TOKENS = 1024
+# So many lengths of rows have CUDA graphs of their own
+GRAPH_LENGTHS = 8
 
 
 class DataParallel(ThreadedDataParallel):
@@ -78,11 +80,12 @@ class DataParallel(ThreadedDataParallel):
         self.draws_masks = on_gpu and not shared_masks
         self.asynchronous = on_gpu
         # CUDA records one graph at a time in a process, for one card
-        self.static_shapes = (
+        self.records = (
             self.draws_masks
             and getattr(net, 'is_replicable', False)
             and len(devices) == 1
         )
+        self.num_lengths = GRAPH_LENGTHS if self.records else 0
         self.tokens_at_a_time = GPU_TOKENS if on_gpu else CPU_TOKENS
         self.least_tokens = LEAST_TOKENS
         self.graphs: dict[tuple[torch.Size, ...], Graph] = {}
@@ -123,7 +126,7 @@ class DataParallel(ThreadedDataParallel):
         if part.masks is not None and self.draws_masks:
             with torch.cuda.device(worker.device):
                 torch.cuda.manual_seed(part.masks.device_seed)
-            if self.static_shapes:
+            if self.records:
                 return self.replay(worker, inputs)
             return self.differentiate(worker, inputs)
         with dropout_masks(part.masks):

@@ -16,6 +16,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -23,7 +24,12 @@ import typer
 
 from d2lbert import errors
 from d2lbert.errors import InputError
-from d2lbert.frameworks import FRAMEWORKS, check_package, check_process
+from d2lbert.frameworks import (
+    FRAMEWORKS,
+    check_package,
+    check_process,
+    label_of,
+)
 from d2lbert.runs.signals import replace_handlers
 from d2lbert.tools.options import (
     NAMES,
@@ -231,8 +237,9 @@ def parity(
         tuple[str, str],
         typer.Option(
             '--backends',
-            metavar='NAME NAME',
-            help=f'Two frameworks of {NAMES}; or the same one twice.',
+            metavar='NAME NAME|all',
+            help=f'Two frameworks of {NAMES}, or the same one twice; '
+            'or `all`.',
         ),
     ] = ('torch', 'mxnet'),
     dtype: Annotated[
@@ -254,33 +261,60 @@ def parity(
     as_json: JsonOption = False,
     **options: Any,
 ) -> None:
-    """Compare two frameworks layer by layer and step by step.
+    """Compare frameworks layer by layer and step by step.
 
     Both have the same weights, batches and dropout. Compared are every
     layer's output, both losses, every gradient, one step of Adam, and a
     training. The exit status is 1 where a tensor differs by more than is
     allowed.
     """
-    from d2lbert.parity.report import REPORT_FILE, compare_backends
+    from d2lbert.parity.report import Report, compare_backends
 
-    out, report = into_folder(
-        out,
-        f'parity-{options["recipe"]}',
-        lambda folder: compare_backends(
-            names, dtype=dtype, twin=twin, out=folder, **options
-        ),
-    )
-    print(report.table())
-    if not report.passed:
-        print(report.failures_text())
-    picture = out / 'parity.png'
-    if picture.exists():
-        print(f'Curves: {picture}')
-    print(f'Numbers: {out / REPORT_FILE}')
+    pairs = pairs_of(names)
+
+    def compare(folder: Path) -> list[Report]:
+        return [
+            compare_backends(
+                pair,
+                dtype=dtype,
+                twin=twin,
+                out=folder / '-'.join(pair) if len(pairs) > 1 else folder,
+                **options,
+            )
+            for pair in pairs
+        ]
+
+    out, reports = into_folder(out, f'parity-{options["recipe"]}', compare)
+    for report in reports:
+        if len(pairs) > 1:
+            print(' and '.join(map(label_of, report.backends)))
+        print(report.table())
+        if not report.passed:
+            print(report.failures_text())
+    for file in sorted(out.rglob('parity.*')):
+        kind = {'.png': 'Curves', '.json': 'Numbers'}.get(file.suffix)
+        if kind:
+            print(f'{kind}: {file}')
     if as_json:
-        print(json.dumps(report.as_dict()))
-    if not report.passed:
+        found = [report.as_dict() for report in reports]
+        print(json.dumps(found if len(found) > 1 else found[0]))
+    if not all(report.passed for report in reports):
         raise typer.Exit(FAILED)
+
+
+def pairs_of(names: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return which frameworks to compare; `all` is each two installed."""
+    if 'all' not in names:
+        return [names]
+    import backends
+
+    pairs = list(combinations(backends.installed(), 2))
+    if set(names) != {'all'} or not pairs:
+        raise InputError(
+            f'--backends {" ".join(names)}: expected two frameworks, or all '
+            'where two or more are installed'
+        )
+    return pairs
 
 
 @app.command()
@@ -424,9 +458,20 @@ def run(settings: dict[str, bool]) -> None:
         warnings.simplefilter('always', errors.RunWarning)
         warnings.showwarning = show_warning
         try:
-            app(prog_name='d2lbert', obj=settings)
+            app(with_all(sys.argv[1:]), prog_name='d2lbert', obj=settings)
         finally:
             sys.stdout.flush()
+
+
+def with_all(arguments: list[str]) -> list[str]:
+    """Return the arguments with `--backends all` as `--backends all all`.
+
+    An option of two values cannot have one.
+    """
+    if ['--backends', 'all'] in map(list, pairwise(arguments)):
+        i = arguments.index('--backends')
+        return [*arguments[: i + 1], 'all', *arguments[i + 1 :]]
+    return arguments
 
 
 def explain(error: Exception) -> tuple[str, int]:

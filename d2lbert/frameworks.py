@@ -56,6 +56,15 @@ FRAMEWORKS = {
     framework.name: framework
     for framework in (
         Framework(
+            'jax',
+            label='JAX',
+            color='#2b8a3e',
+            recipe='corrected',
+            probe='import jax as framework, flax, optax; '
+            'gpus = sum(d.platform == "gpu" for d in framework.devices())',
+            reinstall='pip install --force-reinstall jax flax',
+        ),
+        Framework(
             'mxnet',
             label='MXNet',
             color='#1f77b4',

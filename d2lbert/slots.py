@@ -8,15 +8,15 @@ with the sum of their weights. The losses stay the same.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 from d2lbert.data.examples import Batch
 
-#: With static shapes rows have a multiple of `TOKENS` tokens, and there is a
-#: multiple of `SLOTS` slots: few shapes, and little padding.
-TOKENS, SLOTS = 8, 256
+#: Where shapes shall be few, there is a multiple of so many slots.
+SLOTS = 256
 
 
 class LossInputs(NamedTuple):
@@ -50,27 +50,30 @@ def loss_inputs(
     batch: Batch,
     mlm_weights: np.ndarray,
     nsp_weights: np.ndarray,
-    static_shapes: bool = False,
+    num_lengths: int = 0,
+    skips_slots: bool = False,
 ) -> LossInputs:
     """Return the arguments of `BERTModel.losses` for a micro-batch.
 
     `mlm_weights`: `(B, P)`, `nsp_weights`: `(B,)`: see
-    `Recipe.loss_weights`. Rows are cut to the longest. With `static_shapes`
-    micro-batches of similar length get the same shapes.
+    `Recipe.loss_weights`. Rows are cut to the longest. `num_lengths`: of so
+    many lengths at most, so that there are few shapes, 0 for any;
+    `skips_slots`: see `backends.base.DataParallel`.
     """
     num_rows, max_len = batch.tokens.shape
     num_tokens = int(batch.valid_lens.max())
-    num_queries = None
-    if static_shapes:
-        num_tokens = min(max_len, num_tokens + -num_tokens % TOKENS)
+    num_queries, multiple = None, 1
+    if num_lengths:
+        step = math.ceil(max_len / num_lengths)
+        num_tokens = min(max_len, num_tokens + -num_tokens % step)
         num_queries = batch.pred_positions.shape[1] + 1
+        multiple = batch.pred_positions.size if skips_slots else SLOTS
     questions = merge_slots(batch, mlm_weights)
     queries, slots = choose_queries(
         questions, num_rows, num_tokens, num_queries
     )
     slots, labels, weights = fill_up(
-        (slots, questions.label, questions.weight),
-        SLOTS if static_shapes else 1,
+        (slots, questions.label, questions.weight), multiple
     )
     return LossInputs(
         batch.tokens[:, :num_tokens],

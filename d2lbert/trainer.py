@@ -171,7 +171,8 @@ class Trainer:
                 part,
                 mlm_weights[rows],
                 nsp_weights[rows],
-                self.parallel.static_shapes,
+                self.parallel.num_lengths,
+                self.parallel.skips_slots,
             )
             masks = DropoutMasks(
                 self.seed,

@@ -16,6 +16,7 @@ from d2lbert.pytest_plugin import require
 
 pytest.register_assert_rewrite('helpers')
 
+import helpers  # noqa: E402
 from helpers import RUN_SIZES, Done, write_text  # noqa: E402
 
 pytest_plugins = ['d2lbert.pytest_plugin']
@@ -38,11 +39,29 @@ _cache = tempfile.TemporaryDirectory(prefix='d2lbert-tests-')
 os.environ['D2LBERT_CACHE'] = _cache.name
 
 
+# JAX compiles in half the time, and each program once for all processes
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(helpers.ROOT / '.pytest_cache' / 'jax')
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+
+def tabs(*names):
+    for name in names:
+        require(name)
+    return [load_tab(name) for name in names]
+
+
 @pytest.fixture
 def both_tabs():
-    for name in backends.names():
-        require(name)
-    return [load_tab(name) for name in backends.names()]
+    """The book's tabs: MXNet and PyTorch."""
+    return tabs('mxnet', 'torch')
+
+
+@pytest.fixture
+def all_tabs():
+    return tabs(*backends.names())
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The one definition, as a native network of each tab."""
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 
@@ -39,21 +41,26 @@ def test_without_positions_there_are_no_predictions(tab):
 
 def test_networks_are_native(tab, backend_name):
     net = new_net(tab)
-    framework = __import__(backend_name)
-    native = {'torch': 'nn.Module', 'mxnet': 'gluon.Block'}[backend_name]
+    framework = __import__({'jax': 'flax'}.get(backend_name, backend_name))
+    native = {
+        'jax': 'nnx.Module',
+        'mxnet': 'gluon.Block',
+        'torch': 'nn.Module',
+    }[backend_name]
     for attribute in native.split('.'):
         framework = getattr(framework, attribute)
     assert isinstance(net, framework)
     assert backends.of(net).name == backend_name
 
 
-def test_both_tabs_compute_the_same(both_tabs):
-    nets = [new_net(tab) for tab in both_tabs]
-    outputs = [
-        forward(net, TOKENS, SEGMENTS, VALID_LENS, POSITIONS) for net in nets
-    ]
-    for ours, theirs in zip(*outputs, strict=True):
-        np.testing.assert_allclose(ours, theirs, 1e-5, 1e-5)
+def test_all_tabs_compute_the_same(all_tabs):
+    first, *others = (
+        forward(new_net(tab), TOKENS, SEGMENTS, VALID_LENS, POSITIONS)
+        for tab in all_tabs
+    )
+    for outputs in others:
+        for ours, theirs in zip(first, outputs, strict=True):
+            np.testing.assert_allclose(ours, theirs, 1e-5, 1e-5)
 
 
 def test_padding_does_not_matter(tab):
@@ -137,18 +144,17 @@ def test_heads_must_divide(tab):
 # ---- parameters under neutral names ----------------------------------
 
 
-def test_neutral_names_are_the_same_in_both_tabs(both_tabs):
-    ours, theirs = (neutral_shapes(new_net(tab)) for tab in both_tabs)
-    assert ours == theirs
+def test_neutral_names_are_the_same_in_all_tabs(all_tabs):
+    first, *others = (neutral_shapes(new_net(tab)) for tab in all_tabs)
+    assert all(shapes == first for shapes in others)
 
 
-def test_weights_cross_frameworks(both_tabs):
-    source, target = (
-        new_net(tab, seed) for seed, tab in enumerate(both_tabs)
-    )
-    set_weights(target, get_weights(source))
-    for name, array in get_weights(source).items():
-        np.testing.assert_array_equal(get_weights(target)[name], array)
+def test_weights_cross_frameworks(all_tabs):
+    nets = [new_net(tab, seed) for seed, tab in enumerate(all_tabs)]
+    for source, target in permutations(nets, 2):
+        set_weights(target, get_weights(source))
+        for name, array in get_weights(source).items():
+            np.testing.assert_array_equal(get_weights(target)[name], array)
 
 
 def test_wrong_weights_are_refused_whole(tab):

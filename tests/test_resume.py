@@ -206,9 +206,10 @@ def test_the_options_are_those_it_was_begun_with(begun, resume, tmp_path):
 # ---- another framework, or another machine ---------------------------
 
 
-def test_the_other_framework_goes_on(train, resume, both_tabs, tmp_path):
-    names = [tab.BACKEND.name for tab in both_tabs]
-    for name, other in (names, names[::-1]):
+def test_another_framework_goes_on(train, resume, all_tabs, tmp_path):
+    names = [tab.BACKEND.name for tab in all_tabs]
+    # Each hands over to the next one
+    for name, other in zip(names, [*names[1:], names[0]], strict=True):
         out = tmp_path / name
         options = {'recipe': 'corrected', 'save_every': 1}
         train(name, out=out, steps=2, **options)

@@ -112,6 +112,10 @@ def test_a_forked_process(backend_name, before, after, tmp_path):
     )  # fmt: skip
     done = finish(python(code))
     assert done.status == 0, done.err
+    if backend_name == 'jax':
+        # Its threads are not there in the child
+        assert 'start a new process instead of a fork' in done.err
+        return
     child, parent = done.out.splitlines()[-2:]
     assert child == parent
 

@@ -1,0 +1,407 @@
+"""The JAX backend. See `backends.base` for what each function does.
+
+Networks are modules of `flax.nnx`. The interface calls a parameter by its
+path in the network, with PyTorch's words: the `weight` of a linear layer is
+the transpose of its `kernel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from threading import local
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from backends import base
+from backends.dropout import current_masks, dropout_masks
+from backends.jax_training import (
+    Adam,
+    DataParallel,
+    current_rngs,
+    named,
+    parameters_of,
+    shapes_of,
+    state_of,
+    to_device,
+    width_of,
+    words_of,
+)
+from backends.outputs import named_arrays, to_arrays
+from backends.parameters import check_parameters
+
+# How many rows of logits exist at a time
+CHUNK_ROWS = 128
+NUM_CPU_DEVICES = 8
+ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
+
+_thread = local()
+
+
+# Shards of a processor compute side by side on host devices, whose number
+# is fixed when JAX is used first; a reader may have done so
+if jax.config.jax_num_cpu_devices < 1:
+    with suppress(RuntimeError):
+        jax.config.update('jax_num_cpu_devices', NUM_CPU_DEVICES)
+
+
+def keep_programs(folder: Path) -> None:
+    """Let JAX keep what it has compiled in a folder, unless it has one."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update('jax_compilation_cache_dir', str(folder))
+        # Of many small programs, too, a start is made
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+# ---- layers ----------------------------------------------------------
+
+
+class Traced:
+    """A layer whose output `Backend.trace` sees."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        output = super().__call__(*inputs)  # type: ignore[misc]
+        if isinstance(output, jax.Array):
+            getattr(_thread, 'outputs', {})[id(self)] = output
+        return output
+
+
+class Forward(nnx.Module):
+    """Calls `forward`."""
+
+    def __call__(self, *inputs):
+        return self.forward(*inputs)
+
+
+class Module(Traced, Forward):
+    """An `nnx.Module` that knows its backend.
+
+    A subclass replaces `forward`, or `__call__` as in Flax.
+    """
+
+    backend: ClassVar[base.Backend]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if '__call__' in vars(cls):
+            # The definitions ask which module `forward` is from
+            def forward(self, *inputs):
+                return super(cls, self).forward(*inputs)
+
+            forward.__module__ = cls.__module__
+            cls.forward = forward
+
+
+# Flax's own initialisers are functions inside of functions, which cannot be
+# pickled
+def kernel_init(key, shape, dtype, **options):
+    return nnx.initializers.lecun_normal()(key, shape, dtype, **options)
+
+
+def embedding_init(key, shape, dtype, **options):
+    return nnx.initializers.normal(1.0)(key, shape, dtype, **options)
+
+
+class Flat(nnx.Linear):
+    """`nnx.Linear`, whose gradient takes half the time on a processor."""
+
+    def __call__(self, X):
+        Y = super().__call__(X.reshape((-1, X.shape[-1])))
+        return Y.reshape((*X.shape[:-1], -1))
+
+
+class Linear(Traced, Flat):
+    """`nnx.Linear`, traced."""
+
+
+class Embed(Traced, nnx.Embed):
+    """`nnx.Embed`, traced."""
+
+
+class LayerNorm(Traced, nnx.LayerNorm):
+    """`nnx.LayerNorm`, traced."""
+
+
+class Activation(Traced, Forward):
+    """`'relu'` or `'tanh'` as a layer."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def forward(self, X):
+        return ACTIVATIONS[self.name](X)
+
+
+class Dropout(Traced, nnx.Dropout):
+    """`nnx.Dropout` that can be told which elements to keep."""
+
+    def __call__(self, X):
+        masks = current_masks()
+        if masks is None or self.deterministic or self.rate == 0:
+            return super().__call__(X)
+        return jnp.where(masks(X.shape, self.rate), X / (1 - self.rate), 0)
+
+
+class Sequential(Traced, nnx.Sequential):
+    """`nnx.Sequential` that can be indexed."""
+
+    def __iter__(self):
+        return iter(self.layers)
+
+    def __getitem__(self, index):
+        return self.layers[index]
+
+
+# ---- the cross-entropy of a linear layer -----------------------------
+
+
+@jax.custom_vjp
+def linear_cross_entropy(X, kernel, bias, labels, weights):
+    """Return Σᵢ `weights[i]` · the cross-entropy of row i of X·kernel + bias.
+
+    `CHUNK_ROWS` rows of logits exist at a time, and none after the last row
+    that has a weight.
+    """
+    return with_gradients(X, kernel, bias, labels, weights)[0]
+
+
+def with_gradients(X, kernel, bias, labels, weights):
+    num_rows = len(X)
+    chunk = min(CHUNK_ROWS, num_rows)
+    counted = jnp.where(weights != 0, jnp.arange(1, num_rows + 1), 0).max()
+    X, labels, weights = (
+        jnp.pad(A, [(0, -num_rows % chunk)] + [(0, 0)] * (A.ndim - 1))
+        for A in (X, labels, weights)
+    )
+
+    def add_chunk(i, sums):
+        loss, dX, dkernel, dbias = sums
+        x, label, weight = (
+            jax.lax.dynamic_slice_in_dim(A, i * chunk, chunk)
+            for A in (X, labels, weights)
+        )
+        logits = x @ kernel + bias
+        # Below the greatest, so that no exponential is infinite
+        logits -= logits.max(-1, keepdims=True)
+        exps = jnp.exp(logits)
+        total = exps.sum(-1, keepdims=True)
+        is_label = jnp.arange(len(bias)) == label[:, None]
+        at_label = jnp.where(is_label, logits, 0).sum(-1)
+        loss += ((jnp.log(total[:, 0]) - at_label) * weight).sum()
+        dlogits = (exps / total - is_label) * weight[:, None]
+        dX = jax.lax.dynamic_update_slice_in_dim(
+            dX, dlogits @ kernel.T, i * chunk, 0
+        )
+        return loss, dX, dkernel + x.T @ dlogits, dbias + dlogits.sum(0)
+
+    loss, dX, *others = jax.lax.fori_loop(
+        0,
+        -(-counted // chunk),
+        add_chunk,
+        (jnp.zeros((), X.dtype), *map(jnp.zeros_like, (X, kernel, bias))),
+    )
+    return loss, (dX[:num_rows], *others)
+
+
+def backward(gradients, scale):
+    return (*(scale * gradient for gradient in gradients), None, None)
+
+
+linear_cross_entropy.defvjp(with_gradients, backward)
+
+
+# ---- the interface ---------------------------------------------------
+
+
+class JaxBackend(base.Backend):
+    name = 'jax'
+    Module = Module
+
+    # ---- tensor operations -------------------------------------------
+
+    def tensor(self, data, device=None):
+        return to_device(data, device)
+
+    def to_numpy(self, X):
+        return np.asarray(X)
+
+    def matmul(self, A, B, transpose_B=False):
+        return A @ (B.swapaxes(-1, -2) if transpose_B else B)
+
+    def transpose(self, X, axes):
+        return X.transpose(axes)
+
+    def gather(self, X, positions):
+        return jnp.take_along_axis(X, positions[..., None], 1)
+
+    def relu(self, X):
+        return jax.nn.relu(X)
+
+    def masked_softmax(self, X, valid_lens):
+        if valid_lens is None:
+            return jax.nn.softmax(X)
+        padded = jnp.arange(X.shape[-1]) >= valid_lens.reshape(len(X), -1, 1)
+        mask = padded * jnp.asarray(base.MASKED_SCORE, X.dtype)
+        return jax.nn.softmax(X + (mask[:, None] if X.ndim == 4 else mask))
+
+    def cross_entropy(self, logits, labels, weights):
+        at_label = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
+        return ((jax.nn.logsumexp(logits, -1) - at_label) * weights).sum()
+
+    def linear_cross_entropy(self, layer, X, labels, weights):
+        if type(layer) is Linear and layer.bias is not None:
+            kernel, bias = layer.kernel[...], layer.bias[...]
+            weights = weights.astype(X.dtype)
+            return linear_cross_entropy(X, kernel, bias, labels, weights)
+        return self.cross_entropy(layer(X), labels, weights)
+
+    # ---- layers and their parameters ---------------------------------
+
+    def Linear(
+        self, num_outputs, num_inputs=None, bias=True, activation=None
+    ):
+        if num_inputs is None:
+            raise ValueError(
+                'JAX makes the parameters of a layer at once: give the size '
+                'of its inputs, num_inputs'
+            )
+        layer = Linear(
+            num_inputs,
+            num_outputs,
+            use_bias=bias,
+            kernel_init=kernel_init,
+            rngs=current_rngs(),
+        )
+        if activation is None:
+            return layer
+        return Sequential(layer, Activation(activation))
+
+    def Embedding(self, num_embeddings, num_hiddens):
+        return Embed(
+            num_embeddings,
+            num_hiddens,
+            embedding_init=embedding_init,
+            rngs=current_rngs(),
+        )
+
+    def LayerNorm(self, num_hiddens):
+        return LayerNorm(
+            num_hiddens,
+            epsilon=base.LAYER_NORM_EPSILON,
+            use_fast_variance=False,
+            rngs=current_rngs(),
+        )
+
+    def Dropout(self, p):
+        return Dropout(p, rngs=current_rngs())
+
+    def Sequential(self, *layers):
+        # A linear layer with its activation is two layers here
+        parts = [
+            layer if isinstance(layer, Sequential) else [layer]
+            for layer in layers
+        ]
+        return Sequential(*(layer for part in parts for layer in part))
+
+    def parameter(self, module, name, shape):
+        key = current_rngs().params()
+        setattr(module, name, nnx.Param(jax.random.normal(key, shape)))
+        return getattr(module, name)
+
+    def value(self, parameter, like):
+        return parameter[...]
+
+    def parameter_shapes(self, net):
+        return shapes_of(parameters_of(net))
+
+    def get_parameters(self, net):
+        return named(parameters_of(net))
+
+    def set_parameters(self, net, arrays, devices=None):
+        check_parameters(self.parameter_shapes(net), arrays)
+        device = devices[0] if devices else self.device_of(net)
+        nnx.update(net, state_of(parameters_of(net), arrays, device=device))
+
+    # ---- devices -----------------------------------------------------
+
+    def num_gpus(self):
+        try:
+            return len(jax.local_devices(backend='gpu'))
+        except RuntimeError:  # a JAX for processors does not know the word
+            return 0
+
+    def device(self, kind, index):
+        devices = jax.local_devices(backend=kind)
+        # Where there are more shards of a processor, they take turns
+        return devices[index % len(devices) if kind == 'cpu' else index]
+
+    def device_of(self, net):
+        return jax.tree.leaves(parameters_of(net))[0].device
+
+    # ---- running a network -------------------------------------------
+
+    def evaluate(self, net, batches):
+        device = self.device_of(net)
+        graph, state = nnx.split(net)
+        outputs = []
+        with width_of(state):
+            for batch in batches:
+                inputs = [self.tensor(X, device) for X in batch]
+                outputs.append(evaluated(graph, state, inputs))
+        return [to_arrays(Y, self.to_numpy) for Y in outputs]
+
+    def trace(self, net, inputs, masks=None):
+        device = self.device_of(net)
+        arrays = [X if X is None else self.tensor(X, device) for X in inputs]
+        graph, state = nnx.split(net)
+
+        @jax.jit
+        def run(state, arrays):
+            twin = nnx.merge(graph, state)
+            (twin.eval if masks is None else twin.train)()
+            _thread.outputs = {}
+            try:
+                with dropout_masks(masks):
+                    result = twin(*arrays)
+                return outputs_by_name(twin), result
+            finally:
+                del _thread.outputs
+
+        with width_of(state):
+            outputs, result = run(state, arrays)
+            return named_arrays(outputs, result, self.to_numpy)
+
+    def data_parallel(
+        self, net, losses, devices, *, precision='float32', shared_masks=False
+    ):
+        return DataParallel(net, losses, devices, precision, shared_masks)
+
+    def Adam(self, net, lr, epsilon_inside, frozen=()):
+        return Adam(net, lr, epsilon_inside, tuple(frozen))
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluated(graph: Any, state: Any, inputs: Sequence[jax.Array]) -> Any:
+    """Return the outputs of a network in evaluation mode."""
+    net = nnx.merge(graph, state)
+    net.eval()
+    return net(*inputs)
+
+
+def outputs_by_name(net: nnx.Module) -> dict[str, jax.Array]:
+    """Return what the parts of a network have returned in this thread."""
+    return {
+        '.'.join(words_of(path)): _thread.outputs[id(part)]
+        for path, part in nnx.iter_graph(net)
+        if path and id(part) in _thread.outputs
+    }
+
+
+BACKEND = JaxBackend()
+Module.backend = BACKEND

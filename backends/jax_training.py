@@ -1,0 +1,431 @@
+"""How JAX trains: compiled steps on several devices, and Adam."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+)
+from functools import partial
+from itertools import zip_longest
+from threading import Timer, local
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import enable_x64
+
+from backends import base
+from backends.dropout import dropout_masks
+from backends.parameters import check_parameters
+from backends.types import Arrays, Device, Losses, Part
+
+logger = logging.getLogger(__name__)
+
+CPU_TOKENS, GPU_TOKENS = 8192, 32768
+# A compilation that takes longer is told to the user, seconds
+PATIENCE = 1.0
+COMPILING = (
+    'JAX compiles the training for %d rows of %d tokens: a few seconds, and '
+    'none the next time'
+)
+# What Flax calls the parameter that the interface calls `weight`
+WEIGHTS = ('kernel', 'embedding', 'scale')
+
+PROCESS = os.getpid()
+
+_thread = local()
+
+
+class DataParallel(base.DataParallel):
+    """Compiled steps on devices, each with a copy of the parameters."""
+
+    num_lengths = 4
+    skips_slots = True
+
+    def __init__(
+        self,
+        net: nnx.Module,
+        losses: Losses,
+        devices: Sequence[jax.Device],
+        precision: str,
+        shared_masks: bool,
+    ) -> None:
+        on_gpu = devices[0].platform == 'gpu'
+        if precision != 'float32':
+            raise ValueError(
+                f'JAX computes in float32 here, not in {precision}: use '
+                "precision='float32', or PyTorch"
+            )
+        self.net, self.devices = net, list(devices)
+        self.num_shards = self.num_workers = len(self.devices)
+        self.own_shards = range(self.num_shards)
+        self.tokens_at_a_time = GPU_TOKENS if on_gpu else CPU_TOKENS
+        self.asynchronous = on_gpu
+        self.draws_masks = on_gpu and not shared_masks
+        self.rngs = current_rngs()
+        nnx.update(net, jax.device_put(parameters_of(net), self.devices[0]))
+        graph, _, self.others = nnx.split(net, nnx.Param, ...)
+        self.program = graph, losses
+        self.asked: dict[Any, list[tuple[tuple[int, ...], float]]] = {}
+
+    def value_and_grad(self, parts):
+        parameters = parameters_of(self.net)
+        with width_of(parameters):
+            zeros = jax.tree.map(jnp.zeros_like, parameters)
+            sums = [jax.device_put(zeros, each) for each in self.devices]
+            copies = [
+                jax.device_put((parameters, self.others), each)
+                for each in self.devices
+            ]
+            losses = []
+            # The devices take turns, because a call does not wait
+            for turn in zip_longest(*parts):
+                for i, part in enumerate(turn):
+                    if part is not None:
+                        sums[i], each = self.add_part(
+                            sums[i], copies[i], part, self.devices[i]
+                        )
+                        losses.append(each)
+            total, *others = jax.device_put(sums, self.devices[0])
+            for other in others:
+                total = jax.tree.map(jnp.add, total, other)
+            return Gradients(parameters, total, losses)
+
+    def add_part(
+        self,
+        sums: nnx.State,
+        copy: tuple[nnx.State, nnx.State],
+        part: Part,
+        device: jax.Device,
+    ) -> tuple[nnx.State, jax.Array]:
+        """Add the gradients of a micro-batch to `sums`; return its losses."""
+        inputs = [to_device(X, device) for X in part.inputs]
+        shapes = tuple(X.shape for X in inputs)
+        is_new = shapes not in self.asked
+        if is_new:
+            self.asked[shapes] = masks_asked(*self.program, *copy, inputs)
+        if part.masks is None:
+            masks = self.rngs.dropout()
+        elif self.draws_masks:
+            masks = jax.random.key(part.masks.device_seed % 2**32)
+        else:
+            masks = [part.masks(*each) for each in self.asked[shapes]]
+        with told(shapes[0]) if is_new else nullcontext():
+            return add_gradients(*self.program, sums, *copy, inputs, masks)
+
+    def close(self):
+        pass
+
+
+# Compiled for each network, loss and shape, and for all that train it
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def add_gradients(
+    graph: Any,
+    compute_losses: Losses,
+    sums: nnx.State,
+    parameters: nnx.State,
+    others: nnx.State,
+    inputs: Sequence[jax.Array],
+    masks: Any,
+) -> tuple[nnx.State, jax.Array]:
+    """Return `sums` with the gradients of a micro-batch, and its losses.
+
+    `masks`: arrays, or a key to draw them with.
+    """
+    take: Any = DrawnMasks(masks)
+    if isinstance(masks, list):
+        given = iter(masks)
+
+        def take(shape, p):
+            return next(given)
+
+    (_, losses), gradients = jax.value_and_grad(
+        partial(sum_of_losses, graph, compute_losses, take), has_aux=True
+    )(parameters, others, inputs)
+    return jax.tree.map(jnp.add, sums, gradients), losses
+
+
+def sum_of_losses(graph, compute_losses, masks, parameters, others, inputs):
+    """Return the sum of the losses of a micro-batch, and each of them."""
+    net = nnx.merge(graph, parameters, others)
+    net.train()
+    with dropout_masks(masks):
+        losses = jnp.stack(compute_losses(net, *inputs))
+    return losses.sum(), losses
+
+
+def masks_asked(graph, compute_losses, *arguments):
+    """Return the shape and the p of each mask, in the order of the calls.
+
+    `arguments`: the last three of `sum_of_losses`.
+    """
+    asked = []
+
+    def ask(shape, p):
+        asked.append((shape, p))
+        return jnp.ones(shape, bool)
+
+    jax.eval_shape(
+        partial(sum_of_losses, graph, compute_losses, ask), *arguments
+    )
+    return asked
+
+
+class DrawnMasks:
+    """Dropout masks that the device draws itself, from a key."""
+
+    def __init__(self, key: jax.Array) -> None:
+        self.key = key
+
+    def __call__(self, shape: tuple[int, ...], p: float) -> jax.Array:
+        """Return a boolean array of this shape, true for what is kept."""
+        self.key, key = jax.random.split(self.key)
+        return jax.random.bernoulli(key, 1 - p, shape)
+
+
+@contextmanager
+def told(shape: tuple[int, ...]) -> Iterator[None]:
+    """Say that a program is compiled within this context, if it takes long.
+
+    `shape`: rows and tokens of the micro-batch.
+    """
+    timer = Timer(PATIENCE, logger.warning, [COMPILING, *shape])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class Gradients(base.Gradients):
+    """Gradients on the first device, and the losses they are of."""
+
+    def __init__(
+        self,
+        parameters: nnx.State,
+        gradients: nnx.State,
+        losses: Sequence[jax.Array],
+    ) -> None:
+        """`losses`: those of each micro-batch."""
+        self.gradients, self.parts = gradients, losses
+        with width_of(parameters):
+            self.size = norm_of(parameters, gradients)
+
+    def losses(self):
+        return np.sum(np.array(jax.device_get(self.parts), np.float64), 0)
+
+    def norm(self):
+        return float(self.size)
+
+    def arrays(self):
+        return named(self.gradients)
+
+
+@jax.jit
+def norm_of(parameters: nnx.State, gradients: nnx.State) -> jax.Array:
+    """Return what `Gradients.norm` does."""
+    squares = sum((g**2).sum() for g in jax.tree.leaves(gradients))
+    # A parameter that is not finite makes the sum NaN
+    zeros = sum(0 * W.sum() for W in jax.tree.leaves(parameters))
+    return jnp.sqrt(squares) + zeros
+
+
+# ---- the optimizer step ----------------------------------------------
+
+
+class Adam(base.Optimizer):
+    """Adam, with epsilon where the recipe wants it.
+
+    `optax.adam` has no epsilon before the bias correction.
+    """
+
+    def __init__(
+        self,
+        net: nnx.Module,
+        lr: float,
+        epsilon_inside: bool,
+        frozen: tuple[str, ...],
+    ) -> None:
+        self.net, self.lr, self.epsilon_inside = net, lr, epsilon_inside
+
+        def is_learned(path: Any, value: Any) -> bool:
+            is_parameter = isinstance(value, nnx.Param)
+            return is_parameter and not name_of(path).endswith(frozen)
+
+        self.is_learned = is_learned
+        parameters = nnx.state(net, is_learned)
+        with width_of(parameters):
+            self.m, self.v = (
+                jax.tree.map(jnp.zeros_like, parameters) for _ in 'mv'
+            )
+        single = jax.tree.leaves(parameters)[0].dtype == jnp.float32
+        self.rounding = base.GLUON_ROUNDING if single else 1.0
+        self.num_steps = 0
+
+    def step(self, gradients):
+        if isinstance(gradients, Mapping):
+            parameters = parameters_of(self.net)
+            check_parameters(shapes_of(parameters), gradients)
+            given = state_of(parameters, gradients)
+        else:
+            given = gradients.gradients
+        self.num_steps += 1
+        beta1, beta2 = base.ADAM_BETAS
+        root = math.sqrt(1 - beta2**self.num_steps)
+        lr = self.lr * root / (1 - beta1**self.num_steps)
+        rounding = self.rounding if self.epsilon_inside else 1.0
+        epsilon = base.ADAM_EPSILON * (1 if self.epsilon_inside else root)
+        parameters = nnx.state(self.net, self.is_learned)
+        with width_of(parameters):
+            parameters, self.m, self.v = adam(
+                parameters,
+                nnx.filter_state(given, self.is_learned),
+                self.m,
+                self.v,
+                lr / rounding,
+                epsilon / rounding,
+            )
+        nnx.update(self.net, parameters)
+
+    def state(self):
+        return named(self.m, '.m') | named(self.v, '.v')
+
+    def load_state(self, arrays, num_steps):
+        shapes = {name: X.shape for name, X in self.state().items()}
+        check_parameters(shapes, arrays)
+        self.num_steps = num_steps
+        self.m = state_of(self.m, arrays, '.m')
+        self.v = state_of(self.v, arrays, '.v')
+
+
+@partial(jax.jit, donate_argnums=(2, 3))
+def adam(parameters, gradients, m, v, lr, epsilon):
+    """Return parameters and moments after an update."""
+    beta1, beta2 = base.ADAM_BETAS
+    tree = jax.tree
+    m = tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, m, gradients)
+    v = tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, v, gradients)
+
+    def updated(W, m, v):
+        return W - lr * m / (jnp.sqrt(v) + epsilon)
+
+    return tree.map(updated, parameters, m, v), m, v
+
+
+# ---- parameters by name ----------------------------------------------
+
+
+def parameters_of(net: nnx.Module) -> nnx.State:
+    """Return the parameters of a network."""
+    return nnx.state(net, nnx.Param)
+
+
+def words_of(path: Sequence[Any]) -> list[str]:
+    """Return the words of a structural name; `layers` is Flax's own."""
+    return [str(key) for key in path if key != 'layers']
+
+
+def name_of(path: Sequence[Any]) -> str:
+    """Return the structural name of a parameter."""
+    *words, last = words_of(path)
+    return '.'.join([*words, 'weight' if last in WEIGHTS else last])
+
+
+def turned(path: Sequence[Any], X: Any) -> Any:
+    """Turn a parameter from Flax's axes to the interface's, or back."""
+    return X.T if path[-1] == 'kernel' else X
+
+
+def shapes_of(state: nnx.State) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array by its parameter's name."""
+    return {
+        name_of(path): turned(path, X[...]).shape
+        for path, X in nnx.to_flat_state(state)
+    }
+
+
+def named(state: nnx.State, ending: str = '') -> dict[str, np.ndarray]:
+    """Return copies of arrays by the parameters' names and an ending."""
+    return {
+        name_of(path) + ending: np.array(
+            turned(path, np.asarray(X[...])), order='C'
+        )
+        for path, X in nnx.to_flat_state(state)
+    }
+
+
+def state_of(
+    like: nnx.State,
+    arrays: Arrays,
+    ending: str = '',
+    device: Device = None,
+) -> nnx.State:
+    """Return arrays as a state; the inverse of `named`.
+
+    `like`: has the paths; `device`: by default that of `like`.
+    """
+    return nnx.from_flat_state(
+        (
+            path,
+            X.replace(
+                to_device(
+                    turned(path, arrays[name_of(path) + ending]),
+                    device or X[...].device,
+                )
+            ),
+        )
+        for path, X in nnx.to_flat_state(like)
+    )
+
+
+def width_of(state: nnx.State) -> AbstractContextManager[Any]:
+    """Within this context JAX computes in the width of some parameters."""
+    return enable_x64(jax.tree.leaves(state)[0].dtype == jnp.float64)
+
+
+# ---- arrays and random numbers ---------------------------------------
+
+
+def to_device(data: Any, device: Device = None) -> jax.Array:
+    """Copy a NumPy array to a device: see `Backend.tensor`.
+
+    Raises `RuntimeError` in a forked process.
+    """
+    if os.getpid() != PROCESS:
+        raise RuntimeError(
+            'JAX was imported before this process was forked, and would wait '
+            'for ever for threads that it has not: start a new process '
+            "instead of a fork (multiprocessing.get_context('spawn'))"
+        )
+    X = np.asarray(data)
+    if X.dtype.kind != 'f':
+        X = X.astype(np.int32)
+    with enable_x64(X.dtype == np.float64):
+        return jnp.array(X, device=device)
+
+
+@contextmanager
+def random_numbers(rngs: nnx.Rngs | None) -> Iterator[None]:
+    """Within this context new layers draw their parameters from `rngs`.
+
+    `None` changes nothing; outside of the context it is `nnx.Rngs(0)`.
+    """
+    before = getattr(_thread, 'rngs', None)
+    _thread.rngs = rngs or current_rngs()
+    try:
+        yield
+    finally:
+        _thread.rngs = before
+
+
+def current_rngs() -> nnx.Rngs:
+    """Return the random numbers of new layers."""
+    return getattr(_thread, 'rngs', None) or nnx.Rngs(0)

@@ -1,0 +1,174 @@
+"""The JAX tab: `from d2lbert import jax as d2l`.
+
+The networks are modules of `flax.nnx`. The chapter has no cells for JAX:
+these are its names, in the idiom of a JAX reader.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from backends.jax import BACKEND, Module, keep_programs
+from backends.jax_training import random_numbers
+from backends.types import Array
+from d2lbert import bert
+from d2lbert.book import chapter, transformer
+from d2lbert.book.animator import Accumulator, Animator, Timer
+from d2lbert.book.editions import Spellings
+from d2lbert.book.hub import (
+    DATA_HUB,
+    DATA_URL,
+    download,
+    download_extract,
+    extract,
+    get_dataloader_workers,
+)
+from d2lbert.book.textbook import (
+    _get_mlm_data_from_tokens,
+    _get_next_sentence,
+    _get_nsp_data_from_paragraph,
+    _read_wiki,
+    _replace_mlm_tokens,
+    get_tokens_and_segments,
+    tokenize,
+)
+from d2lbert.data.corpus import cache_folder
+from d2lbert.data.vocab import Vocab
+from d2lbert.errors import InputError
+from d2lbert.recipes import RECIPES, Recipe
+
+num_gpus = BACKEND.num_gpus
+try_gpu = BACKEND.try_gpu
+try_all_gpus = BACKEND.try_all_gpus
+masked_softmax = BACKEND.masked_softmax
+
+
+class Rngs:
+    """Takes `rngs`, an `nnx.Rngs`, from which the parameters are drawn.
+
+    By default it is `nnx.Rngs(0)`.
+    """
+
+    def __init__(
+        self, *arguments: Any, rngs: nnx.Rngs | None = None, **others: Any
+    ) -> None:
+        with random_numbers(rngs):
+            super().__init__(*arguments, **others)
+
+
+class DotProductAttention(Rngs, bert.DotProductAttention, Module):
+    __doc__ = bert.DotProductAttention.__doc__
+
+
+class MultiHeadAttention(Rngs, bert.MultiHeadAttention, Module):
+    __doc__ = bert.MultiHeadAttention.__doc__
+    Attention = DotProductAttention
+
+
+class PositionWiseFFN(Rngs, bert.PositionWiseFFN, Module):
+    __doc__ = bert.PositionWiseFFN.__doc__
+
+
+class AddNorm(Rngs, bert.AddNorm, Module):
+    __doc__ = bert.AddNorm.__doc__
+
+
+class TransformerEncoderBlock(Rngs, bert.TransformerEncoderBlock, Module):
+    __doc__ = bert.TransformerEncoderBlock.__doc__
+    Attention = MultiHeadAttention
+    FFN = PositionWiseFFN
+    AddNorm = AddNorm
+
+
+class PositionalEncoding(Rngs, transformer.PositionalEncoding, Module):
+    __doc__ = transformer.PositionalEncoding.__doc__
+
+    def forward(self, X: Array) -> Array:
+        """`(B, T, num_hiddens)` to the same shape."""
+        return self.dropout(X + self.table[:, : X.shape[1]])
+
+
+class TransformerEncoder(Rngs, transformer.TransformerEncoder, Module):
+    __doc__ = transformer.TransformerEncoder.__doc__
+    Block = TransformerEncoderBlock
+    PositionalEncoding = PositionalEncoding
+
+
+class BERTEncoder(Rngs, Spellings, bert.BERTEncoder, Module):
+    __doc__ = bert.BERTEncoder.__doc__
+    Block = TransformerEncoderBlock
+
+
+class MaskLM(Rngs, bert.MaskLM, Module):
+    __doc__ = bert.MaskLM.__doc__
+
+
+class NextSentencePred(Rngs, bert.NextSentencePred, Module):
+    __doc__ = bert.NextSentencePred.__doc__
+
+
+class BERTModel(Rngs, Spellings, bert.BERTModel, Module):
+    __doc__ = bert.BERTModel.__doc__
+    Encoder = BERTEncoder
+    MaskLM = MaskLM
+    NextSentencePred = NextSentencePred
+
+
+class _WikiTextDataset(chapter.WikiTextDataset):
+    __doc__ = chapter.WikiTextDataset.__doc__
+    backend = BACKEND
+
+
+def _get_batch_loss_bert(
+    net: nnx.Module,
+    loss: Any,
+    vocab_size: int,
+    tokens_X: jax.Array,
+    segments_X: jax.Array,
+    valid_lens_x: jax.Array,
+    pred_positions_X: jax.Array,
+    mlm_weights_X: jax.Array,
+    mlm_Y: jax.Array,
+    nsp_y: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return a batch's loss of each task, and their sum.
+
+    `loss`: `optax.softmax_cross_entropy_with_integer_labels`. The first is
+    the mean over the real predictions, the second over the rows.
+    """
+    _, mlm_Y_hat, nsp_Y_hat = net(
+        tokens_X, segments_X, valid_lens_x.reshape(-1), pred_positions_X
+    )
+    weights = mlm_weights_X.reshape(-1)
+    losses = loss(mlm_Y_hat.reshape((-1, vocab_size)), mlm_Y.reshape(-1))
+    # The constant keeps a batch without any prediction from being 0 / 0
+    mlm_l = (losses * weights).sum() / (weights.sum() + 1e-8)
+    nsp_l = jnp.mean(loss(nsp_Y_hat, nsp_y))
+    return mlm_l, nsp_l, mlm_l + nsp_l
+
+
+def _recipe_of(loss: Any) -> Recipe:
+    """Return the recipe that a loss function stands for."""
+    if loss is optax.softmax_cross_entropy_with_integer_labels:
+        return RECIPES['corrected']
+    raise InputError(
+        f'loss = {loss!r}: expected '
+        'optax.softmax_cross_entropy_with_integer_labels; for another loss '
+        'write the loop yourself, with _get_batch_loss_bert'
+    )
+
+
+_functions = chapter.Functions(_WikiTextDataset, _recipe_of)
+cpu = _functions.cpu
+gpu = _functions.gpu
+_pad_bert_inputs = _functions.pad_bert_inputs
+load_data_wiki = _functions.load_data_wiki
+train_bert = _functions.train_bert
+get_bert_encoding = _functions.get_bert_encoding
+
+keep_programs(cache_folder() / 'jax')
