@@ -394,17 +394,19 @@ def width_of(state: nnx.State) -> AbstractContextManager[Any]:
 # ---- arrays and random numbers ---------------------------------------
 
 
-def to_device(data: Any, device: Device = None) -> jax.Array:
-    """Copy a NumPy array to a device: see `Backend.tensor`.
-
-    Raises `RuntimeError` in a forked process.
-    """
+def check_process() -> None:
+    """Raise `RuntimeError` in a forked process, where JAX would hang."""
     if os.getpid() != PROCESS:
         raise RuntimeError(
             'JAX was imported before this process was forked, and would wait '
             'for ever for threads that it has not: start a new process '
             "instead of a fork (multiprocessing.get_context('spawn'))"
         )
+
+
+def to_device(data: Any, device: Device = None) -> jax.Array:
+    """Copy a NumPy array to a device: see `Backend.tensor`."""
+    check_process()
     X = np.asarray(data)
     if X.dtype.kind != 'f':
         X = X.astype(np.int32)
@@ -428,4 +430,5 @@ def random_numbers(rngs: nnx.Rngs | None) -> Iterator[None]:
 
 def current_rngs() -> nnx.Rngs:
     """Return the random numbers of new layers."""
+    check_process()
     return getattr(_thread, 'rngs', None) or nnx.Rngs(0)

@@ -187,8 +187,9 @@ def test_every_option_reaches_the_comparison(compare):
 @pytest.mark.parametrize(
     ('args', 'expected'),
     [
-        (('--backends', 'torch', 'jax'), "'jax'"),
-        (('--backends', 'jax', 'torch'), "'jax'"),
+        (('--backends', 'torch', 'numpy'), "'numpy'"),
+        (('--backends', 'numpy', 'torch'), "'numpy'"),
+        (('--backends', 'all', 'torch'), 'or all where'),
         (('--dtype', 'float16'), "'float16'"),
         (('--recipe', 'keras'), "'keras'"),
         (('--steps', '0'), 'steps = 0'),

@@ -83,6 +83,8 @@ pid = os.fork()
 if pid == 0:
     try:
         print(compute(), flush=True)
+    except RuntimeError as error:
+        print(error, file=sys.stderr, flush=True)
     finally:
         os._exit(0)
 os.waitpid(pid, 0)

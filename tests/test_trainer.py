@@ -98,9 +98,7 @@ def test_all_backends_train_alike(all_tabs, recipe):
     for theirs, v in others:
         np.testing.assert_allclose(ours, theirs, rtol=2e-4)
         for name, array in w.items():
-            np.testing.assert_allclose(
-                array, v[name], atol=1e-3, err_msg=name
-            )
+            np.testing.assert_allclose(array, v[name], atol=1e-3)
 
 
 @pytest.mark.parametrize('num_shards', [2, 3, 5])
