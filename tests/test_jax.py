@@ -1,0 +1,205 @@
+"""The JAX tab in the idiom of Flax and optax."""
+
+import pickle
+import random
+import re
+
+import numpy as np
+import pytest
+
+from d2lbert.pytest_plugin import require
+from helpers import POSITIONS, SEGMENTS, SIZES, TOKENS, VALID_LENS, new_net
+
+pytestmark = pytest.mark.jax
+
+
+@pytest.fixture(autouse=True)
+def _jax():
+    require('jax')
+
+
+@pytest.fixture
+def d2l():
+    from d2lbert import jax
+
+    return jax
+
+
+def inputs(d2l):
+    tensor = d2l.BACKEND.tensor
+    return [tensor(X) for X in (TOKENS, SEGMENTS, VALID_LENS, POSITIONS)]
+
+
+def test_parameters_come_from_rngs(d2l):
+    from flax import nnx
+
+    def weight(**options):
+        net = d2l.BERTModel(**SIZES, **options)
+        return np.asarray(net.hidden[0].kernel[...])
+
+    assert (weight() == weight(rngs=nnx.Rngs(0))).all()
+    assert (weight(rngs=nnx.Rngs(1)) != weight()).any()
+    block = d2l.TransformerEncoderBlock(12, 20, 3, 0.1, rngs=nnx.Rngs(2))
+    other = d2l.TransformerEncoderBlock(12, 20, 3, 0.1, rngs=nnx.Rngs(3))
+    kernels = block.ffn.dense1.kernel[...], other.ffn.dense1.kernel[...]
+    assert (kernels[0] != kernels[1]).any()
+
+
+def test_state_split_merge_and_jit(d2l):
+    import jax
+    from flax import nnx
+
+    net = new_net(d2l)
+    net.eval()
+    graph, state = nnx.split(net)
+    twin = nnx.merge(graph, state)
+    expected = net(*inputs(d2l))
+    jitted = nnx.jit(lambda net, *inputs: net(*inputs))
+    for outputs in (twin(*inputs(d2l)), jitted(net, *inputs(d2l))):
+        for ours, theirs in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    parameters = nnx.state(net, nnx.Param)
+    shapes = jax.tree.map(lambda X: X.shape, nnx.to_pure_dict(parameters))
+    assert shapes['hidden']['layers'][0]['kernel'] == (12, 12)
+    assert 'MaskLM(' in repr(net) and 'kernel=Param(' in repr(net)
+
+
+def test_pickle(d2l):
+    net = new_net(d2l)
+    net.eval()
+    copy = pickle.loads(pickle.dumps(net))
+    for ours, theirs in zip(
+        net(*inputs(d2l)), copy(*inputs(d2l)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_orbax(d2l, tmp_path):
+    checkpoint = pytest.importorskip('orbax.checkpoint')
+    from flax import nnx
+
+    source, target = new_net(d2l, 1), new_net(d2l, 2)
+    with checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / 'state', nnx.state(source, nnx.Param))
+        checkpointer.wait_until_finished()
+        kept = checkpointer.restore(
+            tmp_path / 'state', nnx.state(target, nnx.Param)
+        )
+    nnx.update(target, kept)
+    for name, W in d2l.BACKEND.get_parameters(source).items():
+        np.testing.assert_array_equal(
+            d2l.BACKEND.get_parameters(target)[name], W
+        )
+
+
+def test_a_readers_own_call(d2l):
+    """A subclass may replace `__call__`, as Flax's users do."""
+
+    class Own(d2l.MaskLM):
+        def __call__(self, X, pred_positions):
+            return 2 * super().__call__(X, pred_positions)
+
+    class OwnModel(d2l.BERTModel):
+        MaskLM = Own
+
+    own, net = OwnModel(**SIZES), d2l.BERTModel(**SIZES)
+    own.eval()
+    net.eval()
+    np.testing.assert_allclose(
+        own(*inputs(d2l))[1], 2 * net(*inputs(d2l))[1], rtol=1e-5
+    )
+    assert net.is_plain and not own.is_plain
+
+
+@pytest.fixture
+def loaded(d2l, text_file):
+    random.seed(0)
+    return d2l.load_data_wiki(8, 32, text_file)
+
+
+def test_the_chapters_program(d2l, loaded, capsys):
+    """All cells of both sections, as a JAX reader writes them."""
+    import optax
+    from flax import nnx
+
+    train_iter, vocab = loaded
+    net = d2l.BERTModel(
+        len(vocab), num_hiddens=16, ffn_num_hiddens=32, num_heads=2,
+        num_blks=2, dropout=0.2, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    devices = d2l.try_all_gpus()
+    loss = optax.softmax_cross_entropy_with_integer_labels
+    d2l.train_bert(train_iter, net, loss, len(vocab), devices, 3)
+    printed = capsys.readouterr().out
+    assert re.search(r'MLM loss [\d.]+, NSP loss [\d.]+\n', printed)
+    encoded = d2l.get_bert_encoding(net, ['a', 'crane', 'is', 'flying'])
+    assert encoded.shape == (1, 6, 16)
+    pair = d2l.get_bert_encoding(net, ['a', 'crane'], ['he', 'left'])
+    assert pair.shape == (1, 7, 16)
+    # One text among many, and by itself
+    assert abs(encoded[:, 0] - pair[:, 0]).max() > 0
+
+
+def test_another_loss_is_refused(d2l, loaded):
+    import optax
+
+    train_iter, vocab = loaded
+    net = d2l.BERTModel(len(vocab), 16, 32, 2, 1)
+    with pytest.raises(ValueError, match='softmax_cross_entropy_with_int'):
+        d2l.train_bert(
+            train_iter, net, optax.l2_loss, len(vocab), [d2l.cpu()], 1
+        )
+
+
+def test_a_readers_own_loop(d2l, loaded):
+    import optax
+    from flax import nnx
+
+    train_iter, vocab = loaded
+    net = d2l.BERTModel(len(vocab), 16, 32, 2, 1, 0.1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(net, optax.adam(0.01), wrt=nnx.Param)
+    loss = optax.softmax_cross_entropy_with_integer_labels
+
+    @nnx.jit
+    def step(net, optimizer, batch):
+        def total(net):
+            return d2l._get_batch_loss_bert(net, loss, len(vocab), *batch)[2]
+
+        value, gradients = nnx.value_and_grad(total)(net)
+        optimizer.update(net, gradients)
+        return value
+
+    batch = next(iter(train_iter))
+    losses = [float(step(net, optimizer, batch)) for _ in range(20)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_programs_are_few(d2l, loaded, monkeypatch):
+    """Each shape is compiled; one training has four of them at most."""
+    import optax
+
+    from backends import jax_training
+
+    train_iter, vocab = loaded
+    net = d2l.BERTModel(len(vocab), 16, 32, 2, 1)
+    jax_training.add_gradients.clear_cache()
+    d2l.train_bert(
+        train_iter, net, optax.softmax_cross_entropy_with_integer_labels,
+        len(vocab), [d2l.cpu()], 12,
+    )  # fmt: skip
+    assert jax_training.add_gradients._cache_size() <= 4
+
+
+def test_a_long_compilation_is_told(d2l, monkeypatch, caplog):
+    from backends import jax_training
+
+    monkeypatch.setattr(jax_training, 'PATIENCE', 0)
+    with jax_training.told((64, 32)):
+        while not caplog.records:
+            pass
+    assert 'compiles the training for 64 rows of 32 tokens' in caplog.text
+
+
+def test_shards_are_host_devices(d2l):
+    first, second = d2l.BACKEND.devices('cpu:2')
+    assert first != second and first.platform == 'cpu'
