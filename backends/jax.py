@@ -87,6 +87,13 @@ class Module(Traced, Forward):
 
     backend: ClassVar[base.Backend]
 
+    def __init__(self, **unknown: Any) -> None:
+        for name in unknown:
+            raise TypeError(
+                f'{type(self).__name__} got an unexpected keyword argument '
+                f'{name!r}'
+            )
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if '__call__' in vars(cls):
@@ -153,6 +160,9 @@ class Sequential(Traced, nnx.Sequential):
 
     def __iter__(self):
         return iter(self.layers)
+
+    def __len__(self):
+        return len(self.layers)
 
     def __getitem__(self, index):
         return self.layers[index]

@@ -1,11 +1,14 @@
 """The JAX tab: `from d2lbert import jax as d2l`.
 
 The networks are modules of `flax.nnx`. The chapter has no cells for JAX:
-these are its names, in the idiom of a JAX reader.
+these are its names, in the idiom of a JAX reader. Layers are made with their
+parameters: a size that other tabs leave to the first input is by default that
+of the output.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -54,6 +57,21 @@ class Rngs:
     By default it is `nnx.Rngs(0)`.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let the class have the signature of the definition, and `rngs`."""
+        super().__init_subclass__(**options)
+        follows = cls.__mro__[cls.__mro__.index(Rngs) + 1]
+        names = inspect.signature(follows).parameters
+        named = {
+            name: value
+            for name, value in names.items()
+            if value.kind is not value.VAR_KEYWORD
+        }
+        rngs = inspect.Parameter(
+            'rngs', inspect.Parameter.KEYWORD_ONLY, default=None
+        )
+        cls.__signature__ = inspect.Signature([*named.values(), rngs])
+
     def __init__(
         self, *arguments: Any, rngs: nnx.Rngs | None = None, **others: Any
     ) -> None:
@@ -69,9 +87,43 @@ class MultiHeadAttention(Rngs, bert.MultiHeadAttention, Module):
     __doc__ = bert.MultiHeadAttention.__doc__
     Attention = DotProductAttention
 
+    def __init__(
+        self,
+        num_hiddens: int,
+        num_heads: int,
+        dropout: float,
+        bias: bool = False,
+        *,
+        num_inputs: int | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            num_hiddens,
+            num_heads,
+            dropout,
+            bias,
+            num_inputs=num_inputs or num_hiddens,
+            **others,
+        )
+
 
 class PositionWiseFFN(Rngs, bert.PositionWiseFFN, Module):
     __doc__ = bert.PositionWiseFFN.__doc__
+
+    def __init__(
+        self,
+        ffn_num_hiddens: int,
+        ffn_num_outputs: int,
+        *,
+        ffn_num_inputs: int | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            ffn_num_hiddens,
+            ffn_num_outputs,
+            ffn_num_inputs=ffn_num_inputs or ffn_num_outputs,
+            **others,
+        )
 
 
 class AddNorm(Rngs, bert.AddNorm, Module):
@@ -106,6 +158,17 @@ class BERTEncoder(Rngs, Spellings, bert.BERTEncoder, Module):
 
 class MaskLM(Rngs, bert.MaskLM, Module):
     __doc__ = bert.MaskLM.__doc__
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_hiddens: int,
+        num_inputs: int | None = None,
+        **others: Any,
+    ) -> None:
+        super().__init__(
+            vocab_size, num_hiddens, num_inputs or num_hiddens, **others
+        )
 
 
 class NextSentencePred(Rngs, bert.NextSentencePred, Module):

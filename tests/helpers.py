@@ -149,6 +149,12 @@ def check_equal(fast, plain):
         )
 
 
+def skip_beyond_the_book(tab):
+    """Skip a test of what only the tabs of the book have."""
+    if tab.BACKEND.name == 'jax':
+        pytest.skip('the book has no cells for JAX: see test_jax.py')
+
+
 def set_num_cores(monkeypatch, tab, num_cores):
     """Let a backend use so many cores from now on."""
     if tab.BACKEND.name == 'jax':

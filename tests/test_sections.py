@@ -587,6 +587,18 @@ def tab_of(name):
     return load_tab(name)
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=getattr(pytest.mark, name))
+        for name in IMPORTS
+    ]
+)
+def backend_name(request):
+    """The frameworks in which the book has these sections."""
+    require(request.param)
+    return request.param
+
+
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """An archive that has a small text, and a folder for the reader."""
