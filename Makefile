@@ -33,7 +33,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@echo '3 of 5: MXNet'
 	$(INSTALL) 'mxnet; python_version < "3.13"'
 	@echo '4 of 5: d2lbert and its tools'
-	$(INSTALL) --editable '.[torch,mxnet,notebooks,dev]'
+	$(INSTALL) --editable '.[torch,mxnet,wordpiece,notebooks,dev]'
 	@echo '5 of 5: Python learns to import MXNet'
 	$(BIN)/d2lbert doctor --enable-mxnet
 	touch $@
