@@ -30,7 +30,7 @@ PATH = re.compile(
 #: A dotted name of this project's in backquotes.
 NAME = re.compile(r'`((?:d2lbert|backends)(?:\.\w+)+)(?:\([^`]*\))?`')
 #: Files of a run.
-ELSEWHERE = {'vocab.txt', 'words.txt'}
+ELSEWHERE = {'vocab.txt'}
 
 
 def read(document):

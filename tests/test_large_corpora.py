@@ -198,6 +198,14 @@ def test_a_file_that_changes_meanwhile(tmp_path, large, folder):
     assert not list(folder.iterdir())
 
 
+def test_a_file_that_is_removed_meanwhile(tmp_path, large, folder):
+    path = write(tmp_path / 'a.txt', LINES)
+    corpus = open_corpus(path)
+    path.unlink()
+    with pytest.raises(CorpusError, match=r'a\.txt can no longer be read'):
+        load_cached_examples(corpus, 64, 0)
+
+
 def changing(path):
     def draw_pairs(*args):
         with open(path, 'a') as file:
@@ -312,6 +320,16 @@ def test_a_killed_build_leaves_nothing(tmp_path, folder, monkeypatch):
     assert process.returncode == 0
     assert not part.exists()
     assert [one.suffix for one in folder.iterdir()] == ['.safetensors']
+
+
+def test_locks_of_killed_builds_are_removed(folder):
+    folder.mkdir(parents=True)
+    old, new = (folder / f'.{digit * 64}.lock' for digit in 'ab')
+    for lock in (old, new):
+        lock.touch()
+    os.utime(old, (0, 0))
+    load_cached_examples(corpus_of(LINES), 64, 0)
+    assert not old.exists() and new.exists()
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='has other signals')

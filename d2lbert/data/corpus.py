@@ -248,8 +248,11 @@ def source_of(
 
 
 def state_of(path: str) -> tuple[int, ...]:
-    """Return what changes where a file is written or replaced."""
-    found = os.stat(path)
+    """Return what changes where a file is written, replaced or removed."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
 from d2lbert.data.archives import SUFFIXES, open_text
-from d2lbert.data.files import chunks, sha256, sha256_of
+from d2lbert.data.files import chunks, describe_error, sha256, sha256_of
 from d2lbert.errors import CorpusError
 
 #: An archive may give so many bytes, and more where it is large itself.
@@ -49,11 +49,12 @@ class Source:
 
         A byte order mark is left out. `max_bytes`: the most that is
         unpacked from an archive; `tell`: is called with the place in the
-        file, after each line.
+        file, after each line. Raises `CorpusError` where the file is
+        damaged, not UTF-8, or can no longer be read.
         """
         if max_bytes is None:
             max_bytes = max(MAX_UNPACKED, MAX_RATIO * self.size)
-        with self.open() as file:
+        with read_errors(self.name), self.open() as file:
             stream = open_text(file, self.name, max_bytes)
             with closing(io.TextIOWrapper(stream, 'utf-8-sig')) as text:
                 try:
@@ -69,7 +70,7 @@ class Source:
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file."""
-        with self.open() as file:
+        with read_errors(self.name), self.open() as file:
             return sha256_of(chunks(file))
 
     def suffix(self) -> str:
@@ -123,6 +124,18 @@ class Corpus:
             (source.suffix(), source.sha256()) for source in self.sources
         ]
         return sha256(repr(about).encode())
+
+
+@contextmanager
+def read_errors(name: str) -> Iterator[None]:
+    """Turn an `OSError` of reading a corpus into a `CorpusError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(
+            f'The corpus {name} can no longer be read '
+            f'({describe_error(error)}): start again when it can.'
+        ) from error
 
 
 def check_line(line: str, name: str) -> None:

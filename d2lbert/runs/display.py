@@ -134,7 +134,7 @@ class Building:
                 unit_scale=True,
                 file=Unfailing(sys.stderr),
                 disable=not self.visible,
-                delay=1,
+                delay=2,
                 mininterval=0.2,
             )
 
