@@ -46,6 +46,7 @@ def large(monkeypatch):
     monkeypatch.setattr(stored, 'SMALL', 0)
     monkeypatch.setattr(words, 'NUMBERS_AT_A_TIME', 500)
     monkeypatch.setattr(words, 'PARAGRAPHS_AT_A_TIME', 7)
+    monkeypatch.setattr(words, 'MOST_MAPPED', 0)
     monkeypatch.setattr(examples, 'PARAGRAPHS', 11)
 
 

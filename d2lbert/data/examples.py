@@ -190,6 +190,7 @@ def example_blocks(
         write_pairs(batch, text, block, vocab)
         hide_tokens(batch, vocab, rng)
         yield batch
+        words.release(text.tokens)
 
 
 # ---- next sentence prediction ----------------------------------------

@@ -7,10 +7,12 @@ tokens in the vocabulary.
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -23,6 +25,8 @@ from d2lbert.data.vocab import PAD, Vocab
 PARAGRAPHS_AT_A_TIME = 1024
 #: How many numbers are collected before they are counted and kept.
 NUMBERS_AT_A_TIME = 1 << 22
+#: How many bytes of a memory map may stay in memory, if possible.
+MOST_MAPPED = 1 << 30
 #: Makes a vocabulary of how often each word occurs.
 MakeVocab = Callable[[Mapping[str, int]], Vocab]
 
@@ -218,6 +222,19 @@ def blocks_of(
         block = np.asarray(numbers[start : start + PARAGRAPHS_AT_A_TIME])
         lengths = text.lengths[runs(sentences, block)]
         yield text.words[runs(words, block)], lengths
+        release(text.words)
+
+
+def release(array: np.ndarray) -> None:
+    """Give what was read of a large memory map back to the system.
+
+    It would do so itself, but only where memory becomes scarce.
+    """
+    if isinstance(array, np.memmap) and array.nbytes > MOST_MAPPED:
+        with suppress(AttributeError):  # not on Windows
+            array._mmap.madvise(  # type: ignore[attr-defined]
+                mmap.MADV_DONTNEED
+            )
 
 
 def runs(bounds: np.ndarray, which: np.ndarray) -> np.ndarray:
