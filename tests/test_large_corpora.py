@@ -1,5 +1,6 @@
 """Corpora that are read as a stream and trained on through a memory map."""
 
+import gc
 import gzip
 import os
 import random
@@ -246,6 +247,7 @@ def small_disk(size):
         try:
             yield Path(folder)
         finally:
+            gc.collect()  # files that the frames of an error hold open
             subprocess.run(['umount', folder], check=True)
 
 
@@ -389,7 +391,7 @@ start = time.perf_counter()
 examples, vocab = load_cached_examples(open_corpus(sys.argv[1]), 64, 0)
 batch = next(Batches(examples, 512).from_step(0))
 usage = resource.getrusage(resource.RUSAGE_SELF)
-print(examples.num_examples, batch.tokens.sum(), usage.ru_maxrss / 1e6,
+print(examples.num_examples, batch.tokens.sum(), usage.ru_maxrss * 1024 / 1e9,
       time.process_time(), time.perf_counter() - start)
 """
 
