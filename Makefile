@@ -24,21 +24,23 @@ venv: $(READY)  ## Make the environment in .venv, 1 to 3 minutes
 
 # Frameworks first: pip shows nothing while it unpacks a package
 $(READY): setup.cfg pyproject.toml constraints.txt
-	@echo 'Both frameworks go into $(VENV): 1.5 GB, 1 to 3 minutes.'
+	@echo 'Three frameworks go into $(VENV): 2 GB, 1 to 3 minutes.'
 	@echo 'PyTorch with CUDA is larger: see "Install" in README.md.'
-	@echo '1 of 5: an empty environment'
+	@echo '1 of 6: an empty environment'
 	$(PYTHON) -m venv $(VENV)
-	@echo '2 of 5: PyTorch'
+	@echo '2 of 6: PyTorch'
 	$(INSTALL) torch
-	@echo '3 of 5: MXNet'
+	@echo '3 of 6: MXNet'
 	$(INSTALL) 'mxnet; python_version < "3.13"'
-	@echo '4 of 5: d2lbert and its tools'
-	$(INSTALL) --editable '.[torch,mxnet,notebooks,dev]'
-	@echo '5 of 5: Python learns to import MXNet'
+	@echo '4 of 6: JAX'
+	$(INSTALL) jax flax
+	@echo '5 of 6: d2lbert and its tools'
+	$(INSTALL) --editable '.[torch,mxnet,jax,wordpiece,notebooks,dev]'
+	@echo '6 of 6: Python learns to import MXNet'
 	$(BIN)/d2lbert doctor --enable-mxnet
 	touch $@
 
-pretrain: $(READY)  ## Train the chapter's BERT in both frameworks
+pretrain: $(READY)  ## Train the chapter's BERT in every framework
 	$(BIN)/d2lbert chapter
 
 test: $(READY)  ## Run the tests but the slow ones

@@ -262,18 +262,18 @@ def representing(d2l: Any, framework: Framework, texts: str) -> Result:
 def reloading(d2l: Any, framework: Framework, corpus: str) -> Result:
     """Time how `d2lbert pretrain` gets its examples, and how many."""
     from d2lbert.data.cache import load_cached_examples
-    from d2lbert.data.corpus import read_lines
+    from d2lbert.data.corpus import open_corpus
 
     start = time.perf_counter()
-    arrays, vocab = load_cached_examples(
-        read_lines(corpus), workload.MAX_LEN, SEED
+    examples, vocab = load_cached_examples(
+        open_corpus(corpus), workload.MAX_LEN, SEED
     )
     seconds = time.perf_counter() - start
     return {
         'seconds': seconds,
-        'examples': len(arrays[0]),
+        'examples': examples.num_examples,
         'vocabulary': len(vocab),
-        'sha256': [sha256(array) for array in arrays],
+        'sha256': [sha256(array) for array in examples.rows(slice(None))],
     }
 
 

@@ -122,7 +122,10 @@ def pretrain(
 
 
 @app.command()
-@config_options('corpus', 'steps', 'batch_size', 'max_len', 'devices', 'seed')
+@config_options(
+    *('corpus', 'tokenizer', 'vocab_size', 'steps', 'batch_size', 'max_len'),
+    *('devices', 'seed'),
+)
 def chapter(*, out: OutOption = None, **options: Any) -> None:
     """Train in each framework with the recipe of its own tab.
 
@@ -209,7 +212,7 @@ def encode(
         check_new_file(npy, '--npy', force)
     run = load_run(folder, backend)
     given = text if second is None else (text, second)
-    tokens, _ = to_tokens(given)
+    tokens, _ = to_tokens(given, run.vocab)
     (X,) = represent(run.net, run.vocab, [given])
     if npy:
         save_array(npy, X, force)
@@ -226,7 +229,8 @@ def encode(
 
 @app.command()
 @config_options(
-    *('recipe', 'corpus', 'steps', 'batch_size', 'max_len'),
+    *('recipe', 'corpus', 'tokenizer', 'vocab_size'),
+    *('steps', 'batch_size', 'max_len'),
     *('num_hiddens', 'ffn_num_hiddens', 'num_heads', 'num_blks', 'dropout'),
     *('lr', 'devices', 'micro_batch', 'seed'),
     recipe='corrected',

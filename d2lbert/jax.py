@@ -70,7 +70,8 @@ class Rngs:
         rngs = inspect.Parameter(
             'rngs', inspect.Parameter.KEYWORD_ONLY, default=None
         )
-        cls.__signature__ = inspect.Signature([*named.values(), rngs])
+        signature = inspect.Signature([*named.values(), rngs])
+        cls.__signature__ = signature  # type: ignore[attr-defined]
 
     def __init__(
         self, *arguments: Any, rngs: nnx.Rngs | None = None, **others: Any

@@ -27,7 +27,8 @@ def represent(
     """Return BERT's representation of every token of many texts.
 
     `texts`: sentences, or pairs of them, whose words are separated by
-    spaces; upper case does not matter. The network is in evaluation mode
+    spaces; upper case does not matter. The vocabulary splits words into
+    tokens where it has pieces of words. The network is in evaluation mode
     meanwhile, and serves one caller at a time. `batch_size`: how many texts
     go through it at a time, by default as many as keep the device busy.
 
@@ -79,8 +80,14 @@ def encode(
     return arrays
 
 
-def to_tokens(text: Text) -> tuple[list[str], list[int]]:
-    """Return the tokens of a sentence or a pair, and their segments."""
+def to_tokens(
+    text: Text, vocab: Vocab | None = None
+) -> tuple[list[str], list[int]]:
+    """Return the tokens of a sentence or a pair, and their segments.
+
+    They are words where no vocabulary is given.
+    """
+    tokenize = (vocab or Vocab()).tokenize
     sentences = (text,) if isinstance(text, str) else text
     # A list of two could be the words of one sentence
     is_known = isinstance(sentences, tuple) and len(sentences) in (1, 2)
@@ -89,7 +96,7 @@ def to_tokens(text: Text) -> tuple[list[str], list[int]]:
             f'{text!r}: expected a sentence, its words separated by spaces, '
             'or a tuple of two sentences'
         )
-    tokens = [sentence.lower().split() for sentence in sentences]
+    tokens = [tokenize(sentence) for sentence in sentences]
     if not all(tokens):
         raise InputError(
             f'{text!r} has no words: give a sentence of one word or more'
@@ -107,7 +114,7 @@ def encode_text(
     Raises `InputError` for a text without a known word, and for one that is
     longer than the positions of the network.
     """
-    tokens, segments = to_tokens(text)
+    tokens, segments = to_tokens(text, vocab)
     indices = vocab[tokens]
     if {vocab.unk, vocab[CLS], vocab[SEP]}.issuperset(indices):
         raise InputError(

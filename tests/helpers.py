@@ -13,6 +13,7 @@ import pytest
 import d2lbert
 from d2lbert.data import sample
 from d2lbert.data.examples import Batch
+from d2lbert.data.text import Corpus, Source
 from d2lbert.recipes import get_recipe
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.run import WEIGHTS_FILE
@@ -52,6 +53,12 @@ def sample_paragraphs():
         (topic.strip('= '), text.removesuffix(' .').split(' . '))
         for topic, text in zip(lines[::2], lines[1::2], strict=True)
     ]
+
+
+def corpus_of(lines):
+    """A corpus of these lines."""
+    text = ''.join(line.removesuffix('\n') + '\n' for line in lines)
+    return Corpus([Source.of_bytes('lines', text.encode())])
 
 
 # ---- networks and batches --------------------------------------------

@@ -42,9 +42,8 @@ def pretrain(run, text_file):
     """Trains a tiny network for two steps."""
 
     def pretrain(*args):
-        return run(
-            'pretrain', *TINY, '--steps=2', f'--corpus={text_file}', *args
-        )
+        corpus = [] if '--corpus' in args else [f'--corpus={text_file}']
+        return run('pretrain', *TINY, '--steps=2', *corpus, *args)
 
     return pretrain
 
@@ -225,6 +224,7 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
         *('--num-blks', 1, '--dropout', 0, '--lr', '2e-3', '--seed', 7),
         *('--devices', 'cpu:2', '--micro-batch', 4, '--out', tmp_path),
         *('--save-every', 2, '--keep', 3, '--precision', 'float32'),
+        *('--tokenizer', 'words', '--vocab-size', 40),
     )
     assert done.status == 0
     config = d2lbert.load_run(tmp_path).config.as_dict()
@@ -232,6 +232,8 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
     assert config == {
         'backend': backend_name,
         'recipe': 'corrected',
+        'tokenizer': 'words',
+        'vocab_size': 40,
         'steps': 3,
         'batch_size': 9,
         'max_len': 24,

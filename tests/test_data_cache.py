@@ -1,19 +1,26 @@
 """Examples that are made once and read back afterwards."""
 
 import os
+import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from d2lbert.data import cache, files, sample
-from d2lbert.data.cache import load_cached_examples
-from d2lbert.data.corpus import read_lines
+from d2lbert.data import cache, files, sample, stored
+from d2lbert.data.corpus import open_corpus
+from d2lbert.data.examples import load_examples
 from d2lbert.errors import CorpusError, InputError
+from helpers import corpus_of
 
 LINES = sample.lines()[:60]
+
+
+def load_cached_examples(lines, max_len, seed):
+    return cache.load_cached_examples(corpus_of(lines), max_len, seed)
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +34,12 @@ def num_made(monkeypatch):
     """A list that is as long as examples were made and not read."""
     calls = []
 
-    def load_examples(*args):
+    def load_text(*args):
         calls.append(args)
         return original(*args)
 
-    original = cache.load_examples
-    monkeypatch.setattr(cache, 'load_examples', load_examples)
+    original = cache.load_text
+    monkeypatch.setattr(cache, 'load_text', load_text)
     return calls
 
 
@@ -42,10 +49,15 @@ def only_file(folder):
 
 
 def assert_same(found, expected):
-    for ours, theirs in zip(found[0], expected[0], strict=True):
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(ours, theirs)
-    assert vars(found[1]) == vars(expected[1])
+    ours, theirs = (
+        examples.rows(slice(None)) for examples, _ in (found, expected)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert found[1].token_freqs == expected[1].token_freqs
+    assert found[1].idx_to_token == expected[1].idx_to_token
+    assert found[1].token_to_idx == expected[1].token_to_idx
 
 
 @pytest.mark.parametrize(
@@ -61,12 +73,13 @@ def test_read_as_made(num_made, lines, max_len):
     read = load_cached_examples(lines, max_len, 3)
     assert len(num_made) == 1
     assert_same(read, made)
+    assert_same(read, load_examples(lines, max_len, random.Random(3)))
 
 
 def test_wikitext2(wikitext2, num_made):
-    lines = read_lines(wikitext2)
-    made = load_cached_examples(lines, 64, 0)
-    assert_same(load_cached_examples(lines, 64, 0), made)
+    corpus = open_corpus(wikitext2)
+    made = cache.load_cached_examples(corpus, 64, 0)
+    assert_same(cache.load_cached_examples(corpus, 64, 0), made)
     assert len(num_made) == 1
 
 
@@ -144,14 +157,16 @@ def test_no_folder_no_cache(folder, monkeypatch, num_made, place):
 
 
 def test_full_disk(folder, monkeypatch, num_made):
-    def write_arrays(*args):
+    def write_examples(*args):
+        next(args[-1])  # some numbers are drawn already
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(cache, 'write_arrays', write_arrays)
+    monkeypatch.setattr(cache, 'write_examples', write_examples)
     expected = load_cached_examples(LINES, 64, 0)
     assert_same(load_cached_examples(LINES, 64, 0), expected)
     assert len(num_made) == 2
     assert not list(folder.iterdir())
+    assert_same(expected, load_examples(LINES, 64, random.Random(0)))
 
 
 def test_only_the_newest_are_kept(folder, num_made):
@@ -165,6 +180,18 @@ def test_only_the_newest_are_kept(folder, num_made):
     for seed in range(3, cache.NUM_KEPT + 3):
         load_cached_examples(LINES, 64, seed)
     assert not num_made
+
+
+def test_large_files_are_fewer(folder, monkeypatch):
+    load_cached_examples(LINES, 64, 0)
+    size = only_file(folder).stat().st_size
+    monkeypatch.setattr(cache, 'MAX_KEPT_BYTES', int(2.5 * size))
+    for seed in (1, 2, 3):
+        load_cached_examples(LINES, 64, seed)
+    assert len(list(folder.iterdir())) == 2
+    monkeypatch.setattr(cache, 'MAX_KEPT_BYTES', 1)
+    load_cached_examples(LINES, 64, 4)
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_other_files_are_kept(folder, monkeypatch):
@@ -212,6 +239,7 @@ def test_a_pipe_is_not_waited_for(folder, num_made, suffix):
 def test_another_format(folder, num_made, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(files, 'FORMAT', 99)
+        patch.setattr(stored, 'FORMAT', 99)
         expected = load_cached_examples(LINES, 64, 0)
     assert_same(load_cached_examples(LINES, 64, 0), expected)
     assert len(num_made) == 2
@@ -228,21 +256,25 @@ def test_nothing_is_kept_of_what_fails(folder):
 def test_processes_at_once(folder, num_made):
     program = (
         'from d2lbert.data import cache, sample\n'
+        'from helpers import corpus_of\n'
+        'corpus = corpus_of(sample.lines()[:60])\n'
         'for seed in range(5):\n'
-        '    batch, _ = cache.load_cached_examples(\n'
-        '        sample.lines()[:60], 64, seed)\n'
-        '    print(batch.tokens.sum())\n'
+        '    examples, _ = cache.load_cached_examples(corpus, 64, seed)\n'
+        "    print(examples.column('tokens', slice(None)).sum())\n"
     )
     processes = [
         subprocess.Popen(
-            [sys.executable, '-c', program], stdout=subprocess.PIPE, text=True
+            [sys.executable, '-c', program],
+            cwd=Path(__file__).parent,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(3)
     ]
     found = [process.communicate()[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0] * 3
     expected = [
-        str(load_cached_examples(LINES, 64, seed)[0].tokens.sum())
+        str(load_examples(LINES, 64, random.Random(seed))[0].tokens.sum())
         for seed in range(5)
     ]
     assert found == [expected] * 3

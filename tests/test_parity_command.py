@@ -160,13 +160,15 @@ def test_every_option_reaches_the_comparison(compare):
         *('--max-len', 24, '--num-hiddens', 12, '--ffn-num-hiddens', 20),
         *('--num-heads', 3, '--num-blks', 1, '--dropout', 0),
         *('--lr', '2e-3', '--devices', 'cpu:2', '--micro-batch', 4),
-        *('--seed', 7, '--json'),
+        *('--seed', 7, '--vocab-size', 40, '--json'),
     )
     config = strictly(done.out.splitlines()[-1])['config']
     del config['corpus']
     assert config == {
         'backend': 'torch',
         'recipe': 'mxnet',
+        'tokenizer': 'words',
+        'vocab_size': 40,
         'steps': 1,
         'batch_size': 9,
         'max_len': 24,

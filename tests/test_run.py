@@ -57,6 +57,8 @@ def test_the_defaults_are_the_chapters():
         'backend': 'torch',
         'recipe': 'pytorch',
         'corpus': 'sample',
+        'tokenizer': 'words',
+        'vocab_size': None,
         'steps': 50,
         'batch_size': 512,
         'max_len': 64,

@@ -115,10 +115,10 @@ def test_a_second_signal_leaves_at_once(text_file, one_backend, tmp_path):
 def test_a_signal_before_the_training_leaves_at_once(one_backend, tmp_path):
     code = f"""
 import os, signal
-import d2lbert.runs.pretraining
+import d2lbert.runs.run
 def load(*args):
     os.kill(os.getpid(), signal.SIGTERM)
-d2lbert.runs.pretraining.read_lines = load
+d2lbert.runs.run.open_corpus = load
 {MAIN}"""
     done = finish(start(one_backend, tmp_path, code=code))
     assert done.status == 143

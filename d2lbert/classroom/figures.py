@@ -256,7 +256,7 @@ def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
 
     Rows are the tokens of the queries, columns the tokens of the keys.
     """
-    tokens, _ = to_tokens(text)
+    tokens, _ = to_tokens(text, vocab)
     weights = attention_weights(net, vocab, text)
     num_blks, num_heads = weights.shape[:2]
     size = (3.2 * num_heads + 0.8, 0.4 + 3.6 * num_blks)

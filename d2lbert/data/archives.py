@@ -1,7 +1,7 @@
 """Read a corpus out of an archive of unknown origin.
 
-One regular member is read as a stream, into memory, up to a limit of bytes.
-Nothing is unpacked to a disk, so no path or link in an archive has an effect.
+One regular member is read as a stream, up to a limit of bytes. Nothing is
+unpacked to a disk, so no path or link in an archive has an effect.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ import io
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from posixpath import basename
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from d2lbert.errors import CorpusError
 
 Found = TypeVar('Found')
 
 TRAIN_FILE = 'wiki.train.tokens'
+#: The ends of archives' names.
+SUFFIXES = ('.zip', '.tar.gz', '.tgz', '.tar', '.gz')
 #: An archive with more members is refused before they fill the memory.
 MAX_MEMBERS = 10_000
 #: With any other method a few bytes can give gigabytes in one piece.
@@ -29,40 +31,101 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 CHUNK = 1 << 16
 
 
-def unpack(data: bytes, name: str, max_bytes: int) -> bytes:
-    """Return the text in an archive, or `data` where it is no archive.
+class Bounded(io.RawIOBase):
+    """A stream out of an archive, up to a limit of bytes.
 
-    `name`: where the bytes are from, for errors. Its suffix or the first
-    bytes tell the type of the archive. Raises `CorpusError` for an archive
-    that is damaged, that does not have exactly one `wiki.train.tokens`, or
-    whose text has more than `max_bytes`.
+    Every error of reading it is a `CorpusError`.
     """
+
+    def __init__(self, stream: IO[bytes], name: str, max_bytes: int) -> None:
+        self.stream = stream
+        self.name = name
+        self.max_bytes = max_bytes
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes."""
+        with archive_errors(self.name):
+            data = self.stream.read(len(buffer))
+            self._check(self.stream.tell())
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place that is counted from the stream's start."""
+        assert whence == io.SEEK_SET
+        self._check(offset)
+        with archive_errors(self.name):
+            return self.stream.seek(offset)
+
+    def tell(self) -> int:
+        """Return the place of the next byte."""
+        return self.stream.tell()
+
+    def _check(self, place: int) -> None:
+        if place > self.max_bytes:
+            raise too_large(self.name, self.max_bytes)
+
+
+def open_text(file: IO[bytes], name: str, max_bytes: int) -> IO[bytes]:
+    """Return the text in an archive as a stream, or `file` that is none.
+
+    `file`: can be sought in; `name`: where it is from, for errors. Its
+    suffix or the first bytes tell the type of the archive. Raises
+    `CorpusError`, here or where the stream is read, for an archive that is
+    damaged, that does not have exactly one `wiki.train.tokens`, or whose
+    text has more than `max_bytes`.
+    """
+
+    def bounded(stream: Any) -> Any:
+        buffered = Bounded(stream, name, max_bytes)
+        return io.BufferedReader(buffered, CHUNK)
+
     suffix = name.lower()
+    with archive_errors(name):
+        if suffix.endswith(('.gz', '.tgz')) or starts(file, b'\x1f\x8b'):
+            file = bounded(gzip.GzipFile(fileobj=file))
+        if suffix.endswith('.zip') or starts(file, b'PK\3\4'):
+            return bounded(open_zip(file, name))
+        is_tar = suffix.endswith(('.tar', '.tar.gz', '.tgz'))
+        if is_tar or starts(file, b'ustar', 257):
+            return bounded(open_tar(file, name))
+    return file
+
+
+def starts(file: IO[bytes], magic: bytes, offset: int = 0) -> bool:
+    """Return whether a file has these bytes near its start."""
+    found = file.read(offset + len(magic))[offset:]
+    file.seek(0)
+    return found == magic
+
+
+@contextmanager
+def archive_errors(name: str) -> Iterator[None]:
+    """Turn any error of reading an archive into a `CorpusError`."""
     try:
-        if suffix.endswith(('.gz', '.tgz')) or data.startswith(b'\x1f\x8b'):
-            unzipped = gzip.GzipFile(fileobj=io.BytesIO(data))
-            data = read_stream(unzipped, name, max_bytes)
-        if suffix.endswith('.zip') or data.startswith(b'PK\3\4'):
-            return read_stream(open_zip(data, name), name, max_bytes)
-        tar = suffix.endswith(('.tar', '.tar.gz', '.tgz'))
-        if tar or data[257:262] == b'ustar':
-            return read_stream(open_tar(data, name), name, max_bytes)
+        yield
     except CorpusError:
         raise
     except Exception as error:  # the types differ from Python to Python
         raise CorpusError(
             f'The archive {name} cannot be read ({type(error).__name__}: '
-            f'{error}): it has {len(data):,} bytes and begins with '
-            f'{data[:16]!r}; expected was a zip, tar or gzip file, as its '
-            'name or its first bytes say: give another copy of it.'
+            f'{error}): expected was a zip, tar or gzip file, as its name or '
+            'its first bytes say: give another copy of it.'
         ) from error
-    return data
 
 
-def open_zip(data: bytes, name: str) -> IO[bytes]:
+def open_zip(file: IO[bytes], name: str) -> IO[bytes]:
     """Return the text in a zip as a stream."""
-    check_count(data.count(b'PK\1\2'))
-    archive = zipfile.ZipFile(io.BytesIO(data))
+    check_count(count_members(file))
+    archive = zipfile.ZipFile(file)
     found = [
         member
         for member in archive.infolist()
@@ -73,9 +136,21 @@ def open_zip(data: bytes, name: str) -> IO[bytes]:
     return archive.open(only_one(found, f'archive {name}'))
 
 
-def open_tar(data: bytes, name: str) -> IO[bytes]:
+def count_members(file: IO[bytes]) -> int:
+    """Return how many members a zip lists, or more.
+
+    `ZipFile` would read the list as a whole.
+    """
+    number, mark, before = 0, b'PK\1\2', b''
+    while chunk := file.read(CHUNK):
+        number += (before + chunk).count(mark)
+        before = chunk[1 - len(mark) :]
+    return number
+
+
+def open_tar(file: IO[bytes], name: str) -> IO[bytes]:
     """Return the text in a tar as a stream."""
-    archive = tarfile.TarFile(fileobj=io.BytesIO(data))
+    archive = tarfile.TarFile(fileobj=file)
     members = list(islice(archive, MAX_MEMBERS + 1))
     check_count(len(members))
     found = [
@@ -88,27 +163,23 @@ def open_tar(data: bytes, name: str) -> IO[bytes]:
     return stream
 
 
-def read_stream(
-    stream: IO[bytes] | gzip.GzipFile, name: str, max_bytes: int
-) -> bytes:
-    """Return all bytes of a stream; raise `CorpusError` beyond a limit."""
-    return join_chunks(
-        iter(partial(stream.read, CHUNK), b''), name, max_bytes
-    )
-
-
 def join_chunks(chunks: Iterable[bytes], name: str, max_bytes: int) -> bytes:
     """Return all bytes of some chunks; raise `CorpusError` beyond a limit."""
     joined = io.BytesIO()
     for chunk in chunks:
         if joined.tell() + len(chunk) > max_bytes:
-            raise CorpusError(
-                f'{name} gives more than {max_bytes:,} bytes, the most that '
-                'is read: give a smaller corpus, or, if it should not be '
-                'that large, another copy of it.'
-            )
+            raise too_large(name, max_bytes)
         joined.write(chunk)
     return joined.getvalue()
+
+
+def too_large(name: str, max_bytes: int) -> CorpusError:
+    """Return the error about a source that gives too many bytes."""
+    return CorpusError(
+        f'{name} gives more than {max_bytes:,} bytes, the most that is read: '
+        'give a smaller corpus, or, if it should not be that large, another '
+        'copy of it.'
+    )
 
 
 def only_one(found: Sequence[Found], holder: str) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from d2lbert.data.examples import Batch
+from d2lbert.data.examples import Batch, Examples
 from d2lbert.errors import InputError
 from d2lbert.randomness import generator
 
@@ -18,7 +18,7 @@ class Batches:
     """
 
     def __init__(
-        self, examples: Batch, batch_size: int, seed: int = 0
+        self, examples: Examples, batch_size: int, seed: int = 0
     ) -> None:
         if batch_size < 1:
             raise InputError(f'batch_size = {batch_size}: expected 1 or more')
@@ -28,12 +28,12 @@ class Batches:
         self.epoch = 0
 
     def __len__(self) -> int:
-        return -(-len(self.examples.tokens) // self.batch_size)
+        return -(-self.examples.num_examples // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         order = generator(self.seed, 'order', epoch).permutation(
-            len(self.examples.tokens)
+            self.examples.num_examples
         )
         for start in range(0, len(order), self.batch_size):
             yield self.examples.rows(order[start : start + self.batch_size])

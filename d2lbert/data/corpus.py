@@ -1,8 +1,8 @@
 """Find, fetch, verify and read a corpus.
 
 A download is kept in memory until its SHA-256 has been verified, and is then
-written to the cache as a whole. An archive is read in memory, see
-`d2lbert.data.archives`.
+written to the cache as a whole. `d2lbert.data.text` reads a corpus as a
+stream, also out of an archive.
 
 Modules that only a download needs are imported there, because they take
 long.
@@ -10,22 +10,16 @@ long.
 
 from __future__ import annotations
 
-import codecs
-import io
+import glob
 import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2lbert.data.archives import (
-    CHUNK,
-    TRAIN_FILE,
-    join_chunks,
-    only_one,
-    unpack,
-)
+from d2lbert.data.archives import CHUNK, TRAIN_FILE, join_chunks, only_one
 from d2lbert.data.files import (
     check_regular,
     describe_error,
@@ -33,6 +27,7 @@ from d2lbert.data.files import (
     sha256,
     write_file,
 )
+from d2lbert.data.text import Corpus, Source
 from d2lbert.errors import CorpusError, InputError, expand_home
 
 if TYPE_CHECKING:
@@ -48,7 +43,8 @@ MIRRORS = (
     'gluon/dataset/wikitext-2/' + ARCHIVE,
 )
 
-MAX_TEXT_BYTES = 1 << 30  # WikiText-103, fifty times WikiText-2, has 0.54e9
+#: What `read_lines` takes into memory; `open_corpus` has no limit.
+MAX_TEXT_BYTES = 1 << 30
 MAX_DOWNLOAD_BYTES = 1 << 26  # the archive has 4.5e6
 
 ATTEMPTS = 3  # for each mirror
@@ -66,34 +62,46 @@ OTHER_WAYS = (
 )
 
 
-def read_lines(corpus: str | os.PathLike = 'wikitext-2') -> list[str]:
-    """Return the lines of a corpus, a paragraph each, with their newlines.
+Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
-    `corpus` is one of
+
+def open_corpus(corpus: Paths = 'wikitext-2') -> Corpus:
+    """Return a corpus, whose lines can be read as a stream.
+
+    `corpus` is one of these, or a list of several, whose texts follow each
+    other:
 
     * 'sample', the embedded corpus;
     * 'wikitext-2', which is read from the path in `D2LBERT_WIKITEXT2` if
       that is set, else from the cache, else from a mirror;
     * the path of an archive (.zip, .tar, .tar.gz, .tgz) or a folder with
-      one `wiki.train.tokens`, or of a UTF-8 text file, which may be gzipped.
-
-    The lines are those of `open(path, encoding='utf-8').readlines()`, on
-    every platform and in every locale, without a byte order mark.
+      one `wiki.train.tokens`, or of a UTF-8 text file, which may be gzipped;
+    * a pattern of such paths with `*`, `?`, `[…]` or `**`, which stands for
+      all that match it, sorted.
 
     Raises `InputError` for a name or path of no readable file, and
-    `CorpusError` for a corpus that is damaged, too large, not UTF-8 or
-    empty, or that could not be fetched.
+    `CorpusError` for a corpus that could not be fetched. Reading the lines
+    raises `CorpusError` for one that is damaged, not UTF-8 or empty.
+    """
+    return Corpus(sources_of(corpus))
+
+
+def read_lines(corpus: Paths = 'wikitext-2') -> list[str]:
+    """Return the lines of a corpus, a paragraph each, with their newlines.
+
+    `corpus`: see `open_corpus`. The lines are those of
+    `open(path, encoding='utf-8').readlines()`, on every platform and in
+    every locale, without a byte order mark.
+
+    Raises the errors of `open_corpus`, and `InputError` for a file that is
+    too large for the memory.
     """
     if corpus == 'sample':
         from d2lbert.data import sample
 
         return sample.lines()
-    if corpus != 'wikitext-2':
-        return _read_path(corpus)
-    path = os.environ.get('D2LBERT_WIKITEXT2')
-    if path:
-        return _read_path(path, 'D2LBERT_WIKITEXT2=')
-    return lines_of(fetch(), str(cache_folder() / ARCHIVE))
+    found = Corpus(sources_of(corpus, MAX_TEXT_BYTES))
+    return list(found.lines(MAX_TEXT_BYTES))
 
 
 def cache_folder() -> Path:
@@ -151,30 +159,61 @@ def lines_of(
 ) -> list[str]:
     """Return the lines of a corpus, given the bytes of its file.
 
-    `name`: where the bytes are from, see `archives.unpack`. Raises
+    `name`: where the bytes are from, see `archives.open_text`. Raises
     `CorpusError` for a corpus that is damaged, not UTF-8 or empty, or that
     unpacks to more than `max_bytes`.
     """
-    data = unpack(data, name, max_bytes).removeprefix(codecs.BOM_UTF8)
-    try:
-        # In pieces: one string could take four times as many bytes
-        lines = io.TextIOWrapper(io.BytesIO(data), 'utf-8').readlines()
-    except UnicodeDecodeError:
-        _check_utf8(data, name)
-        raise
-    if all(map(str.isspace, lines)):
-        raise CorpusError(
-            f'The corpus {name} is empty: give a text with a paragraph a '
-            'line.'
-        )
-    return lines
+    return list(Corpus([Source.of_bytes(name, data)]).lines(max_bytes))
 
 
 # ---- files -----------------------------------------------------------
 
 
-def _read_path(corpus: str | os.PathLike, option: str = '') -> list[str]:
-    """Return the lines of a file or folder.
+def sources_of(corpus: Paths, most: int | None = None) -> list[Source]:
+    """Return the files of a corpus. See `open_corpus`.
+
+    `most`: the largest size of a file that is accepted, in bytes.
+    """
+    if isinstance(corpus, (list, tuple)):
+        if not corpus:
+            raise InputError('corpus = []: expected one path or more')
+        return [source for one in corpus for source in sources_of(one, most)]
+    if corpus == 'sample':
+        from d2lbert.data import sample
+
+        text = ''.join(f'{line}\n' for line in sample.lines())
+        return [Source.of_bytes('sample', text.encode())]
+    if corpus != 'wikitext-2':
+        return [
+            source_of(path, most=most)
+            for path in matches(corpus)  # type: ignore[arg-type]
+        ]
+    path = os.environ.get('D2LBERT_WIKITEXT2')
+    if path:
+        return [source_of(path, 'D2LBERT_WIKITEXT2=', most)]
+    return [Source.of_bytes(str(cache_folder() / ARCHIVE), fetch())]
+
+
+def matches(corpus: str | os.PathLike) -> list[str | os.PathLike]:
+    """Return the paths that a pattern stands for, or the path itself."""
+    if not isinstance(corpus, (str, os.PathLike)):
+        return [corpus]
+    pattern = os.fsdecode(corpus)
+    if not glob.has_magic(pattern) or os.path.lexists(pattern):
+        return [corpus]
+    found = sorted(glob.glob(expand_home(pattern), recursive=True))
+    if not found:
+        raise InputError(
+            f'The corpus {pattern!r} is a pattern that no path matches: give '
+            'another one, or the path of a file'
+        )
+    return [*found]
+
+
+def source_of(
+    corpus: str | os.PathLike, option: str = '', most: int | None = None
+) -> Source:
+    """Return a file, or the one in a folder.
 
     `option`: what precedes the path in errors.
     """
@@ -189,8 +228,14 @@ def _read_path(corpus: str | os.PathLike, option: str = '') -> list[str]:
             found = list(filter(os.path.exists, places))
             path = only_one(found, f'folder {name}')
             name = f'{option}{path}'
-        check_regular(path, MAX_TEXT_BYTES)
-        data = Path(path).read_bytes()
+        check_regular(path, most)
+        open(path, 'rb').close()
+        return Source(
+            name,
+            os.path.getsize(path),
+            lambda: open(path, 'rb'),
+            partial(state_of, path),
+        )
     except InputError:
         raise
     except (OSError, TypeError, ValueError) as error:
@@ -200,20 +245,15 @@ def _read_path(corpus: str | os.PathLike, option: str = '') -> list[str]:
             f'(.zip, .tar, .tar.gz), of a folder holding {TRAIN_FILE}, or of '
             'a UTF-8 text file with a paragraph a line: give one of these.'
         ) from error
-    return lines_of(data, name)
 
 
-def _check_utf8(data: bytes, name: str) -> None:
-    """Raise `CorpusError` with the place of the first invalid byte."""
+def state_of(path: str) -> tuple[int, ...]:
+    """Return what changes where a file is written, replaced or removed."""
     try:
-        data.decode('utf-8')
-    except UnicodeDecodeError as error:
-        line = data.count(b'\n', 0, error.start) + 1
-        raise CorpusError(
-            f'The corpus {name} is not UTF-8 text: byte '
-            f'{data[error.start]:#04x} at offset {error.start} (line {line}) '
-            f'is wrong ({error.reason}); convert the file to UTF-8.'
-        ) from error
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 # ---- downloads -------------------------------------------------------

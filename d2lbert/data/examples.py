@@ -12,14 +12,16 @@ for all words at once or for a block of examples.
 from __future__ import annotations
 
 import random
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
-from itertools import accumulate, chain, count, pairwise
-from typing import Any, NamedTuple, TypeVar
+from itertools import chain, islice, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from d2lbert.data import words
 from d2lbert.data.vocab import CLS, MASK, PAD, RESERVED_TOKENS, SEP, Vocab
+from d2lbert.data.words import MakeVocab, Text
 from d2lbert.errors import CorpusError, InputError
 
 Token = TypeVar('Token')
@@ -33,6 +35,8 @@ NUM_SPECIAL_TOKENS = 3
 MIN_FREQ = 5
 #: How many examples are made at a time, to limit the memory.
 BLOCK = 1024
+#: The numbers of how many paragraphs' pairs are drawn at a time.
+PARAGRAPHS = 1 << 14
 #: Stands for a token that is not replaced.
 STAYS = -1
 #: The last draws of `random.shuffle`. From the end of the list on, it swaps
@@ -70,25 +74,60 @@ class Batch(NamedTuple):
             np.empty(size, np.int32),
         )
 
+    @property
+    def num_examples(self) -> int:
+        """How many examples there are, B."""
+        return len(self.tokens)
+
     def rows(self, index: Any) -> Batch:
         """Return some of the examples."""
         return Batch(*(array[index] for array in self))
 
+    def column(self, name: str, index: Any) -> np.ndarray:
+        """Return one array of some of the examples."""
+        return getattr(self, name)[index]
 
-class Text(NamedTuple):
-    """A text of W words and S sentences, in numbers."""
 
-    words: np.ndarray  # (W + 1,) int32, all words, then a `<pad>`
-    starts: np.ndarray  # (S,) int32, where in `words` a sentence starts
-    lengths: np.ndarray  # (S,) int32, how many words a sentence has
-    paragraphs: list[range]  # the numbers of each paragraph's sentences
+class Examples(Protocol):
+    """Examples in memory, which a `Batch` has, or in a file."""
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples there are."""
+
+    def rows(self, index: Any) -> Batch:
+        """Return some of the examples, in memory."""
+
+    def column(self, name: str, index: Any) -> np.ndarray:
+        """Return one array of some of the examples, in memory."""
+
+
+def column_blocks(examples: Examples) -> Iterator[memoryview]:
+    """Yield the bytes of one array of all examples after the other."""
+    for name in Batch._fields:
+        for start in range(0, examples.num_examples, 64 * BLOCK):
+            part = examples.column(name, slice(start, start + 64 * BLOCK))
+            yield np.ascontiguousarray(part).data
 
 
 def read_paragraphs(lines: Iterable[str]) -> list[list[str]]:
     """Return the lower-case sentences of each line that has a `' . '`."""
-    return [
-        line.strip().lower().split(' . ') for line in lines if ' . ' in line
-    ]
+    return list(stream_paragraphs(lines))
+
+
+def stream_paragraphs(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the paragraphs of `read_paragraphs`."""
+    for line in lines:
+        if ' . ' in line:
+            yield line.strip().lower().split(' . ')
+
+
+def word_vocab(counts: Any, size: int | None = None) -> Vocab:
+    """Return the chapter's vocabulary.
+
+    `size`: of the vocabulary, at most, with its reserved tokens.
+    """
+    return Vocab(counts, MIN_FREQ, RESERVED_TOKENS, size)
 
 
 def load_examples(
@@ -103,12 +142,29 @@ def load_examples(
     Raises `InputError` for a `max_len` without room for a prediction and
     `CorpusError` for a text that yields no example.
     """
-    check_max_len(max_len)
-    paragraphs = read_paragraphs(lines)
-    rng.shuffle(paragraphs)
-    text, vocab = number_words(paragraphs)
-    del lines, paragraphs  # frees memory for the examples
+    text, vocab = load_text(lines, max_len, rng)
     return make_examples(text, vocab, max_len, rng), vocab
+
+
+def load_text(
+    lines: Iterable[str],
+    max_len: int,
+    rng: Any = random,
+    make_vocab: MakeVocab = word_vocab,
+    folder: Path | None = None,
+) -> tuple[Text, Vocab]:
+    """Return a text with its paragraphs shuffled, and its vocabulary.
+
+    `folder`: for what does not fit into memory, see `words.Growing`.
+    """
+    check_max_len(max_len)
+    paragraphs = stream_paragraphs(lines)
+    return words.number_words(paragraphs, make_vocab, rng.shuffle, folder)
+
+
+def number_words(paragraphs: Iterable[Sequence[str]]) -> tuple[Text, Vocab]:
+    """Return paragraphs in the chapter's numbers, and their vocabulary."""
+    return words.number_words(paragraphs, word_vocab)
 
 
 def make_examples(
@@ -116,49 +172,25 @@ def make_examples(
 ) -> Batch:
     """Return the examples of a text. See `load_examples`."""
     pairs = draw_pairs(text, max_len, rng)
-    if not len(pairs):
-        raise CorpusError(
-            f'the corpus of {len(text.paragraphs)} paragraphs yields no '
-            f'example of at most {max_len} tokens: it needs lines of two '
-            "sentences or more, separated by ' . ', or a greater max_len"
-        )
     batch = Batch.empty(len(pairs), max_len)
-    for start in range(0, len(pairs), BLOCK):
-        block = slice(start, start + BLOCK)
-        write_pairs(batch.rows(block), text, pairs[block], vocab)
-        hide_tokens(batch.rows(block), vocab, rng)
+    blocks = example_blocks(text, vocab, pairs, max_len, rng)
+    for start, block in zip(range(0, len(pairs), BLOCK), blocks, strict=True):
+        for array, part in zip(batch, block, strict=True):
+            array[start : start + BLOCK] = part
     return batch
 
 
-def number_words(
-    paragraphs: Sequence[Sequence[str]],
-) -> tuple[Text, Vocab]:
-    """Split sentences into words; return their indices and vocabulary."""
-    lengths = []
-
-    def split_sentences() -> Iterator[list[str]]:
-        for sentence in chain.from_iterable(paragraphs):
-            words = sentence.split()
-            lengths.append(len(words))
-            yield words
-
-    # Words are numbered in the order of their first occurrence. Which of
-    # them have an index in the vocabulary depends on the final counts.
-    numbers: dict[str, int] = defaultdict(count().__next__)
-    words = np.fromiter(
-        map(numbers.__getitem__, chain.from_iterable(split_sentences())),
-        np.int32,
-    )
-    counts = dict(zip(numbers, np.bincount(words).tolist(), strict=True))
-    vocab = Vocab(counts, MIN_FREQ, RESERVED_TOKENS)
-    indices = np.array(vocab[list(numbers)], np.int32)
-    bounds = accumulate(map(len, paragraphs), initial=0)
-    return Text(
-        np.append(indices[words], np.int32(vocab[PAD])),
-        np.cumsum([0, *lengths], dtype=np.int32)[:-1],
-        np.array(lengths, np.int32),
-        [range(first, end) for first, end in pairwise(bounds)],
-    ), vocab
+def example_blocks(
+    text: Text, vocab: Vocab, pairs: np.ndarray, max_len: int, rng: Any
+) -> Iterator[Batch]:
+    """Yield the examples of some pairs, `BLOCK` at a time."""
+    for start in range(0, len(pairs), BLOCK):
+        block = pairs[start : start + BLOCK]
+        batch = Batch.empty(len(block), max_len)
+        write_pairs(batch, text, block, vocab)
+        hide_tokens(batch, vocab, rng)
+        yield batch
+        words.release(text.tokens)
 
 
 # ---- next sentence prediction ----------------------------------------
@@ -168,18 +200,27 @@ def draw_pairs(text: Text, max_len: int, rng: Any) -> np.ndarray:
     """Return the pairs of sentences that fit `max_len`, `(B, 3)` int32.
 
     A row has the numbers of both sentences, and 1 where the second one
-    follows the first, else 0.
+    follows the first, else 0. Raises `CorpusError` where no pair fits.
     """
-    pairs = np.fromiter(
-        chain.from_iterable(
-            pair
-            for paragraph in text.paragraphs
-            for pair in next_sentences(paragraph, text.paragraphs, rng)
-        ),
-        np.int32,
-    ).reshape(-1, 3)
-    num_words = text.lengths[pairs[:, :2]].sum(axis=1)
-    return pairs[num_words + NUM_SPECIAL_TOKENS <= max_len]
+    paragraphs, kept = iter(text.paragraphs), []
+    while block := list(islice(paragraphs, PARAGRAPHS)):
+        pairs = np.fromiter(
+            chain.from_iterable(
+                pair
+                for paragraph in block
+                for pair in next_sentences(paragraph, text.paragraphs, rng)
+            ),
+            np.int32,
+        ).reshape(-1, 3)
+        num_tokens = text.lengths[pairs[:, :2]].sum(axis=1)
+        kept.append(pairs[num_tokens + NUM_SPECIAL_TOKENS <= max_len])
+    if not sum(map(len, kept)):
+        raise CorpusError(
+            f'the corpus of {len(text.paragraphs)} paragraphs yields no '
+            f'example of at most {max_len} tokens: it needs lines of two '
+            "sentences or more, separated by ' . ', or a greater max_len"
+        )
+    return np.concatenate(kept)
 
 
 def next_sentences(
@@ -235,8 +276,8 @@ def write_pairs(
         text.starts[b][:, None] - first_sep,
         text.starts[a][:, None],
     )
-    # Places that have no word get any word here; the next lines replace it
-    tokens = text.words.take(start + (steps - 1), mode='clip')
+    # Places that have no token get any token here; the next lines replace it
+    tokens = text.tokens.take(start + (steps - 1), mode='clip')
     tokens[:, 0] = vocab[CLS]
     tokens[(steps == first_sep) | (steps == last_sep)] = vocab[SEP]
     tokens[steps > last_sep] = vocab[PAD]

@@ -12,12 +12,18 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from d2lbert.errors import InputError, RunError
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +36,10 @@ NO_CHECKSUM = '0' * 64
 UNFINISHED = f'.d2lbert-{"[0-9a-f]" * 16}.part'
 #: Nobody takes as many seconds to write a file.
 LONG_AGO = 3600
+#: A file that is being written has a lock after as many seconds.
+SOON = 10
+#: How much of a file is read at a time, in bytes.
+CHUNK = 1 << 20
 #: Manifests have 5 levels at most.
 MAX_DEPTH = 50
 #: How a system says that there is no room for more.
@@ -78,15 +88,26 @@ def describe_error(error: BaseException) -> str:
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file that consists of some parts, whole or not at all.
 
-    The file gets a name that no other has, is brought to the disk, and is
-    then renamed: a killed process or a full disk leaves the old file as it
-    was. A link is replaced and not followed.
+    See `new_file`.
+    """
+    with new_file(path) as file:
+        for data in parts:
+            file.write(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write, which gets its name at the end of the block.
+
+    Until then it has a name that no other has; it is brought to the disk
+    and then renamed: a killed process or a full disk leaves the old file as
+    it was. A link is replaced and not followed.
     """
     part = path.with_name(f'.d2lbert-{os.urandom(8).hex()}.part')
     try:
-        with open(part, 'xb') as file:
-            for data in parts:
-                file.write(data)
+        with open(part, 'x+b') as file:
+            lock(file)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -95,15 +116,44 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
-def remove_unfinished(folder: Path, min_age: float = LONG_AGO) -> None:
-    """Remove what killed processes have left of `write_file`.
+def lock(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed, or until the process ends.
 
-    `min_age`: in seconds; 0 where nobody else writes into the folder.
+    Returns whether it is locked: some systems cannot do that.
     """
-    for part in folder.glob(UNFINISHED):
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def remove_unfinished(
+    folder: Path, min_age: float = LONG_AGO, names: str = UNFINISHED
+) -> None:
+    """Remove what killed processes have left of `new_file`.
+
+    `min_age`: in seconds; 0 where nobody else writes into the folder. A
+    file whose writer no longer locks it is removed `SOON`. `names`: a
+    pattern of other names that killed processes leave.
+    """
+    for part in folder.glob(names):
         with suppress(FileNotFoundError):  # another process removes it, too
-            if time.time() - os.lstat(part).st_mtime >= min_age:
+            age = time.time() - os.lstat(part).st_mtime
+            if age >= min_age or (age >= SOON and is_abandoned(part)):
                 part.unlink()
+
+
+def is_abandoned(part: Path) -> bool:
+    """Return whether no process is writing an unfinished file."""
+    try:
+        check_regular(part)
+        with open(part, 'rb') as file:
+            return lock(file)
+    except OSError:
+        return False
 
 
 def check_new_file(path: Path, option: str, force: bool) -> None:
@@ -158,10 +208,20 @@ def output_errors(path: str | Path, option: str) -> Iterator[None]:
 
 def sha256(*parts: bytes | memoryview) -> str:
     """Return the SHA-256 of all parts together, in hexadecimal."""
+    return sha256_of(parts)
+
+
+def sha256_of(parts: Iterable[bytes | memoryview]) -> str:
+    """Return the SHA-256 of parts that come one by one."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def chunks(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the rest of a file, a part at a time."""
+    return iter(partial(file.read, CHUNK), b'')
 
 
 def seal(data: bytes) -> tuple[memoryview, bytes, memoryview]:

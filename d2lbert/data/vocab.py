@@ -16,7 +16,10 @@ class Vocab:
 
     `tokens`: a list of tokens, a list of lists of them, or how often each
     token occurs, in the order of their first occurrence. A token that occurs
-    at least `min_freq` times gets an index of its own.
+    at least `min_freq` times gets an index of its own. `max_size`: how many
+    indices there are at most, `<unk>` and the reserved tokens among them;
+    the most frequent tokens get them, and of equally frequent ones those
+    that are first in the alphabet.
     """
 
     def __init__(
@@ -24,6 +27,7 @@ class Vocab:
         tokens: Sequence[Any] | Mapping[str, int] = (),
         min_freq: int = 0,
         reserved_tokens: Iterable[str] = (),
+        max_size: int | None = None,
     ) -> None:
         if (
             not isinstance(tokens, Mapping)
@@ -32,10 +36,18 @@ class Vocab:
         ):
             tokens = list(chain.from_iterable(tokens))
         self.token_freqs = Counter(tokens).most_common()
+        special = {UNKNOWN, *reserved_tokens}
         frequent = {
-            token for token, freq in self.token_freqs if freq >= min_freq
+            token: freq
+            for token, freq in self.token_freqs
+            if freq >= min_freq and token not in special
         }
-        self._set_tokens(sorted({UNKNOWN, *reserved_tokens} | frequent))
+        if max_size is not None and len(special) + len(frequent) > max_size:
+            by_freq = sorted(
+                frequent, key=lambda token: (-frequent[token], token)
+            )
+            frequent = dict.fromkeys(by_freq[: max_size - len(special)], 0)
+        self._set_tokens(sorted(special | frequent.keys()))
 
     @classmethod
     def from_tokens(cls, idx_to_token: Iterable[str]) -> Vocab:
@@ -68,6 +80,18 @@ class Vocab:
         if hasattr(indices, '__len__') and len(indices) > 1:
             return [self.idx_to_token[int(index)] for index in indices]
         return self.idx_to_token[indices]
+
+    def tokenize(self, sentence: str) -> list[str]:
+        """Return the tokens of a sentence: its words, in lower case."""
+        return sentence.lower().split()
+
+    def split_words(self, words: Sequence[str]) -> list[list[str]] | None:
+        """Return the tokens of each word, None where each word is one."""
+        return None
+
+    def tokenizer_json(self) -> str:
+        """Return what splits words into tokens, nothing for whole words."""
+        return ''
 
     @property
     def unk(self) -> int:

@@ -18,8 +18,6 @@ import numpy as np
 
 from d2lbert import bert
 from d2lbert.data.batches import Batches
-from d2lbert.data.cache import load_cached_examples
-from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import Batch
 from d2lbert.data.files import output_errors, write_file
 from d2lbert.data.vocab import Vocab
@@ -36,7 +34,13 @@ from d2lbert.randomness import DropoutMasks, generator
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import check_free, locked, make_folder
-from d2lbert.runs.run import Run, check_last_batch, devices_of, new_net
+from d2lbert.runs.run import (
+    Run,
+    check_last_batch,
+    devices_of,
+    load_examples,
+    new_net,
+)
 from d2lbert.weights import get_weights, neutral_name, set_weights
 
 Weights = dict[str, np.ndarray]
@@ -183,12 +187,10 @@ def compare_backends(
             f'precision = {config.precision!r}: only exact arithmetic can be '
             "compared, leave it at 'float32'"
         )
-    examples, vocab = load_cached_examples(
-        read_lines(config.corpus), config.max_len, config.seed
-    )
+    examples, vocab = load_examples(config, progress)
     ours, theirs = (new_run(name, config, vocab) for name in names)
     for run in (ours, theirs):
-        check_last_batch(config, len(examples.tokens), len(run.devices))
+        check_last_batch(config, examples.num_examples, len(run.devices))
     batches = Batches(examples, config.batch_size, config.seed)
     with (
         locked(out)

@@ -16,6 +16,8 @@ from d2lbert.frameworks import FRAMEWORKS, check_backend
 MAX_POSITIONS = 1000
 #: With one checkpoint alone, a damaged file would lose the whole run.
 MIN_KEEP = 2
+#: The reserved tokens, and one that has a meaning.
+MIN_VOCAB_SIZE = 6
 #: What a resumed run may have other values of. The corpus may be at another
 #: path: its contents are compared.
 MAY_CHANGE = (
@@ -33,14 +35,15 @@ SIZES = ('num_hiddens', 'ffn_num_hiddens', 'num_heads', 'num_blks')
 #: The least value of each whole number.
 LEAST = dict.fromkeys(
     ('steps', 'batch_size', 'max_len', *SIZES, 'micro_batch', 'save_every'), 1
-) | {'seed': 0, 'keep': MIN_KEEP}
+) | {'seed': 0, 'keep': MIN_KEEP, 'vocab_size': MIN_VOCAB_SIZE}
 
 
 def option(default: Any, help: str, **about: Any) -> Any:
     """Return a field of `Config`, which is also an option of the command.
 
     `help`: its help text; `about` may have a `metavar`, the values it takes,
-    and a `show_default`, the default in words.
+    a `show_default`, the default in words, and `several`, where the option
+    may be given more than once.
     """
     return field(default=default, metadata={'help': help, **about})
 
@@ -66,11 +69,27 @@ class Config:
         metavar='mxnet|pytorch|corrected',
         show_default="that of the backend's own tab",
     )
-    corpus: str = option(
+    corpus: str | tuple[str, ...] = option(
         'sample',
         'The embedded text, WikiText-2, or an archive, folder or UTF-8 text '
-        'file with one paragraph per line.',
+        'file with one paragraph per line; also a pattern such as '
+        "'texts/*.txt'. It may be given more than once.",
         metavar='sample|wikitext-2|PATH',
+        several=True,
+    )
+    tokenizer: str = option(
+        'words',
+        'What the tokens are: the words of the chapter; pieces of words, '
+        'found in the corpus; or those of a tokenizer.json or of a '
+        'vocabulary of WordPiece.',
+        metavar='words|wordpiece|PATH',
+    )
+    vocab_size: int | None = option(
+        None,
+        'Tokens of the vocabulary at most, the commonest, with the five '
+        'reserved ones.',
+        metavar='N',
+        show_default='all that occur 5 times, or 30,000 pieces',
     )
     steps: int = option(50, 'Training steps.')
     batch_size: int = option(512, 'Sentence pairs per step.')
@@ -126,9 +145,13 @@ class Config:
         recipe = get_recipe(self.recipe)
         if self.lr is None:
             self._set('lr', recipe.lr)
-        if not isinstance(self.corpus, (str, os.PathLike)):
-            raise InputError(f'corpus = {self.corpus!r}: expected a path')
-        self._set('corpus', os.fspath(self.corpus))
+        self._set('corpus', one_or_more(self.corpus))
+        if not isinstance(self.tokenizer, (str, os.PathLike)):
+            raise InputError(
+                f'tokenizer = {self.tokenizer!r}: expected words, wordpiece '
+                'or a path'
+            )
+        self._set('tokenizer', os.fspath(self.tokenizer))
         self._set('devices', str(self.devices))
         check_choice('precision', self.precision, PRECISIONS)
         for name, least in LEAST.items():
@@ -180,9 +203,14 @@ class Config:
 
     def title(self) -> str:
         """Return one line about the run, for pictures."""
+        first, *others = (
+            [self.corpus] if isinstance(self.corpus, str) else self.corpus
+        )
         # Matplotlib takes no bytes of a name that are not UTF-8
-        name = os.fsencode(Path(self.corpus).name)
+        name = os.fsencode(Path(first).name)
         corpus = name.decode(errors='backslashreplace')
+        if others:
+            corpus += f' and {len(others)} more'
         return (
             f'BERT with {self.num_blks} blocks of {self.num_hiddens} hidden '
             f'units · {corpus} · batches of '
@@ -193,6 +221,20 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Return the options by name, ready for JSON."""
         return asdict(self)
+
+
+def one_or_more(corpus: Any) -> str | tuple[str, ...]:
+    """Return a path, or several paths.
+
+    Raises `InputError` for anything else.
+    """
+    paths = corpus if isinstance(corpus, (list, tuple)) else [corpus]
+    if not paths or not all(
+        isinstance(one, (str, os.PathLike)) for one in paths
+    ):
+        raise InputError(f'corpus = {corpus!r}: expected a path, or several')
+    names = tuple(map(os.fspath, paths))
+    return names if len(names) > 1 else names[0]
 
 
 def is_number(value: object, types: Any) -> bool:

@@ -107,6 +107,44 @@ class Progress(tqdm):
         self.update()
 
 
+class Building:
+    """The lines on stderr while examples are made, if that takes long.
+
+    See `d2lbert.data.cache.Progress`.
+    """
+
+    def __init__(self, visible: bool = True) -> None:
+        self.visible = visible and sys.stderr is not None
+
+    def say(self, message: str) -> None:
+        """Show a line."""
+        if self.visible:
+            print(f'd2lbert: {message}', file=Unfailing(sys.stderr))
+
+    @contextmanager
+    def bar(
+        self, label: str, total: int, unit: str
+    ) -> Iterator[Callable[[int], None]]:
+        """Show how much is done, and the time left, after a while."""
+        with bar_errors():
+            bar = tqdm(
+                total=total,
+                desc=label,
+                unit=unit,
+                unit_scale=True,
+                file=Unfailing(sys.stderr),
+                disable=not self.visible,
+                delay=2,
+                mininterval=0.2,
+            )
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        with bar:
+            yield show
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
     """Turn any error of a drawing into a warning: the numbers are worth more.

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 
 from d2lbert.data.batches import Batches
-from d2lbert.data.cache import load_cached_examples
-from d2lbert.data.corpus import read_lines
-from d2lbert.data.files import sha256
+from d2lbert.data.examples import column_blocks
+from d2lbert.data.files import sha256, sha256_of
 from d2lbert.errors import InputError, RunError, Stopped, warn
 from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
@@ -41,6 +40,7 @@ from d2lbert.runs.run import (
     check_no_run,
     config_of,
     devices_of,
+    load_examples,
     load_run,
     new_net,
     text_file,
@@ -68,13 +68,13 @@ def pretrain(
     """Pretrain BERT as the chapter does.
 
     `options`: the fields of `Config`, with its defaults: `backend`,
-    `recipe`, `corpus`, `steps`, `batch_size`, `max_len`, `num_hiddens`,
-    `ffn_num_hiddens`, `num_heads`, `num_blks`, `dropout`, `lr`, `devices`,
-    `micro_batch`, `seed`, `save_every`, `keep`, `precision`. `out`: the
-    folder for the run, which must not hold one; `progress`: show a progress
-    bar on stderr. `resume`: go on with the run in `out` from its newest
-    checkpoint, with its own options where none are given; `MAY_CHANGE`
-    lists those that may differ.
+    `recipe`, `corpus`, `tokenizer`, `vocab_size`, `steps`, `batch_size`,
+    `max_len`, `num_hiddens`, `ffn_num_hiddens`, `num_heads`, `num_blks`,
+    `dropout`, `lr`, `devices`, `micro_batch`, `seed`, `save_every`, `keep`,
+    `precision`. `out`: the folder for the run, which must not hold one;
+    `progress`: show a progress bar on stderr. `resume`: go on with the run
+    in `out` from its newest checkpoint, with its own options where none are
+    given; `MAY_CHANGE` lists those that may differ.
 
     After Ctrl-C or SIGTERM the training finishes its step, writes a
     checkpoint to `out` and raises `Stopped`; after the last step it writes
@@ -92,16 +92,17 @@ def pretrain(
             raise InputError(
                 'resume and save_every need a folder: give out, too'
             )
-        return Pretraining(Config(**options)).train(progress)
+        return Pretraining(Config(**options), progress).train()
     if resume:
         return continue_training(Path(out), options, progress)
     config = Config(**options)
     check_no_run(out)
-    training = Pretraining(config, Checkpoints(out, config.keep))
+    checkpoints = Checkpoints(out, config.keep)
+    training = Pretraining(config, progress, checkpoints)
     with locked(out) as check_held:
         # Again, because another training may have begun meanwhile
         check_no_run(out)
-        return training.train(progress, check_held)
+        return training.train(check_held)
 
 
 def continue_training(
@@ -124,7 +125,7 @@ def continue_training(
                 f'steps = {config.steps}: the run in {out} has taken '
                 f'{checkpoint.num_steps} already; give more'
             )
-        training = Pretraining(config, checkpoints)
+        training = Pretraining(config, progress, checkpoints)
         differences = saved.differences(config)
         differences += different(checkpoint.data, training.data)
         if differences:
@@ -139,7 +140,7 @@ def continue_training(
                 return finished_run(out, config)
         training.restore(checkpoint)
         checkpoints.keep = config.keep
-        return training.train(progress, check_held)
+        return training.train(check_held)
 
 
 def finished_run(out: Path, config: Config) -> Run:
@@ -161,19 +162,22 @@ def finished_run(out: Path, config: Config) -> Run:
 class Pretraining:
     """A run that is being trained: its examples and its trainer.
 
-    Without `checkpoints` nothing is written.
+    `progress`: show a progress bar. Without `checkpoints` nothing is
+    written.
     """
 
     def __init__(
-        self, config: Config, checkpoints: Checkpoints | None = None
+        self,
+        config: Config,
+        progress: bool,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
+        self.progress = progress
         self.checkpoints = checkpoints
         tab = load_tab(config.backend)
         devices = devices_of(tab, config)
-        self.examples, vocab = load_cached_examples(
-            read_lines(config.corpus), config.max_len, config.seed
-        )
-        num_examples = len(self.examples.tokens)
+        self.examples, vocab = load_examples(config, progress)
+        num_examples = self.examples.num_examples
         check_last_batch(config, num_examples, len(devices))
         if config.batch_size > num_examples:
             warn(
@@ -184,11 +188,7 @@ class Pretraining:
         self.run = Run(config, net, vocab, devices)
         self.trainer = self.run.new_trainer()
 
-    def train(
-        self,
-        progress: bool,
-        check_held: Callable[[], None] = lambda: None,
-    ) -> Run:
+    def train(self, check_held: Callable[[], None] = lambda: None) -> Run:
         """Take the steps that are left; keep the run and its checkpoints.
 
         `check_held`: see `locked`. A signal stops the training after a
@@ -198,7 +198,7 @@ class Pretraining:
         batches = Batches(self.examples, config.batch_size, config.seed)
         with (
             display.Progress(
-                config.backend, config.steps, len(run.steps), progress
+                config.backend, config.steps, len(run.steps), self.progress
             ) as bar,
             StopSignals() as signals,
             closing(self.trainer),
@@ -328,9 +328,7 @@ class Pretraining:
         """Checksums of what is trained on, without its path."""
         return {
             'vocabulary': sha256(text_file(self.run.vocab.idx_to_token)),
-            'examples': sha256(
-                *(np.ascontiguousarray(A).data for A in self.examples)
-            ),
+            'examples': sha256_of(column_blocks(self.examples)),
         }
 
     def environment(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A run's folder holds
 * `metrics.jsonl`: a line for each step;
 * `weights.safetensors`: the parameters, by neutral names;
 * `vocab.txt`: a token a line, in the order of their indices;
+* `tokenizer.json`: what splits words, where tokens are pieces of words;
 * `losses.png` and `losses.svg`: both loss curves. Reading a run does not
   need them, and weights that were trained elsewhere have none;
 * `checkpoints/`: see `d2lbert.runs.checkpoint`; `.lock`: see `locked`.
@@ -28,6 +29,9 @@ from typing import Any
 
 from backends import base
 from d2lbert import __version__
+from d2lbert.data.cache import load_cached_examples
+from d2lbert.data.corpus import open_corpus
+from d2lbert.data.examples import Examples
 from d2lbert.data.files import (
     DAMAGE,
     describe_error,
@@ -36,6 +40,7 @@ from d2lbert.data.files import (
     write_file,
 )
 from d2lbert.data.vocab import Vocab
+from d2lbert.data.wordpiece import tokens_of, vocab_of
 from d2lbert.errors import FolderTaken, InputError, RunError, input_errors
 from d2lbert.frameworks import load_tab
 from d2lbert.recipes import get_recipe
@@ -59,6 +64,7 @@ from d2lbert.weights import (
 
 RUN_FILE, METRICS_FILE = 'run.json', 'metrics.jsonl'
 WEIGHTS_FILE, VOCAB_FILE = 'weights.safetensors', 'vocab.txt'
+TOKENIZER_FILE = 'tokenizer.json'
 PICTURE = 'losses'
 PICTURES = [PICTURE + suffix for suffix in display.SUFFIXES]
 
@@ -224,11 +230,28 @@ class Run:
             json.dumps({'step': i, **step._asdict()})
             for i, step in enumerate(self.steps, 1)
         )
-        return {
+        files = {
             WEIGHTS_FILE: save(weights),
             VOCAB_FILE: text_file(self.vocab.idx_to_token),
             METRICS_FILE: text_file(metrics),
         }
+        if tokenizer := self.vocab.tokenizer_json():
+            files[TOKENIZER_FILE] = tokenizer.encode()
+        return files
+
+
+def load_examples(config: Config, progress: bool) -> tuple[Examples, Vocab]:
+    """Return the examples of a run, and their vocabulary.
+
+    `progress`: show how far they are made, where that takes long.
+    """
+    return load_cached_examples(
+        open_corpus(config.corpus),
+        config.max_len,
+        config.seed,
+        tokens_of(config.tokenizer, config.vocab_size),
+        display.Building(progress),
+    )
 
 
 def devices_of(tab: Any, config: Config) -> list[base.Device]:
@@ -321,7 +344,7 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
         options = record.pop('config')
         # Weights that were trained elsewhere have none
         devices = record['results'].get('devices', [])
-        vocab = Vocab.from_tokens(files[VOCAB_FILE].decode().splitlines())
+        vocab = vocab_in(files)
         steps = [
             Step(*(json.loads(line)[name] for name in Step._fields))
             for line in files[METRICS_FILE].splitlines()
@@ -345,6 +368,14 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             f'{RUN_FILE}: {error}'
         ) from error
     return Run(config, net, vocab, devices, steps, record)
+
+
+def vocab_in(files: Mapping[str, bytes]) -> Vocab:
+    """Return the vocabulary of a run's files."""
+    tokens = files[VOCAB_FILE].decode().split('\n')[:-1]
+    if TOKENIZER_FILE in files:
+        return vocab_of(tokens, files[TOKENIZER_FILE].decode())
+    return Vocab.from_tokens(tokens)
 
 
 def config_of(options: Mapping[str, Any], path: Path) -> Config:
@@ -380,7 +411,11 @@ def check_no_run(folder: str | Path) -> None:
             '--resume, or give another --out'
         )
     check_free(
-        folder, (RUN_FILE, METRICS_FILE, WEIGHTS_FILE, VOCAB_FILE, *PICTURES)
+        folder,
+        (
+            *(RUN_FILE, METRICS_FILE, WEIGHTS_FILE, VOCAB_FILE),
+            *(TOKENIZER_FILE, *PICTURES),
+        ),
     )
 
 

@@ -33,13 +33,16 @@ def config_options(*names: str, **defaults: Any) -> Callable[..., Any]:
     types = get_type_hints(Config)
 
     def parameter(name: str, default: Any, about: Any) -> inspect.Parameter:
+        about, type_of = dict(about), types[name]
+        if about.pop('several', False):
+            default, type_of = [default], list[str]
         if name in defaults:
             about, default = about | {'show_default': True}, defaults[name]
         return inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=default,
-            annotation=Annotated[types[name], typer.Option(**about)],
+            annotation=Annotated[type_of, typer.Option(**about)],
         )
 
     offered = [
