@@ -36,7 +36,7 @@ from d2lbert.randomness import DropoutMasks, generator
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import check_free, locked, make_folder
-from d2lbert.runs.run import Run, check_last_batch, devices_of, new_net
+from d2lbert.runs.run import Run, check_shards, devices_of, new_net
 from d2lbert.weights import get_weights, neutral_name, set_weights
 
 Weights = dict[str, np.ndarray]
@@ -188,7 +188,7 @@ def compare_backends(
     )
     ours, theirs = (new_run(name, config, vocab) for name in names)
     for run in (ours, theirs):
-        check_last_batch(config, len(examples.tokens), len(run.devices))
+        check_shards(config, len(examples.tokens), len(run.devices))
     batches = Batches(examples, config.batch_size, config.seed)
     with (
         locked(out)
