@@ -145,10 +145,16 @@ def join(timeout: float = TIMEOUT) -> Group:
     Raises `GroupError` where not all have come within `timeout` seconds, and
     `ValueError` for variables that cannot be used.
     """
+    module = launched_by()
+    return import_module(module).join(timeout) if module else ALONE
+
+
+def launched_by() -> str:
+    """Return the module that joins the processes of a launcher, if any."""
     for names, module in LAUNCHERS:
         if all(os.environ.get(name) for name in names.split()):
-            return import_module(module).join(timeout)
-    return ALONE
+            return module
+    return ''
 
 
 def number_in(name: str, default: int | None = None) -> int:
@@ -173,6 +179,8 @@ class Processes(Group):
     """
 
     heart: Heart
+    #: Whose process keeps what they show each other.
+    keeper: str
 
     def __init__(self, size: int, timeout: float, framework: str) -> None:
         self.size, self.timeout, self.framework = size, timeout, framework
@@ -328,10 +336,7 @@ class Heart:
             patience = min(patience, 6 * self.seconds)
         now = time.monotonic()
         if now - self.last_read > patience:
-            return GONE.format(
-                'what keeps the ranks together (the store of torchrun on the '
-                'first machine, or a parameter server)'
-            )
+            return GONE.format(self.group.keeper)
         for rank, last in self.times.items():
             if now - last > patience:
                 return GONE.format(f'rank {rank}')

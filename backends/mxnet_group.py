@@ -67,6 +67,8 @@ class MXNetGroup(groups.Processes):
     shows the others what that worker says.
     """
 
+    keeper = 'the parameter server'
+
     def __init__(self, mx: Any, timeout: float) -> None:
         super().__init__(number_in('DMLC_NUM_WORKER'), timeout, 'mxnet')
         self.nd, self.create = mx.nd, mx.kv.create

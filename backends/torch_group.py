@@ -6,9 +6,14 @@ store that `torchrun` keeps is where a process shows that it is alive.
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import numpy as np
+
+# Its errors are told in one line; this takes effect before the import
+os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'FATAL')
+
 import torch
 import torch.distributed as dist
 
@@ -26,6 +31,9 @@ def join(timeout: float) -> groups.Group:
     group.local_rank = number_in('LOCAL_RANK', 0)
     group.local_size = number_in('LOCAL_WORLD_SIZE', 1)
     group.is_restarting = number_in('TORCHELASTIC_MAX_RESTARTS', 0) > 0
+    group.keeper = 'rank 0, which keeps the store of the ranks,'
+    if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+        group.keeper = 'torchrun on the machine of rank 0'
     group.connect()
     return group
 

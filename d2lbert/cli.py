@@ -38,7 +38,6 @@ from d2lbert.tools.options import (
 from d2lbert.tools.terminal import say, terminal
 
 if TYPE_CHECKING:
-    from backends.groups import Group
     from d2lbert.runs.run import Run
 
 FAILED, BAD_INPUT = 1, 2
@@ -101,6 +100,7 @@ def pretrain(
     Ctrl-C and SIGTERM finish the step and write a checkpoint. A launcher,
     such as torchrun, can start the command as several processes.
     """
+    from backends.groups import launched_by
     from d2lbert.runs.pretraining import pretrain as train
     from d2lbert.runs.processes import joined
 
@@ -113,6 +113,7 @@ def pretrain(
         for name, value in options.items()
         if 'COMMANDLINE' in str(context.get_parameter_source(name))
     }
+    context.obj['is_launched'] = bool(launched_by())
     with joined(timeout) as group:
         context.obj['group'] = group
         if group.rank:
@@ -435,18 +436,15 @@ def main() -> None:
             return
         # A launcher ends the other processes when one has ended
         replace_handlers(lambda *_: None)
-        leave(message, status, settings.get('group'))
-
-
-def leave(message: str, status: int, group: Group | None) -> None:
-    """Say why the command ends, and end it."""
-    if group is None or group.size == 1:
+        group = settings.get('group')
+        if group and group.size > 1:
+            message = f'rank {group.rank}: {message}'
         say(message)
+        if settings.get('is_launched'):
+            # A framework may wait for ever for a process that is gone
+            sys.stderr.flush()
+            os._exit(status)
         sys.exit(status)
-    say(f'rank {group.rank}: {message}')
-    sys.stderr.flush()
-    # A framework may wait for ever for a process that is gone
-    os._exit(status)
 
 
 def run(settings: dict[str, Any]) -> None:

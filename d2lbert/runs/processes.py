@@ -37,23 +37,23 @@ def joined(timeout: float = TIMEOUT) -> Iterator[Group]:
     except ValueError as error:
         raise InputError(str(error)) from error
     try:
-        try:
-            yield group
-        except Stopped as error:
-            # All have agreed to stop, or a launcher ends this process
-            # because another one has failed
-            if error.run is None:
-                raise GroupError(group.reason() or str(error)) from error
+        yield group
+    except BaseException as error:
+        if isinstance(error, Stopped) and error.run is not None:
+            # All processes have agreed to stop
             group.close()
             raise
-        group.close()
-    except Exception as error:
-        # A launcher ends this process when another one has ended
+        # A launcher ends this process when another one has failed
         with StopSignals():
-            group.fail(error)
-        if isinstance(error, GroupError):
-            raise RunError(str(error)) from error
+            reason = '' if isinstance(error, Exception) else group.reason()
+            group.fail(GroupError(reason) if reason else error)
+        if isinstance(error, GroupError) or reason:
+            raise RunError(reason or str(error)) from error
         raise
+    try:
+        group.close()
+    except GroupError as error:
+        raise RunError(str(error)) from error
 
 
 def check_alike(group: Group, about: Mapping[str, Any]) -> None:
