@@ -121,9 +121,9 @@ class MXNetGroup(groups.Processes):
 
     def fail(self, error):
         super().fail(error)
-        text = self.heart.failure.encode()
         send = self.store._send_command_to_servers
-        wait([groups.in_thread(send, TO_PYTHON, text)], self.heart.seconds)
+        sent = groups.in_thread(send, TO_PYTHON, self.heart.failure)
+        wait([sent], 4 * self.heart.seconds)
 
     def leave(self):
         del self.store  # waits for the others

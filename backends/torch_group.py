@@ -44,10 +44,12 @@ class TorchGroup(groups.Processes):
     def initialize(self) -> None:
         seconds = timedelta(seconds=self.timeout)
         store, _, _ = next(dist.rendezvous('env://', timeout=seconds))
-        self.store = dist.PrefixStore('d2lbert', store)
+        # torchrun keeps the store when it starts the processes again
+        restart = number_in('TORCHELASTIC_RESTART_COUNT', 0)
+        self.store = dist.PrefixStore(f'd2lbert/{restart}', store)
         dist.init_process_group(
             'cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo',
-            store=dist.PrefixStore('sums', store),
+            store=dist.PrefixStore('sums', self.store),
             rank=self.rank,
             world_size=self.size,
             timeout=seconds,
