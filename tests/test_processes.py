@@ -5,8 +5,10 @@ set; `torchrun` itself starts some of them, too.
 """
 
 import json
+import os
 import signal
 import socket
+import subprocess
 import time
 
 import numpy as np
@@ -244,10 +246,19 @@ def assert_named(done, rank, reason):
     assert all(named[:3]) or sum(named[:3]) == 2
 
 
+#: The rank that is told `--out` twice is another version.
+OTHER_VERSION = f"""
+import sys, d2lbert
+if sys.argv.count('--out') == 2:
+    d2lbert.__version__ = '0.0.9'
+{MAIN}"""
+
+
 @pytest.mark.parametrize(
     ('last', 'words'),
     [
         pytest.param(('--seed=1',), 'seed is 1 instead of 0', marks=slow),
+        pytest.param('version', "d2lbert is '0.0.9'", marks=slow),
         ('corpus', 'examples is'),
     ],
 )
@@ -258,8 +269,12 @@ def test_a_process_with_something_else(
         text = write_text(tmp_path / 'other.txt')
         text.write_text(text.read_text('utf-8')[::-1], 'utf-8')
         last = (f'--corpus={text}',)
-    out = tmp_path / 'run'
-    done = launch(backend_name, 2, *LONG, '--out', out, last=last)
+    code, out = MAIN, tmp_path / 'run'
+    if last == 'version':
+        code, last = OTHER_VERSION, ('--out', out)
+    done = launch(
+        *(backend_name, 2, *LONG, '--out', out), code=code, last=last
+    )
     lines = last_lines(done)
     print(*lines, sep='\n')
     assert all(each.status for each in done)
@@ -425,3 +440,117 @@ def test_variables_that_cannot_be_used(
     )
     assert done.status == 2 and words in done.err
     assert done.err.count('\n') == 1
+
+
+# ---- two machines ----------------------------------------------------
+
+
+def ip(*args):
+    return subprocess.run(
+        ['ip', *args], check=True, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces with a cable between them."""
+    names = [f'd2l-{os.getpid()}-{i}' for i in (1, 2)]
+    try:
+        for name in names:
+            ip('netns', 'add', name)
+        ip(
+            *('link', 'add', 'eth1', 'netns', names[0], 'type', 'veth'),
+            *('peer', 'name', 'eth1', 'netns', names[1]),
+        )
+        for i, name in enumerate(names, 1):
+            ip('-n', name, 'addr', 'add', f'10.77.0.{i}/24', 'dev', 'eth1')
+            for device in ('eth1', 'lo'):
+                ip('-n', name, 'link', 'set', device, 'up')
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = getattr(error, 'stderr', None) or error
+        pytest.skip(f'no two network namespaces here: {why}')
+    else:
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(['ip', 'netns', 'del', name], capture_output=True)
+
+
+def start_on(machines, backend_name, *args):
+    """Start the command on both machines; return all processes."""
+    command = ('d2lbert', 'pretrain', '--backend', backend_name, *args)
+    common = {'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'eth1'}
+    if backend_name == 'torch':
+        launcher = 'from torch.distributed.run import main; main()'
+        return [
+            python(
+                *(launcher, '--nnodes=2', f'--node-rank={i}'),
+                *('--nproc-per-node=1', '--master-addr=10.77.0.1'),
+                *('--master-port=29555', '-m', *command),
+                inside=machine,
+                **common,
+            )
+            for i, machine in enumerate(machines)
+        ]
+    common |= {
+        'DMLC_PS_ROOT_URI': '10.77.0.1',
+        'DMLC_PS_ROOT_PORT': '9555',
+        'DMLC_INTERFACE': 'eth1',
+        'DMLC_NUM_SERVER': '1',
+        'DMLC_NUM_WORKER': '2',
+    }
+    first, second = machines
+    return [
+        python(MAIN, *command[1:], inside=machine, DMLC_ROLE=role, **common)
+        for machine, role in [
+            *((first, 'worker'), (second, 'worker')),
+            *((first, 'server'), (first, 'scheduler')),
+        ]
+    ]
+
+
+@slow
+def test_two_machines(machines, train, text_file, backend_name, tmp_path):
+    out = tmp_path / 'run'
+    done = [
+        finish(each)
+        for each in start_on(
+            *(machines, backend_name, *TINY, '--steps=4', '--out', out),
+            *('--corpus', text_file, '--recipe=corrected'),
+        )
+    ]
+    assert all(each.status == 0 for each in done), done
+    alone = train(backend_name, devices='cpu:2', steps=4, recipe='corrected')
+    np.testing.assert_allclose(
+        d2lbert.load_run(out).history, alone.history, atol=1e-4
+    )
+
+
+@slow
+def test_a_cut_cable(machines, text_file, backend_name, tmp_path):
+    """Each machine ends and says whom it misses; nothing is half written."""
+    out = tmp_path / 'run'
+    started = start_on(
+        *(machines, backend_name, *TINY, *LONG, '--out', out),
+        *('--corpus', text_file, f'--timeout={TIMEOUT}'),
+    )
+    end = time.monotonic() + 120
+    while not Checkpoints(out).find() and time.monotonic() < end:
+        time.sleep(0.1)
+    ip('-n', machines[0], 'link', 'set', 'eth1', 'down')
+    try:
+        done = [finish(each) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    print(*(each.err for each in done), sep='\n---\n')
+    assert all(each.status for each in done)
+    for each in done[:2]:
+        assert 'does not answer' in each.err
+    run = d2lbert.pretrain(
+        out=out,
+        resume=True,
+        steps=Checkpoints(out).find()[0] + 1,
+        progress=False,
+    )
+    assert run.history
