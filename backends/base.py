@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from backends.devices import parse_devices
+from backends.groups import ALONE, Group
 from backends.types import (
     Array,
     Arrays,
@@ -288,13 +289,15 @@ class Backend(ABC):
         *,
         precision: str = 'float32',
         shared_masks: bool = False,
+        group: Group = ALONE,
     ) -> DataParallel:
         """Return an object that computes losses and gradients of `net`.
 
         `devices`: a shard of each batch for each; the parameters of `net`
         move to them. `precision`: one of `PRECISIONS`, of which `'tf32'` and
         `'bf16'` are inexact. `shared_masks`: a GPU too uses the dropout masks
-        of the parts; otherwise it draws its own, which is faster.
+        of the parts; otherwise it draws its own, which is faster. `group`:
+        the processes that compute other shards of the same batches.
 
         Raises `ValueError` for a device that is given twice where it cannot
         serve two shards, and for a precision that is not supported.
@@ -321,13 +324,13 @@ class Backend(ABC):
 class DataParallel(ABC):
     """Losses and gradients of one network, for batches that are split.
 
-    `num_shards`: into how many shards a batch is split; `own_shards`: those
-    that this process computes; `num_workers`: how many compute side by side,
-    which decides how sums are rounded; `tokens_at_a_time`: how many keep one
-    busy; `least_tokens`: fewer are not worth one more; `num_lengths`: where
-    each shape is compiled or recorded, how many lengths rows shall have, 0
-    for any; `skips_slots`: the last slots cost nothing where they have no
-    weight; `asynchronous`: calls do not wait.
+    `num_shards`: into how many shards all processes split a batch;
+    `own_shards`: those of this one; `num_workers`: how many compute side by
+    side in all, which decides how sums are rounded; `tokens_at_a_time`: how
+    many keep one busy; `least_tokens`: fewer are not worth one more;
+    `num_lengths`: where each shape is compiled or recorded, how many lengths
+    rows shall have, 0 for any; `skips_slots`: the last slots cost nothing
+    where they have no weight; `asynchronous`: calls do not wait.
     """
 
     num_shards: int
@@ -341,7 +344,7 @@ class DataParallel(ABC):
 
     @abstractmethod
     def value_and_grad(self, parts: Sequence[Sequence[Part]]) -> Gradients:
-        """Return the losses and gradients of some micro-batches, summed.
+        """Return losses and gradients, summed over all processes.
 
         `parts`: the micro-batches of each own shard. The parameters are
         those that `net` has now. The gradients are valid until the next

@@ -21,6 +21,7 @@ from flax import nnx
 
 from backends import base
 from backends.dropout import current_masks, dropout_masks
+from backends.groups import ALONE
 from backends.jax_training import (
     Adam,
     DataParallel,
@@ -388,9 +389,18 @@ class JaxBackend(base.Backend):
             return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
-        self, net, losses, devices, *, precision='float32', shared_masks=False
+        self,
+        net,
+        losses,
+        devices,
+        *,
+        precision='float32',
+        shared_masks=False,
+        group=ALONE,
     ):
-        return DataParallel(net, losses, devices, precision, shared_masks)
+        return DataParallel(
+            net, losses, devices, precision, shared_masks, group
+        )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):
         return Adam(net, lr, epsilon_inside, tuple(frozen))

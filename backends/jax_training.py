@@ -24,6 +24,7 @@ from jax.experimental import enable_x64
 
 from backends import base
 from backends.dropout import dropout_masks
+from backends.groups import Group
 from backends.parameters import check_parameters
 from backends.types import Arrays, Device, Losses, Part
 
@@ -57,6 +58,7 @@ class DataParallel(base.DataParallel):
         devices: Sequence[jax.Device],
         precision: str,
         shared_masks: bool,
+        group: Group,
     ) -> None:
         on_gpu = devices[0].platform == 'gpu'
         if precision != 'float32':
@@ -65,8 +67,11 @@ class DataParallel(base.DataParallel):
                 "precision='float32', or PyTorch"
             )
         self.net, self.devices = net, list(devices)
-        self.num_shards = self.num_workers = len(self.devices)
-        self.own_shards = range(self.num_shards)
+        self.group = group
+        counts = group.gather(len(self.devices))
+        self.num_shards = self.num_workers = sum(counts)
+        first = sum(counts[: group.rank])
+        self.own_shards = range(first, first + counts[group.rank])
         self.tokens_at_a_time = GPU_TOKENS if on_gpu else CPU_TOKENS
         self.asynchronous = on_gpu
         self.draws_masks = on_gpu and not shared_masks
@@ -97,7 +102,21 @@ class DataParallel(base.DataParallel):
             total, *others = jax.device_put(sums, self.devices[0])
             for other in others:
                 total = jax.tree.map(jnp.add, total, other)
-            return Gradients(parameters, total, losses)
+            summed = np.array(jax.device_get(losses), np.float64).sum(0)
+            if self.group.size > 1:
+                total = self.sum_over_all(total, summed)
+            return Gradients(parameters, total, summed)
+
+    def sum_over_all(
+        self, gradients: nnx.State, losses: np.ndarray
+    ) -> nnx.State:
+        """Return the gradients of all processes; add their losses."""
+        leaves, tree = jax.tree.flatten(gradients)
+        arrays = [np.array(X) for X in leaves]
+        self.group.all_reduce([*arrays, losses])
+        return jax.tree.unflatten(
+            tree, [to_device(X, self.devices[0]) for X in arrays]
+        )
 
     def add_part(
         self,
@@ -212,15 +231,15 @@ class Gradients(base.Gradients):
         self,
         parameters: nnx.State,
         gradients: nnx.State,
-        losses: Sequence[jax.Array],
+        losses: np.ndarray,
     ) -> None:
-        """`losses`: those of each micro-batch."""
-        self.gradients, self.parts = gradients, losses
+        """`losses`: the sum of each, float64 `(num_losses,)`."""
+        self.gradients, self.summed = gradients, losses
         with width_of(parameters):
             self.size = norm_of(parameters, gradients)
 
     def losses(self):
-        return np.sum(np.array(jax.device_get(self.parts), np.float64), 0)
+        return self.summed
 
     def norm(self):
         return float(self.size)

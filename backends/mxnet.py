@@ -15,6 +15,7 @@ import numpy
 
 from backends import base
 from backends.dropout import current_masks, dropout_masks
+from backends.groups import ALONE
 from backends.mxnet_training import Adam, DataParallel, mx, parameters_of
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
@@ -360,9 +361,16 @@ class MXNetBackend(base.Backend):
         return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
-        self, net, losses, devices, *, precision='float32', shared_masks=False
+        self,
+        net,
+        losses,
+        devices,
+        *,
+        precision='float32',
+        shared_masks=False,
+        group=ALONE,
     ):
-        return DataParallel(self, net, losses, devices, precision)
+        return DataParallel(self, net, losses, devices, precision, group)
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):
         return Adam(net, lr, epsilon_inside, frozen)

@@ -21,6 +21,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from backends import base
 from backends.cores import num_cores
 from backends.dropout import dropout_masks
+from backends.groups import Group
 from backends.mxnet_import import import_mxnet
 from backends.parameters import check_parameters
 from backends.threads import (
@@ -84,6 +85,7 @@ class DataParallel(ThreadedDataParallel):
         losses: Losses,
         devices: Sequence[Device],
         precision: str,
+        group: Group,
     ) -> None:
         if precision != 'float32':
             raise ValueError(
@@ -108,6 +110,7 @@ class DataParallel(ThreadedDataParallel):
             ],
             THREADS,
             num_threads,
+            group,
         )
         self.backend = backend
         self.net = net
@@ -150,7 +153,12 @@ class DataParallel(ThreadedDataParallel):
             if others:
                 others = [other.as_in_context(first.ctx) for other in others]
                 nd.add_n(first, *others, out=first)
-        return Gradients(self.net, losses)
+        total = numpy.sum(
+            [[loss.asnumpy().item() for loss in each] for each in losses], 0
+        )
+        gradients = (parameter.list_grad()[0] for parameter in self.learned)
+        self.group.all_reduce([*gradients, total])
+        return Gradients(self.net, total)
 
     def close(self):
         for parameter, grad_req in self.learned.items():
@@ -161,16 +169,13 @@ class DataParallel(ThreadedDataParallel):
 class Gradients(base.Gradients):
     """The gradients that `net` holds, and the losses they are of."""
 
-    def __init__(self, net: Any, losses: Sequence[Sequence[Any]]) -> None:
-        """`losses`: those of each micro-batch."""
+    def __init__(self, net: Any, losses: numpy.ndarray) -> None:
+        """`losses`: the sum of each, float64 `(num_losses,)`."""
         self.net = net
-        self.parts = losses
+        self.sums = losses
 
     def losses(self):
-        return numpy.sum(
-            [[loss.asnumpy().item() for loss in each] for each in self.parts],
-            axis=0,
-        )
+        return self.sums
 
     def norm(self):
         # NumPy, because MXNet's sums take ten times as long

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from backends import base
 from backends.dropout import current_masks, dropout_masks
+from backends.groups import ALONE
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.threads import scratch
@@ -268,10 +269,17 @@ class TorchBackend(base.Backend):
         return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
-        self, net, losses, devices, *, precision='float32', shared_masks=False
+        self,
+        net,
+        losses,
+        devices,
+        *,
+        precision='float32',
+        shared_masks=False,
+        group=ALONE,
     ):
         return DataParallel(
-            self, net, losses, devices, precision, shared_masks
+            self, net, losses, devices, precision, shared_masks, group
         )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,7 @@ class Trainer:
     `net`: a `BERTModel` of any tab with its parameters set; `devices`: the
     backend's devices, a shard for each; `micro_batch`: rows that go through
     the network at a time, by default as many as keep the device busy;
-    `seed`: of the dropout masks; others: see `Backend.data_parallel`.
+    `seed`: of the dropout masks; `options`: see `Backend.data_parallel`.
     """
 
     def __init__(
@@ -69,8 +69,7 @@ class Trainer:
         devices: Sequence[Device],
         micro_batch: int | None = None,
         seed: int = 0,
-        precision: str = 'float32',
-        shared_masks: bool = False,
+        **options: Any,
     ) -> None:
         check_lr(lr)
         if micro_batch is not None:
@@ -82,11 +81,7 @@ class Trainer:
         self.seed = seed
         with input_errors():
             self.parallel = net.backend.data_parallel(
-                net,
-                type(net).losses,
-                devices,
-                precision=precision,
-                shared_masks=shared_masks,
+                net, type(net).losses, devices, **options
             )
         self.optimizer = net.backend.Adam(
             net, lr, recipe.epsilon_inside, ZERO_GRADIENT
