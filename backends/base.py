@@ -132,6 +132,15 @@ class Backend(ABC):
         a time. `X`: `(num_rows, num_hiddens)`; `weights` get no gradient.
         """
 
+    @abstractmethod
+    def checkpoint(self, layer: Layer, *inputs: Any) -> Array:
+        """Return `layer(*inputs)`, an array.
+
+        Within a `DataParallel` with `recompute` only the inputs are kept,
+        and the backward pass calls the layer again, with the same dropout.
+        Of the inputs those that have a gradient are arrays.
+        """
+
     # ---- layers and their parameters ---------------------------------
 
     @abstractmethod
@@ -287,6 +296,7 @@ class Backend(ABC):
         *,
         precision: str = 'float32',
         shared_masks: bool = False,
+        recompute: bool = False,
     ) -> DataParallel:
         """Return an object that computes losses and gradients of `net`.
 
@@ -294,6 +304,7 @@ class Backend(ABC):
         move to them. `precision`: one of `PRECISIONS`, of which `'tf32'` and
         `'bf16'` are inexact. `shared_masks`: a GPU too uses the dropout masks
         of the parts; otherwise it draws its own, which is faster.
+        `recompute`: less memory and more work, see `checkpoint`.
 
         Raises `ValueError` for a device that is given twice where it cannot
         serve two shards, and for a precision that is not supported.

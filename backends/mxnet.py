@@ -14,10 +14,17 @@ from typing import Any, ClassVar
 import numpy
 
 from backends import base
-from backends.dropout import current_masks, dropout_masks
-from backends.mxnet_training import Adam, DataParallel, mx, parameters_of
+from backends.dropout import current_masks, dropout_masks, masks_again
+from backends.mxnet_training import (
+    Adam,
+    Call,
+    DataParallel,
+    mx,
+    parameters_of,
+)
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
+from backends.recompute import noted_calls
 from backends.threads import scratch
 
 autograd: Any = mx.autograd
@@ -249,6 +256,17 @@ class MXNetBackend(base.Backend):
             0
         ]
 
+    def checkpoint(self, layer, *inputs):
+        calls = noted_calls()
+        if calls is None:
+            return layer(*inputs)
+        masks = masks_again()
+        # Without a graph, which would keep what the layer computes
+        output = layer(*inputs).detach()
+        output.attach_grad('add')
+        calls.append(Call(layer, inputs, masks, output))
+        return output
+
     # ---- layers and their parameters ---------------------------------
 
     def Linear(
@@ -360,9 +378,16 @@ class MXNetBackend(base.Backend):
         return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
-        self, net, losses, devices, *, precision='float32', shared_masks=False
+        self,
+        net,
+        losses,
+        devices,
+        *,
+        precision='float32',
+        shared_masks=False,
+        recompute=False,
     ):
-        return DataParallel(self, net, losses, devices, precision)
+        return DataParallel(self, net, losses, devices, precision, recompute)
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):
         return Adam(net, lr, epsilon_inside, frozen)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from backends import base
-from backends.dropout import current_masks, dropout_masks
+from backends.dropout import current_masks, dropout_masks, masks_again
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
+from backends.recompute import noted_calls
 from backends.threads import scratch
 from backends.torch_training import (
     THREADS,
@@ -149,6 +152,17 @@ class TorchBackend(base.Backend):
             )
         return self.cross_entropy(layer(X), labels, weights)
 
+    def checkpoint(self, layer, *inputs):
+        if noted_calls() is None:
+            return layer(*inputs)
+        masks = masks_again()
+        return checkpoint(
+            layer,
+            *inputs,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), masks()),
+        )
+
     # ---- layers and their parameters ---------------------------------
 
     def Linear(
@@ -268,10 +282,17 @@ class TorchBackend(base.Backend):
         return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
-        self, net, losses, devices, *, precision='float32', shared_masks=False
+        self,
+        net,
+        losses,
+        devices,
+        *,
+        precision='float32',
+        shared_masks=False,
+        recompute=False,
     ):
         return DataParallel(
-            self, net, losses, devices, precision, shared_masks
+            self, net, losses, devices, precision, shared_masks, recompute
         )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):

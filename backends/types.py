@@ -39,7 +39,8 @@ class Net(Protocol):
 class Masks(Protocol):
     """The dropout masks of one micro-batch.
 
-    `device_seed`: seeds a device that draws its masks itself.
+    A deep copy goes on with the masks that are next. `device_seed`: seeds a
+    device that draws its masks itself.
     """
 
     @property

@@ -57,7 +57,8 @@ class Trainer:
     `net`: a `BERTModel` of any tab with its parameters set; `devices`: the
     backend's devices, a shard for each; `micro_batch`: rows that go through
     the network at a time, by default as many as keep the device busy;
-    `seed`: of the dropout masks; others: see `Backend.data_parallel`.
+    `seed`: of the dropout masks; `checkpoint_blocks`: compute the encoder's
+    blocks again in the backward pass; others: see `Backend.data_parallel`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Trainer:
         seed: int = 0,
         precision: str = 'float32',
         shared_masks: bool = False,
+        checkpoint_blocks: bool = False,
     ) -> None:
         check_lr(lr)
         if micro_batch is not None:
@@ -87,6 +89,7 @@ class Trainer:
                 devices,
                 precision=precision,
                 shared_masks=shared_masks,
+                recompute=checkpoint_blocks,
             )
         self.optimizer = net.backend.Adam(
             net, lr, recipe.epsilon_inside, ZERO_GRADIENT

@@ -68,9 +68,10 @@ def pretrain(
     """Pretrain BERT as the chapter does.
 
     `options`: the fields of `Config`, with its defaults: `backend`,
-    `recipe`, `corpus`, `steps`, `batch_size`, `max_len`, `num_hiddens`,
-    `ffn_num_hiddens`, `num_heads`, `num_blks`, `dropout`, `lr`, `devices`,
-    `micro_batch`, `seed`, `save_every`, `keep`, `precision`. `out`: the
+    `recipe`, `corpus`, `steps`, `batch_size`, `preset`, `max_len`,
+    `num_hiddens`, `ffn_num_hiddens`, `num_heads`, `num_blks`, `dropout`,
+    `lr`, `devices`, `micro_batch`, `checkpoint_blocks`, `seed`,
+    `save_every`, `keep`, `precision`. `out`: the
     folder for the run, which must not hold one; `progress`: show a progress
     bar on stderr. `resume`: go on with the run in `out` from its newest
     checkpoint, with its own options where none are given; `MAY_CHANGE`
