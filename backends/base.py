@@ -24,11 +24,13 @@ from typing import Any
 
 import numpy as np
 
+from backends.cores import num_cores
 from backends.devices import parse_devices
 from backends.types import (
     Array,
     Arrays,
     Device,
+    Footprint,
     Layer,
     Losses,
     Masks,
@@ -60,6 +62,9 @@ class Backend(ABC):
     #: with an attribute `backend` that is this object. Where its attribute
     #: `is_replicable` is true, copies of a network may run at the same time.
     Module: type
+
+    #: The memory of a training on a processor, where it was measured.
+    footprint: Footprint | None = None
 
     # ---- tensor operations -------------------------------------------
 
@@ -224,6 +229,10 @@ class Backend(ABC):
     @abstractmethod
     def num_gpus(self) -> int:
         """Return how many GPUs the framework can use."""
+
+    def num_cores(self) -> int:
+        """Return how many cores of the processor compute."""
+        return num_cores()
 
     @abstractmethod
     def device(self, kind: str, index: int) -> Device:

@@ -26,6 +26,7 @@ from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.recompute import noted_calls
 from backends.threads import scratch
+from backends.types import Footprint
 
 autograd: Any = mx.autograd
 gluon: Any = mx.gluon
@@ -189,6 +190,20 @@ def linear_cross_entropy(
 class MXNetBackend(base.Backend):
     name = 'mxnet'
     Module = Module
+    footprint = Footprint(
+        hidden=11.1,
+        ffn=2,
+        scores=3.1,
+        dropout_hidden=0,
+        dropout_scores=0,
+        working=1,
+        inputs=2,
+        vocabulary=12.4,
+        workspace=90e6,
+        copies=True,
+        kept=0.87,
+        least_tokens=DataParallel.least_tokens,
+    )
 
     # ---- tensor operations -------------------------------------------
 

@@ -18,6 +18,7 @@ from backends.parameters import check_parameters
 from backends.recompute import noted_calls
 from backends.threads import scratch
 from backends.torch_training import (
+    LEAST_TOKENS,
     THREADS,
     Adam,
     DataParallel,
@@ -25,6 +26,7 @@ from backends.torch_training import (
     num_cores,
     to_array,
 )
+from backends.types import Footprint
 
 # How many rows of logits exist at a time: enough for a fast matrix product,
 # few enough to stay in reach of the caches.
@@ -98,6 +100,20 @@ class LinearCrossEntropy(torch.autograd.Function):
 class TorchBackend(base.Backend):
     name = 'torch'
     Module = Module
+    footprint = Footprint(
+        hidden=3.3,
+        ffn=1.5,
+        scores=1.1,
+        dropout_hidden=4,
+        dropout_scores=1.8,
+        working=2,
+        inputs=1,
+        vocabulary=3.8,
+        workspace=19e6,
+        copies=False,
+        kept=0.93,
+        least_tokens=LEAST_TOKENS,
+    )
 
     # ---- tensor operations -------------------------------------------
 
@@ -226,6 +242,9 @@ class TorchBackend(base.Backend):
             parameter.copy_(array)
 
     # ---- devices -----------------------------------------------------
+
+    def num_cores(self):
+        return num_cores()
 
     def num_gpus(self):
         return torch.cuda.device_count()

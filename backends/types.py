@@ -67,3 +67,31 @@ class Part(NamedTuple):
     inputs: Sequence[np.ndarray]
     masks: Masks | None = None
     cost: float = 1.0
+
+
+class Footprint(NamedTuple):
+    """What a framework takes of a processor's memory while it trains.
+
+    Fitted to measurements (docs/scaling.md). For each token of a block, until
+    the backward pass: `hidden` vectors of hidden units, `ffn` of those of the
+    feed-forward network, `scores` numbers for each head and token that it
+    attends to; and with dropout so many more. `working`: how many blocks the
+    arrays of the moment are worth; `inputs`: vectors that recomputation keeps
+    of each token and block. For each worker: `vocabulary` arrays as large as
+    the weight of the output layer, and `workspace` bytes. `copies`: each
+    worker has the parameters, too. `kept`: the part of a step's memory that
+    the process keeps after it. `least_tokens`: see `DataParallel`.
+    """
+
+    hidden: float
+    ffn: float
+    scores: float
+    dropout_hidden: float
+    dropout_scores: float
+    working: float
+    inputs: int
+    vocabulary: float
+    workspace: float
+    copies: bool
+    kept: float
+    least_tokens: int

@@ -83,6 +83,14 @@ def pretrain(
             'with its options where none are given.',
         ),
     ] = False,
+    is_dry: Annotated[
+        bool,
+        flag(
+            '--dry-run',
+            'Say how much memory the training will take, part by part, and '
+            'how much there is. Train nothing and write nothing.',
+        ),
+    ] = False,
     out: OutOption = None,
     as_json: JsonOption = False,
     **options: Any,
@@ -91,6 +99,7 @@ def pretrain(
 
     Ctrl-C and SIGTERM finish the step and write a checkpoint.
     """
+    from d2lbert.runs.pretraining import dry_run
     from d2lbert.runs.pretraining import pretrain as train
 
     if out is None and resume:
@@ -102,6 +111,18 @@ def pretrain(
         for name, value in options.items()
         if 'COMMANDLINE' in str(context.get_parameter_source(name))
     }
+    if is_dry:
+        if resume:
+            raise InputError(
+                '--dry-run reads no checkpoint: give the options of the run '
+                'instead of --resume'
+            )
+        memory = dry_run(**given)
+        print(memory.table())
+        if as_json:
+            print(json.dumps(memory.as_dict()))
+        memory.check()
+        return
     out, run = into_folder(
         out,
         '-'.join(filter(None, named)),

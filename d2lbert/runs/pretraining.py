@@ -10,22 +10,25 @@ from __future__ import annotations
 import platform
 import shlex
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from backends.types import Device
 from d2lbert.data.batches import Batches
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import read_lines
+from d2lbert.data.examples import Batch
 from d2lbert.data.files import sha256
+from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, Stopped, warn
-from d2lbert.frameworks import load_tab
+from d2lbert.frameworks import label_of, load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import (
     STEPS,
@@ -35,9 +38,11 @@ from d2lbert.runs.checkpoint import (
 )
 from d2lbert.runs.config import Config, different
 from d2lbert.runs.folder import locked
+from d2lbert.runs.memory import LARGE, Memory, predict
 from d2lbert.runs.run import (
     Run,
     check_last_batch,
+    check_memory,
     check_no_run,
     config_of,
     devices_of,
@@ -93,16 +98,34 @@ def pretrain(
             raise InputError(
                 'resume and save_every need a folder: give out, too'
             )
-        return Pretraining(Config(**options)).train(progress)
+        return Pretraining(Config(**options), None, progress).train(progress)
     if resume:
         return continue_training(Path(out), options, progress)
     config = Config(**options)
     check_no_run(out)
-    training = Pretraining(config, Checkpoints(out, config.keep))
+    training = Pretraining(config, Checkpoints(out, config.keep), progress)
     with locked(out) as check_held:
         # Again, because another training may have begun meanwhile
         check_no_run(out)
         return training.train(progress, check_held)
+
+
+def dry_run(**options: Any) -> Memory:
+    """Return the memory that a training would take, without training.
+
+    `options`: see `pretrain`. Raises its errors, and `InputError` where the
+    memory of a training cannot be predicted.
+    """
+    config = Config(**options)
+    data = prepare(config)
+    memory = predict(data.tab.BACKEND, config, data.examples, len(data.vocab))
+    if memory is None:
+        raise InputError(
+            f'the memory of {label_of(config.backend)} on '
+            f'{list(map(str, data.devices))} was not measured: leave '
+            '--dry-run out, or give --devices cpu'
+        )
+    return memory
 
 
 def continue_training(
@@ -125,7 +148,7 @@ def continue_training(
                 f'steps = {config.steps}: the run in {out} has taken '
                 f'{checkpoint.num_steps} already; give more'
             )
-        training = Pretraining(config, checkpoints)
+        training = Pretraining(config, checkpoints, progress)
         differences = saved.differences(config)
         differences += different(checkpoint.data, training.data)
         if differences:
@@ -159,28 +182,53 @@ def finished_run(out: Path, config: Config) -> Run:
     return run
 
 
+class Prepared(NamedTuple):
+    """What a training needs before its network."""
+
+    tab: Any
+    devices: Sequence[Device]
+    examples: Batch
+    vocab: Vocab
+
+
+def prepare(config: Config) -> Prepared:
+    """Import the framework and read the corpus. Raises `InputError`."""
+    tab = load_tab(config.backend)
+    devices = devices_of(tab, config)
+    examples, vocab = load_cached_examples(
+        read_lines(config.corpus), config.max_len, config.seed
+    )
+    check_last_batch(config, len(examples.tokens), len(devices))
+    return Prepared(tab, devices, examples, vocab)
+
+
 class Pretraining:
     """A run that is being trained: its examples and its trainer.
 
-    Without `checkpoints` nothing is written.
+    Without `checkpoints` nothing is written. `progress`: print how much
+    memory a large training takes.
     """
 
     def __init__(
-        self, config: Config, checkpoints: Checkpoints | None = None
+        self,
+        config: Config,
+        checkpoints: Checkpoints | None = None,
+        progress: bool = False,
     ) -> None:
         self.checkpoints = checkpoints
-        tab = load_tab(config.backend)
-        devices = devices_of(tab, config)
-        self.examples, vocab = load_cached_examples(
-            read_lines(config.corpus), config.max_len, config.seed
-        )
+        tab, devices, self.examples, vocab = prepare(config)
         num_examples = len(self.examples.tokens)
-        check_last_batch(config, num_examples, len(devices))
         if config.batch_size > num_examples:
             warn(
                 f'batch_size = {config.batch_size}: the corpus makes '
                 f'{num_examples} examples, and each step takes all of them'
             )
+        check_memory(config, len(vocab), num_copies=4)
+        memory = predict(tab.BACKEND, config, self.examples, len(vocab))
+        if memory:
+            memory.check()
+        if progress and memory and memory.total >= LARGE:
+            display.note(f'{memory.line()}; --dry-run lists its parts')
         net = new_net(tab, config, vocab, devices)
         self.run = Run(config, net, vocab, devices)
         self.trainer = self.run.new_trainer()
