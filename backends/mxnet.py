@@ -191,17 +191,18 @@ class MXNetBackend(base.Backend):
     name = 'mxnet'
     Module = Module
     footprint = Footprint(
-        hidden=11.1,
+        hidden=4.4,
         ffn=2,
-        scores=3.1,
+        scores=4.1,
         dropout_hidden=0,
         dropout_scores=0,
-        working=1,
+        working=2.75,
         inputs=2,
-        vocabulary=12.4,
-        workspace=90e6,
+        vocabulary=2,
+        workspace=170e6,
         copies=True,
-        kept=0.87,
+        passing=1,
+        kept=0.85,
         least_tokens=DataParallel.least_tokens,
     )
 

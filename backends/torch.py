@@ -101,16 +101,17 @@ class TorchBackend(base.Backend):
     name = 'torch'
     Module = Module
     footprint = Footprint(
-        hidden=3.3,
+        hidden=3.7,
         ffn=1.5,
-        scores=1.1,
+        scores=1.35,
         dropout_hidden=4,
-        dropout_scores=1.8,
-        working=2,
+        dropout_scores=1.4,
+        working=2.25,
         inputs=1,
-        vocabulary=3.8,
-        workspace=19e6,
+        vocabulary=3.2,
+        workspace=5e6,
         copies=False,
+        passing=0,
         kept=0.93,
         least_tokens=LEAST_TOKENS,
     )

@@ -79,8 +79,9 @@ class Footprint(NamedTuple):
     arrays of the moment are worth; `inputs`: vectors that recomputation keeps
     of each token and block. For each worker: `vocabulary` arrays as large as
     the weight of the output layer, and `workspace` bytes. `copies`: each
-    worker has the parameters, too. `kept`: the part of a step's memory that
-    the process keeps after it. `least_tokens`: see `DataParallel`.
+    worker has the parameters, too; `passing`: how many more copies of all
+    parameters a step has for a moment. `kept`: the part of a step's memory
+    that the process keeps after it. `least_tokens`: see `DataParallel`.
     """
 
     hidden: float
@@ -93,5 +94,6 @@ class Footprint(NamedTuple):
     vocabulary: float
     workspace: float
     copies: bool
+    passing: float
     kept: float
     least_tokens: int

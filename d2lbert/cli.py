@@ -468,7 +468,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return (
             f'there is not enough memory ({text}): give smaller numbers for '
             '--micro-batch, --batch-size or --max-len, or of hidden units '
-            'and blocks',
+            'and blocks; or --checkpoint-blocks',
             FAILED,
         )
     again = shlex.join(['d2lbert', '--debug', *sys.argv[1:]])

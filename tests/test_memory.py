@@ -334,7 +334,7 @@ def test_what_does_not_fit_is_refused(
     assert done.status == 2
     assert bool(done.out) == bool(dry)
     (line,) = done.err.splitlines()
-    assert 'GB at its peak, and there are' in line
+    assert 'GB of memory at its peak, and there are' in line
     assert re.search(remedy, line), line
     assert not out.exists()
 

@@ -67,7 +67,7 @@ class Memory:
 
     def line(self) -> str:
         """Return the peak and what there is, in one line."""
-        takes = f'the training takes {self.peak} at its peak'
+        takes = f'the training takes {self.peak} of memory at its peak'
         if math.isinf(self.available):
             return takes
         return f'{takes}, and there are {in_gigabytes(self.available)}'
@@ -146,7 +146,7 @@ class Prediction:
             + len(shapes) * footprint.workspace,
             'the examples': data,
             'the parameters': parameters
-            * (num_workers if footprint.copies else 1),
+            * (footprint.passing + (num_workers if footprint.copies else 1)),
             f'gradients of {counted(num_workers, "worker")}': parameters
             * num_workers,
             "Adam's moments": 2 * parameters,

@@ -42,7 +42,6 @@ from d2lbert.runs.memory import LARGE, Memory, predict
 from d2lbert.runs.run import (
     Run,
     check_last_batch,
-    check_memory,
     check_no_run,
     config_of,
     devices_of,
@@ -223,7 +222,6 @@ class Pretraining:
                 f'batch_size = {config.batch_size}: the corpus makes '
                 f'{num_examples} examples, and each step takes all of them'
             )
-        check_memory(config, len(vocab), num_copies=4)
         memory = predict(tab.BACKEND, config, self.examples, len(vocab))
         if memory:
             memory.check()
