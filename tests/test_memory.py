@@ -457,7 +457,8 @@ def test_the_largest_step_is_found(one_backend):
     })  # fmt: skip
     training = Pretraining(config)
     prediction = memory.Prediction(
-        training.run.net.backend, training.examples, len(training.run.vocab)
+        training.run.net.backend.footprint,
+        *(1, training.examples, len(training.run.vocab)),
     )
     batches = Batches(training.examples, 4).from_step(0)
     longest = [next(batches).valid_lens.max() for _ in range(5)]

@@ -21,6 +21,7 @@ from backends import cgroups
 from backends.base import Backend
 from backends.devices import parse_devices, shard_slices
 from backends.threads import CPU_TOKENS
+from backends.types import Footprint
 from d2lbert.data.batches import Batches
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError
@@ -101,15 +102,19 @@ class Memory:
 class Prediction:
     """Predicts the memory of a training on a processor.
 
-    `examples`: those that it trains on; what this process has taken already
-    counts, too.
+    `num_cores`: how many may compute; `examples`: those that it trains on.
+    What this process has taken already counts, too.
     """
 
     def __init__(
-        self, backend: Backend, examples: Batch, vocab_size: int
+        self,
+        footprint: Footprint,
+        num_cores: int,
+        examples: Batch,
+        vocab_size: int,
     ) -> None:
-        self.footprint = backend.footprint
-        self.num_cores = backend.num_cores()
+        self.footprint = footprint
+        self.num_cores = num_cores
         self.examples = examples
         self.vocab_size = vocab_size
         self.resident = resident_bytes()
@@ -121,7 +126,6 @@ class Prediction:
         `num_cores`: how many cores compute, by default those that may.
         """
         footprint = self.footprint
-        assert footprint is not None
         _, shards = parse_devices(config.devices)
         num_shards, num_cores = len(shards) or 1, num_cores or self.num_cores
         num_each = max(1, num_cores // num_shards)
@@ -166,7 +170,6 @@ class Prediction:
 
         They are those with which the workers begin, the longest of all.
         """
-        assert self.footprint is not None
         largest: list[tuple[int, int]] = []
         num_steps = min(config.steps, MOST_STEPS)
         batches = Batches(self.examples, config.batch_size, config.seed)
@@ -202,7 +205,6 @@ class Prediction:
     ) -> float:
         """Return what a micro-batch keeps for its backward pass."""
         kept = self.footprint
-        assert kept is not None
         hidden, scores = kept.hidden, kept.scores
         if config.dropout:
             hidden += kept.dropout_hidden
@@ -226,7 +228,6 @@ class Prediction:
         self, config: Config, num_rows: int, num_tokens: int
     ) -> float:
         """Return what the output layer and its chunk of logits take."""
-        assert self.footprint is not None
         num_slots = num_rows * min(
             num_tokens, self.examples.pred_positions.shape[1]
         )
@@ -248,7 +249,9 @@ def predict(
     on_gpu = kind == 'gpu' or (kind == 'all' and backend.num_gpus())
     if on_gpu or backend.footprint is None:
         return None
-    prediction = Prediction(backend, examples, vocab_size)
+    prediction = Prediction(
+        backend.footprint, backend.num_cores(), examples, vocab_size
+    )
     memory = prediction.memory(config)
     if not memory.fits:
         memory = replace(memory, remedy=remedy(prediction, config))
