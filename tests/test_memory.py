@@ -251,7 +251,7 @@ def predicted(backend_name, **options):
 
 def test_what_takes_less_memory(backend_name):
     """Each option that an error may name takes less than without it."""
-    large = {'num_hiddens': 256, 'num_blks': 8, 'batch_size': 64}
+    large = {'num_hiddens': 256, 'num_blks': 8, 'batch_size': 256}
     plain = predicted(backend_name, **large)
     assert predicted(backend_name, micro_batch=8, **large) < plain
     assert predicted(backend_name, checkpoint_blocks=True, **large) < plain
@@ -306,7 +306,7 @@ def test_dry_run_does_not_resume(run, tmp_path):
 @pytest.mark.parametrize(
     ('options', 'room', 'remedy'),
     [
-        (['--micro-batch', '64'], 0.8, r'give --micro-batch \d+, with'),
+        (['--micro-batch', '256'], 0.8, r'give --micro-batch \d+, with'),
         (
             ['--devices', 'cpu:16', '--micro-batch', '1'],
             0.7,
