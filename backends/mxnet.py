@@ -191,17 +191,18 @@ class MXNetBackend(base.Backend):
     name = 'mxnet'
     Module = Module
     footprint = Footprint(
-        hidden=4.4,
+        hidden=1.5,
         ffn=2,
-        scores=4.1,
+        scores=3.9,
         dropout_hidden=0,
         dropout_scores=0,
-        working=2.75,
+        working=3,
         inputs=2,
-        vocabulary=2,
-        workspace=170e6,
+        vocabulary=4.5,
+        chunks=3,
+        workspace=59e6,
         copies=True,
-        passing=1,
+        passing=0.16,
         kept=0.85,
         least_tokens=DataParallel.least_tokens,
     )

@@ -78,7 +78,8 @@ class Footprint(NamedTuple):
     attends to; and with dropout so many more. `working`: how many blocks the
     arrays of the moment are worth; `inputs`: vectors that recomputation keeps
     of each token and block. For each worker: `vocabulary` arrays as large as
-    the weight of the output layer, and `workspace` bytes. `copies`: each
+    the weight of the output layer, `chunks` of logits beside the one that it
+    computes, and `workspace` bytes. `copies`: each
     worker has the parameters, too; `passing`: how many more copies of all
     parameters a step has for a moment. `kept`: the part of a step's memory
     that the process keeps after it. `least_tokens`: see `DataParallel`.
@@ -92,6 +93,7 @@ class Footprint(NamedTuple):
     working: float
     inputs: int
     vocabulary: float
+    chunks: float
     workspace: float
     copies: bool
     passing: float

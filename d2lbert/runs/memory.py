@@ -233,6 +233,7 @@ class Prediction:
         )
         width = (
             self.footprint.vocabulary * config.num_hiddens
+            + self.footprint.chunks * CHUNK_ROWS
             + min(CHUNK_ROWS, num_slots)
         )  # fmt: skip
         return FLOAT_BYTES * width * self.vocab_size
