@@ -24,12 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from backends.cores import num_cores
 from backends.devices import parse_devices
 from backends.groups import ALONE, Group
 from backends.types import (
     Array,
     Arrays,
     Device,
+    Footprint,
     Layer,
     Losses,
     Masks,
@@ -62,6 +64,9 @@ class Backend(ABC):
     #: its attribute `is_replicable` is true, copies of a network may run at
     #: the same time.
     Module: type
+
+    #: The memory of a training on a processor, where it was measured.
+    footprint: Footprint | None = None
 
     # ---- tensor operations -------------------------------------------
 
@@ -132,6 +137,15 @@ class Backend(ABC):
 
         Of a `Linear` with a bias only a few hundred rows of logits exist at
         a time. `X`: `(num_rows, num_hiddens)`; `weights` get no gradient.
+        """
+
+    @abstractmethod
+    def checkpoint(self, layer: Layer, *inputs: Any) -> Array:
+        """Return `layer(*inputs)`, an array.
+
+        Within a `DataParallel` with `recompute` only the inputs are kept,
+        and the backward pass calls the layer again, with the same dropout.
+        Of the inputs those that have a gradient are arrays.
         """
 
     # ---- layers and their parameters ---------------------------------
@@ -218,6 +232,10 @@ class Backend(ABC):
     def num_gpus(self) -> int:
         """Return how many GPUs the framework can use."""
 
+    def num_cores(self) -> int:
+        """Return how many cores of the processor compute."""
+        return num_cores()
+
     @abstractmethod
     def device(self, kind: str, index: int) -> Device:
         """Return a device of kind `'cpu'` or `'gpu'`."""
@@ -290,6 +308,7 @@ class Backend(ABC):
         precision: str = 'float32',
         shared_masks: bool = False,
         group: Group = ALONE,
+        recompute: bool = False,
     ) -> DataParallel:
         """Return an object that computes losses and gradients of `net`.
 
@@ -298,6 +317,7 @@ class Backend(ABC):
         `'bf16'` are inexact. `shared_masks`: a GPU too uses the dropout masks
         of the parts; otherwise it draws its own, which is faster. `group`:
         the processes that compute other shards of the same batches.
+        `recompute`: less memory and more work, see `checkpoint`.
 
         Raises `ValueError` for a device that is given twice where it cannot
         serve two shards, and for a precision that is not supported.

@@ -36,6 +36,7 @@ from backends.jax_training import (
 )
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
+from backends.recompute import noted_calls
 
 # How many rows of logits exist at a time
 CHUNK_ROWS = 128
@@ -272,6 +273,11 @@ class JaxBackend(base.Backend):
             return linear_cross_entropy(X, kernel, bias, labels, weights)
         return self.cross_entropy(layer(X), labels, weights)
 
+    def checkpoint(self, layer, *inputs):
+        if noted_calls() is None:
+            return layer(*inputs)
+        return jax.checkpoint(lambda *inputs: layer(*inputs))(*inputs)
+
     # ---- layers and their parameters ---------------------------------
 
     def Linear(
@@ -397,9 +403,10 @@ class JaxBackend(base.Backend):
         precision='float32',
         shared_masks=False,
         group=ALONE,
+        recompute=False,
     ):
         return DataParallel(
-            net, losses, devices, precision, shared_masks, group
+            net, losses, devices, precision, shared_masks, group, recompute
         )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):

@@ -26,6 +26,7 @@ from backends import base
 from backends.dropout import dropout_masks
 from backends.groups import Group
 from backends.parameters import check_parameters
+from backends.recompute import recomputing
 from backends.types import Arrays, Device, Losses, Part
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class DataParallel(base.DataParallel):
         precision: str,
         shared_masks: bool,
         group: Group,
+        recompute: bool,
     ) -> None:
         on_gpu = devices[0].platform == 'gpu'
         if precision != 'float32':
@@ -78,7 +80,7 @@ class DataParallel(base.DataParallel):
         self.rngs = current_rngs()
         nnx.update(net, jax.device_put(parameters_of(net), self.devices[0]))
         graph, _, self.others = nnx.split(net, nnx.Param, ...)
-        self.program = graph, losses
+        self.program = graph, losses, recompute
         self.asked: dict[Any, list[tuple[tuple[int, ...], float]]] = {}
 
     def value_and_grad(self, parts):
@@ -145,10 +147,11 @@ class DataParallel(base.DataParallel):
 
 
 # Compiled for each network, loss and shape, and for all that train it
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def add_gradients(
     graph: Any,
     compute_losses: Losses,
+    recompute: bool,
     sums: nnx.State,
     parameters: nnx.State,
     others: nnx.State,
@@ -167,21 +170,24 @@ def add_gradients(
             return next(given)
 
     (_, losses), gradients = jax.value_and_grad(
-        partial(sum_of_losses, graph, compute_losses, take), has_aux=True
+        partial(sum_of_losses, graph, compute_losses, recompute, take),
+        has_aux=True,
     )(parameters, others, inputs)
     return jax.tree.map(jnp.add, sums, gradients), losses
 
 
-def sum_of_losses(graph, compute_losses, masks, parameters, others, inputs):
+def sum_of_losses(
+    graph, compute_losses, recompute, masks, parameters, others, inputs
+):
     """Return the sum of the losses of a micro-batch, and each of them."""
     net = nnx.merge(graph, parameters, others)
     net.train()
-    with dropout_masks(masks):
+    with dropout_masks(masks), recomputing(recompute):
         losses = jnp.stack(compute_losses(net, *inputs))
     return losses.sum(), losses
 
 
-def masks_asked(graph, compute_losses, *arguments):
+def masks_asked(graph, compute_losses, recompute, *arguments):
     """Return the shape and the p of each mask, in the order of the calls.
 
     `arguments`: the last three of `sum_of_losses`.
@@ -193,7 +199,8 @@ def masks_asked(graph, compute_losses, *arguments):
         return jnp.ones(shape, bool)
 
     jax.eval_shape(
-        partial(sum_of_losses, graph, compute_losses, ask), *arguments
+        partial(sum_of_losses, graph, compute_losses, recompute, ask),
+        *arguments,
     )
     return asked
 
@@ -203,10 +210,12 @@ class DrawnMasks:
 
     def __init__(self, key: jax.Array) -> None:
         self.key = key
+        self.num_drawn = 0
 
     def __call__(self, shape: tuple[int, ...], p: float) -> jax.Array:
         """Return a boolean array of this shape, true for what is kept."""
-        self.key, key = jax.random.split(self.key)
+        self.num_drawn += 1
+        key = jax.random.fold_in(self.key, self.num_drawn)
         return jax.random.bernoulli(key, 1 - p, shape)
 
 

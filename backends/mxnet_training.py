@@ -11,9 +11,9 @@ import itertools
 import math
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 from threadpoolctl import ThreadpoolController, threadpool_limits
@@ -24,6 +24,7 @@ from backends.dropout import dropout_masks
 from backends.groups import Group
 from backends.mxnet_import import import_mxnet
 from backends.parameters import check_parameters
+from backends.recompute import recomputing
 from backends.threads import (
     CPU_TOKENS,
     ThreadedDataParallel,
@@ -86,6 +87,7 @@ class DataParallel(ThreadedDataParallel):
         devices: Sequence[Device],
         precision: str,
         group: Group,
+        recompute: bool,
     ) -> None:
         if precision != 'float32':
             raise ValueError(
@@ -115,6 +117,7 @@ class DataParallel(ThreadedDataParallel):
         self.backend = backend
         self.net = net
         self.compute_losses = losses
+        self.recompute = recompute
         self.devices = list(devices)
         self.learned = {
             parameter: parameter.grad_req
@@ -141,9 +144,15 @@ class DataParallel(ThreadedDataParallel):
 
     def accumulate(self, worker, part):
         inputs = [self.backend.tensor(X, worker.device) for X in part.inputs]
-        with dropout_masks(part.masks), autograd.record():
+        with (
+            recomputing(self.recompute) as calls,
+            dropout_masks(part.masks),
+            autograd.record(),
+        ):
             losses = self.compute_losses(self.net, *inputs)
         autograd.backward(list(losses))
+        while calls:
+            call_again(*calls.pop())
         return losses
 
     def reduce(self, busy, losses):
@@ -164,6 +173,36 @@ class DataParallel(ThreadedDataParallel):
         for parameter, grad_req in self.learned.items():
             parameter.grad_req = grad_req
         move(self.net, self.devices)
+
+
+class Call(NamedTuple):
+    """The call of a layer whose output the graph takes as given.
+
+    `masks`: those of the call, as a context.
+    """
+
+    layer: Any
+    inputs: tuple[Any, ...]
+    masks: Callable[[], AbstractContextManager[None]]
+    output: Any
+
+
+def call_again(
+    layer: Any,
+    inputs: tuple[Any, ...],
+    masks: Callable[[], AbstractContextManager[None]],
+    output: Any,
+) -> None:
+    """Add the gradients of a call, from that of its output.
+
+    MXNet 1 recomputes in symbolic graphs only. The arguments are those of
+    `Call`.
+    """
+    # MXNet would begin before the memory of the next layer is free
+    output.grad.wait_to_read()
+    with masks(), autograd.record():
+        again = layer(*inputs)
+    autograd.backward([again], [output.grad])
 
 
 class Gradients(base.Gradients):

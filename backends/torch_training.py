@@ -22,6 +22,7 @@ from backends.cores import available_cores
 from backends.dropout import dropout_masks
 from backends.groups import Group
 from backends.parameters import check_parameters
+from backends.recompute import recomputing
 from backends.threads import (
     CPU_TOKENS,
     ThreadedDataParallel,
@@ -52,6 +53,7 @@ class DataParallel(ThreadedDataParallel):
         precision: str,
         shared_masks: bool,
         group: Group,
+        recompute: bool,
     ) -> None:
         cards = [device for device in devices if device.type == 'cuda']
         on_gpu = bool(cards)
@@ -82,11 +84,14 @@ class DataParallel(ThreadedDataParallel):
         self.backend = backend
         self.compute_losses = losses
         self.precision = precision
+        self.recompute = recompute
         self.draws_masks = on_gpu and not shared_masks
         self.asynchronous = on_gpu
-        # CUDA records one graph at a time in a process, for one card
+        # CUDA records one graph at a time in a process, for one card, and
+        # cannot draw masks again within it
         self.records = (
             self.draws_masks
+            and not recompute
             and getattr(net, 'is_replicable', False)
             and len(devices) == 1
         )
@@ -140,9 +145,10 @@ class DataParallel(ThreadedDataParallel):
         products: AbstractContextManager[Any] = nullcontext()
         if self.precision == 'bf16':
             products = torch.autocast('cuda', torch.bfloat16)
-        with torch.enable_grad(), mode(worker.net, training=True), products:
-            losses = self.compute_losses(worker.net, *inputs)
-        torch.autograd.backward(list(losses))
+        with mode(worker.net, training=True):
+            with torch.enable_grad(), recomputing(self.recompute), products:
+                losses = self.compute_losses(worker.net, *inputs)
+            torch.autograd.backward(list(losses))
         return [loss.detach() for loss in losses]
 
     def replay(

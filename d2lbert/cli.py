@@ -89,6 +89,14 @@ def pretrain(
             'with its options where none are given.',
         ),
     ] = False,
+    is_dry: Annotated[
+        bool,
+        flag(
+            '--dry-run',
+            'Say how much memory the training will take, part by part, and '
+            'how much there is. Train nothing and write nothing.',
+        ),
+    ] = False,
     out: OutOption = None,
     timeout: Annotated[
         float,
@@ -107,6 +115,7 @@ def pretrain(
     such as torchrun, can start the command as several processes.
     """
     from backends.groups import launched_by
+    from d2lbert.runs.pretraining import dry_run
     from d2lbert.runs.pretraining import pretrain as train
     from d2lbert.runs.processes import joined
 
@@ -119,6 +128,18 @@ def pretrain(
         for name, value in options.items()
         if 'COMMANDLINE' in str(context.get_parameter_source(name))
     }
+    if is_dry:
+        if resume:
+            raise InputError(
+                '--dry-run reads no checkpoint: give the options of the run '
+                'instead of --resume'
+            )
+        memory = dry_run(**given)
+        print(memory.table())
+        if as_json:
+            print(json.dumps(memory.as_dict()))
+        memory.check()
+        return
     context.obj['is_launched'] = bool(launched_by())
     with joined(timeout) as group:
         context.obj['group'] = group
@@ -527,7 +548,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return (
             f'there is not enough memory ({text}): give smaller numbers for '
             '--micro-batch, --batch-size or --max-len, or of hidden units '
-            'and blocks',
+            'and blocks; or --checkpoint-blocks',
             FAILED,
         )
     again = shlex.join(['d2lbert', '--debug', *sys.argv[1:]])

@@ -10,22 +10,24 @@ from __future__ import annotations
 import platform
 import shlex
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import compress, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from backends.groups import Group
+from backends.groups import ALONE, Group
+from backends.types import Device
 from d2lbert.data.batches import Batches
-from d2lbert.data.examples import column_blocks
+from d2lbert.data.examples import Examples, column_blocks
 from d2lbert.data.files import sha256, sha256_of
+from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, Stopped, warn
-from d2lbert.frameworks import load_tab
+from d2lbert.frameworks import label_of, load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import (
     FOLDER,
@@ -36,6 +38,7 @@ from d2lbert.runs.checkpoint import (
 )
 from d2lbert.runs.config import Config, different
 from d2lbert.runs.folder import locked
+from d2lbert.runs.memory import LARGE, Memory, predict
 from d2lbert.runs.processes import check_alike, from_rank_0, joined
 from d2lbert.runs.run import (
     Run,
@@ -73,14 +76,15 @@ def pretrain(
 
     `options`: the fields of `Config`, with its defaults: `backend`,
     `recipe`, `corpus`, `tokenizer`, `vocab_size`, `steps`, `batch_size`,
-    `max_len`, `num_hiddens`, `ffn_num_hiddens`, `num_heads`, `num_blks`,
-    `dropout`, `lr`, `devices`, `micro_batch`, `seed`, `save_every`, `keep`,
-    `precision`. `out`: the folder for the run, which must not hold one;
-    `progress`: show a progress bar on stderr. `resume`: go on with the run
-    in `out` from its newest checkpoint, with its own options where none are
-    given; `MAY_CHANGE` lists those that may differ. `group`: the processes
-    that train together, by default those that a launcher has started with
-    this one; rank 0 alone uses `out`.
+    `preset`, `max_len`, `num_hiddens`, `ffn_num_hiddens`, `num_heads`,
+    `num_blks`, `dropout`, `lr`, `devices`, `micro_batch`,
+    `checkpoint_blocks`, `seed`, `save_every`, `keep`, `precision`. `out`:
+    the folder for the run, which must not hold one; `progress`: show a
+    progress bar on stderr. `resume`: go on with the run in `out` from its
+    newest checkpoint, with its own options where none are given;
+    `MAY_CHANGE` lists those that may differ. `group`: the processes that
+    train together, by default those that a launcher has started with this
+    one; rank 0 alone uses `out`.
 
     After Ctrl-C or SIGTERM the training finishes its step, writes a
     checkpoint to `out` and raises `Stopped`; after the last step it writes
@@ -125,6 +129,24 @@ def pretrain(
         # Again, because another training may have begun meanwhile
         check_no_run(out)
         return training.train(check_held)
+
+
+def dry_run(**options: Any) -> Memory:
+    """Return the memory that a training would take, without training.
+
+    `options`: see `pretrain`. Raises its errors, and `InputError` where the
+    memory of a training cannot be predicted.
+    """
+    config = Config(**options)
+    data = prepare(config, progress=False, group=ALONE)
+    memory = predict(data.tab.BACKEND, config, data.examples, len(data.vocab))
+    if memory is None:
+        raise InputError(
+            f'the memory of {label_of(config.backend)} on '
+            f'{list(map(str, data.devices))} was not measured: leave '
+            '--dry-run out, or give --devices cpu'
+        )
+    return memory
 
 
 def continue_training(
@@ -206,6 +228,25 @@ def finished_run(out: Path, config: Config) -> Run:
     return run
 
 
+class Prepared(NamedTuple):
+    """What a training needs before its network."""
+
+    tab: Any
+    devices: Sequence[Device]
+    examples: Examples
+    vocab: Vocab
+
+
+def prepare(config: Config, progress: bool, group: Group) -> Prepared:
+    """Import the framework and read the corpus. Raises `InputError`."""
+    tab = load_tab(config.backend)
+    devices = devices_of(tab, config, group)
+    examples, vocab = load_examples(config, progress)
+    num_shards = sum(group.gather(len(devices)))
+    check_shards(config, examples.num_examples, num_shards)
+    return Prepared(tab, devices, examples, vocab)
+
+
 class Pretraining:
     """A run that is being trained: its examples and its trainer.
 
@@ -229,12 +270,10 @@ class Pretraining:
         self.group = group
         self.progress = progress and group.rank == 0
         self.checkpoints = checkpoints
-        tab = load_tab(config.backend)
-        devices = devices_of(tab, config, group)
-        self.examples, self.vocab = load_examples(config, self.progress)
+        tab, devices, self.examples, self.vocab = prepare(
+            config, self.progress, group
+        )
         num_examples = self.examples.num_examples
-        num_shards = sum(group.gather(len(devices)))
-        check_shards(config, num_examples, num_shards)
         if group.size > 1:
             check_alike(group, self.alike(config))
         if config.batch_size > num_examples:
@@ -242,6 +281,11 @@ class Pretraining:
                 f'batch_size = {config.batch_size}: the corpus makes '
                 f'{num_examples} examples, and each step takes all of them'
             )
+        memory = predict(tab.BACKEND, config, self.examples, len(self.vocab))
+        if memory:
+            memory.check()
+        if self.progress and memory and memory.total >= LARGE:
+            display.note(f'{memory.line()}; --dry-run lists its parts')
         net = new_net(tab, config, self.vocab, devices)
         self.run = Run(config, net, self.vocab, devices, group.size)
         self.trainer = self.run.new_trainer(group=group)

@@ -38,6 +38,7 @@ from d2lbert.data.files import (
     describe_error,
     load_arrays,
     remove_unfinished,
+    to_safetensors,
     write_file,
 )
 from d2lbert.data.vocab import Vocab
@@ -122,6 +123,7 @@ class Run:
             micro_batch=self.config.micro_batch,
             seed=self.config.seed,
             precision=self.config.precision,
+            checkpoint_blocks=self.config.checkpoint_blocks,
             **options,
         )
 
@@ -226,16 +228,15 @@ class Run:
 
         Raises `RunError` for parameters that are not finite.
         """
-        from safetensors.numpy import save
-
         weights = get_weights(self.net)
         check_finite('the parameters are', weights)
+        header, parts = to_safetensors(weights)
         metrics = (
             json.dumps({'step': i, **step._asdict()})
             for i, step in enumerate(self.steps, 1)
         )
         files = {
-            WEIGHTS_FILE: save(weights),
+            WEIGHTS_FILE: b''.join([header, *parts]),
             VOCAB_FILE: text_file(self.vocab.idx_to_token),
             METRICS_FILE: text_file(metrics),
         }
