@@ -67,5 +67,12 @@ class JaxGroup(groups.Processes):
                 return ''
             raise
 
+    def fail(self, error):
+        super().fail(error)
+        if self.rank == 0:
+            # JAX ends all processes when the service is gone: they shall
+            # have read why by then
+            self.heart.wait(8)
+
     def leave(self):
         jax.distributed.shutdown()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -146,6 +147,7 @@ def pretrain(
         if group.rank:
             # Rank 0 speaks for all
             warnings.simplefilter('ignore', errors.RunWarning)
+            logging.disable()
         out, run = into_folder(
             out,
             '-'.join(filter(None, named)),

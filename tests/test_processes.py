@@ -51,6 +51,15 @@ def variables_of(backend_name, num_ranks):
             one_core | common | {'RANK': str(rank)}
             for rank in range(num_ranks)
         ]
+    if backend_name == 'jax':
+        common = {
+            'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
+            'JAX_NUM_PROCESSES': str(num_ranks),
+        }
+        return [
+            one_core | common | {'JAX_PROCESS_ID': str(rank)}
+            for rank in range(num_ranks)
+        ]
     common = {
         'DMLC_PS_ROOT_URI': '127.0.0.1',
         'DMLC_PS_ROOT_PORT': port,
@@ -169,6 +178,10 @@ def test_two_processes_draw_the_curve_of_one(
     assert done.status == 0, done.err
     history = d2lbert.load_run(alone).history
     assert len(history) == 4
+    if backend_name == 'jax':
+        # Its threads share out a sum in another way where there are more
+        np.testing.assert_allclose(results['history'], history, atol=1e-4)
+        return
     assert results['history'] == history
     assert_same_runs(out, alone)
 
@@ -292,9 +305,9 @@ def test_a_process_with_something_else(
 def test_a_signal_at_one_rank_stops_all(
     launch, backend_name, text_file, tmp_path, number
 ):
-    """And the run goes on in one process, or in the other framework."""
+    """And the run goes on in one process, or in another framework."""
     if (backend_name == 'torch') == (number == signal.SIGINT):
-        pytest.skip('the other framework tries this signal')
+        pytest.skip('another framework tries this signal')
     out, alone = tmp_path / 'run', tmp_path / 'alone'
     done = launch(
         *(backend_name, 2, '--recipe=corrected', '--steps=5', '--out', out),
@@ -307,7 +320,7 @@ def test_a_signal_at_one_rank_stops_all(
     assert any(f'--resume --out {out}' in line for line in lines)
     assert Checkpoints(out).find() == [3]
     # Uninterrupted, in one process; the rest may differ by rounding
-    other = {'torch': 'mxnet', 'mxnet': 'torch'}[backend_name]
+    other = {'torch': 'mxnet', 'mxnet': 'jax', 'jax': 'torch'}[backend_name]
     with pytest.warns(d2lbert.errors.RunWarning, match='processes is 1'):
         run = d2lbert.pretrain(
             out=out, resume=True, backend=other, progress=False
