@@ -19,6 +19,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, TimeoutError
+from contextlib import suppress
 from importlib import import_module
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -300,20 +301,22 @@ class Heart:
     def beat(self) -> None:
         """Do so until the group is closed."""
         while not self.stopped.wait(self.seconds):
-            shows = Shown(self.num_beats, self.failure, self.is_broken)
-            text = json.dumps(shows, ensure_ascii=False)
-            try:
-                texts = self.group.exchange(text, self.ranks)
-            except Exception:  # noqa: S112 - `reason` tells where it lasts
-                continue
-            self.last_read = time.monotonic()
-            for rank, text in zip(self.ranks, texts, strict=True):
-                if text and Shown(*json.loads(text)) != self.shown[rank]:
-                    self.shown[rank] = Shown(*json.loads(text))
-                    self.times[rank] = self.last_read
-            self.num_beats += 1
+            with suppress(Exception):  # `reason` tells where it lasts
+                self.exchange()
             if self.group.rank == 0:
                 self.failure = self.failure or self.reason()
+
+    def exchange(self) -> None:
+        """Show the others that this process is alive, and look at them."""
+        shows = Shown(self.num_beats, self.failure, self.is_broken)
+        text = json.dumps(shows, ensure_ascii=False)
+        texts = self.group.exchange(text, self.ranks)
+        self.last_read = time.monotonic()
+        for rank, text in zip(self.ranks, texts, strict=True):
+            if text and Shown(*json.loads(text)) != self.shown[rank]:
+                self.shown[rank] = Shown(*json.loads(text))
+                self.times[rank] = self.last_read
+        self.num_beats += 1
 
     def wait(self, num_beats: int) -> None:
         """Wait for some beats, but not for ever."""
