@@ -16,7 +16,7 @@ import json
 import os
 import threading
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
@@ -172,7 +172,7 @@ def number_in(name: str, default: int | None = None) -> int:
     return int(value)
 
 
-class Processes(Group):
+class Processes(Group, ABC):
     """One of several processes, in a framework that can sum over them.
 
     The framework's functions, which may wait for ever for a process that is
@@ -202,14 +202,13 @@ class Processes(Group):
     def leave(self) -> None:
         """Close the framework's connection, where it has one."""
 
-    @abstractmethod
-    def initialize(self) -> None:
-        """Set `rank`, and wait for the others as long as it takes."""
+    def connect(self, initialize: Callable[[], None]) -> None:
+        """Wait for the others, and begin to show that this one is alive.
 
-    def connect(self) -> None:
-        """Wait for the others, and begin to show that this one is alive."""
+        `initialize`: sets `rank`, and waits for them as long as it takes.
+        """
         try:
-            self.submit(self.initialize).result(timeout=self.timeout)
+            self.submit(initialize).result(timeout=self.timeout)
         except Exception as error:
             text = ' '.join(str(error).split()) or 'time-out'
             raise GroupError(
