@@ -16,9 +16,10 @@ import json
 import os
 import threading
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, TimeoutError
+from contextlib import suppress
 from importlib import import_module
 from queue import SimpleQueue
 from typing import Any, NamedTuple
@@ -172,7 +173,7 @@ def number_in(name: str, default: int | None = None) -> int:
     return int(value)
 
 
-class Processes(Group):
+class Processes(Group, ABC):
     """One of several processes, in a framework that can sum over them.
 
     The framework's functions, which may wait for ever for a process that is
@@ -202,14 +203,13 @@ class Processes(Group):
     def leave(self) -> None:
         """Close the framework's connection, where it has one."""
 
-    @abstractmethod
-    def initialize(self) -> None:
-        """Set `rank`, and wait for the others as long as it takes."""
+    def connect(self, initialize: Callable[[], None]) -> None:
+        """Wait for the others, and begin to show that this one is alive.
 
-    def connect(self) -> None:
-        """Wait for the others, and begin to show that this one is alive."""
+        `initialize`: sets `rank`, and waits for them as long as it takes.
+        """
         try:
-            self.submit(self.initialize).result(timeout=self.timeout)
+            self.submit(initialize).result(timeout=self.timeout)
         except Exception as error:
             text = ' '.join(str(error).split()) or 'time-out'
             raise GroupError(
@@ -301,20 +301,22 @@ class Heart:
     def beat(self) -> None:
         """Do so until the group is closed."""
         while not self.stopped.wait(self.seconds):
-            shows = Shown(self.num_beats, self.failure, self.is_broken)
-            text = json.dumps(shows, ensure_ascii=False)
-            try:
-                texts = self.group.exchange(text, self.ranks)
-            except Exception:  # noqa: S112 - `reason` tells where it lasts
-                continue
-            self.last_read = time.monotonic()
-            for rank, text in zip(self.ranks, texts, strict=True):
-                if text and Shown(*json.loads(text)) != self.shown[rank]:
-                    self.shown[rank] = Shown(*json.loads(text))
-                    self.times[rank] = self.last_read
-            self.num_beats += 1
+            with suppress(Exception):  # `reason` tells where it lasts
+                self.exchange()
             if self.group.rank == 0:
                 self.failure = self.failure or self.reason()
+
+    def exchange(self) -> None:
+        """Show the others that this process is alive, and look at them."""
+        shows = Shown(self.num_beats, self.failure, self.is_broken)
+        text = json.dumps(shows, ensure_ascii=False)
+        texts = self.group.exchange(text, self.ranks)
+        self.last_read = time.monotonic()
+        for rank, text in zip(self.ranks, texts, strict=True):
+            if text and Shown(*json.loads(text)) != self.shown[rank]:
+                self.shown[rank] = Shown(*json.loads(text))
+                self.times[rank] = self.last_read
+        self.num_beats += 1
 
     def wait(self, num_beats: int) -> None:
         """Wait for some beats, but not for ever."""

@@ -44,7 +44,7 @@ def join(timeout: float) -> groups.Group:
         Server(mx, role, timeout).run()
         raise SystemExit
     group = MXNetGroup(mx, timeout)
-    group.connect()
+    group.connect(group.initialize)
     return group
 
 

@@ -34,7 +34,7 @@ def join(timeout: float) -> groups.Group:
     group.keeper = 'rank 0, which keeps the store of the ranks,'
     if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
         group.keeper = 'torchrun on the machine of rank 0'
-    group.connect()
+    group.connect(group.initialize)
     return group
 
 

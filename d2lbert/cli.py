@@ -494,6 +494,7 @@ def main() -> None:
                 traceback.print_exc()
             message, status = explain(error)
         else:
+            leave(settings, 0)
             return
         # A launcher ends the other processes when one has ended
         replace_handlers(lambda *_: None)
@@ -501,11 +502,19 @@ def main() -> None:
         if group and group.size > 1:
             message = f'rank {group.rank}: {message}'
         say(message)
-        if settings.get('is_launched'):
-            # A framework may wait for ever for a process that is gone
-            sys.stderr.flush()
-            os._exit(status)
+        leave(settings, status)
         sys.exit(status)
+
+
+def leave(settings: dict[str, Any], status: int) -> None:
+    """End a process that a launcher has started, at once.
+
+    A framework may wait for ever for a process that is gone.
+    """
+    if settings.get('is_launched'):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def run(settings: dict[str, Any]) -> None:

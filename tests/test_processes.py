@@ -271,7 +271,8 @@ if sys.argv.count('--out') == 2:
     ('last', 'words'),
     [
         pytest.param(('--seed=1',), 'seed is 1 instead of 0', marks=slow),
-        pytest.param('version', "d2lbert is '0.0.9'", marks=slow),
+        # A launcher of MXNet does not decide which rank is which
+        pytest.param('version', "'0.0.9'", marks=slow),
         ('corpus', 'examples is'),
     ],
 )
