@@ -371,9 +371,9 @@ class DataParallel(ABC):
         call.
         """
 
-    @abstractmethod
     def close(self) -> None:
         """Leave `net` to others, without gradients of this object."""
+        return
 
 
 class Gradients(ABC):

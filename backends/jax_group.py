@@ -29,7 +29,7 @@ def join(timeout: float) -> groups.Group:
     group = JaxGroup(size, timeout, 'jax')
     group.rank = number_in('JAX_PROCESS_ID')
     group.keeper = 'rank 0, which keeps the service of the ranks,'
-    group.connect()
+    group.connect(group.initialize)
     return group
 
 

@@ -142,9 +142,6 @@ class DataParallel(base.DataParallel):
         with told(shapes[0]) if is_new else nullcontext():
             return add_gradients(*self.program, sums, *copy, inputs, masks)
 
-    def close(self):
-        pass
-
 
 # Compiled for each network, loss and shape, and for all that train it
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)

@@ -224,9 +224,6 @@ class DataParallel(base.DataParallel):
                 gradient.flat[i] = (sides[1] - sides[0]) / (2 * H)
         return Gradients(self.losses(parts), arrays)
 
-    def close(self):
-        pass
-
 
 class Gradients(base.Gradients):
     def __init__(self, losses, arrays):
