@@ -16,6 +16,7 @@ import d2lbert
 from backends.base import Backend
 from d2lbert.data.batches import Batches
 from d2lbert.errors import InputError
+from d2lbert.pytest_plugin import require
 from d2lbert.runs import memory
 from d2lbert.runs.config import PRESETS, Config
 from d2lbert.runs.pretraining import Pretraining, dry_run
@@ -28,6 +29,18 @@ from helpers import (
 )
 
 # ---- --checkpoint-blocks ---------------------------------------------
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=getattr(pytest.mark, name))
+        for name in ('mxnet', 'torch')
+    ]
+)
+def measured_name(request):
+    """The frameworks whose memory was measured."""
+    require(request.param)
+    return request.param
 
 
 @pytest.mark.parametrize(
@@ -202,9 +215,9 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-def test_a_small_training_takes_what_is_predicted(backend_name, tmp_path):
+def test_a_small_training_takes_what_is_predicted(measured_name, tmp_path):
     predicted, measured = predicted_and_measured(
-        *('--backend', backend_name, '--devices', 'cpu', '--steps', 2),
+        *('--backend', measured_name, '--devices', 'cpu', '--steps', 2),
         *('--out', tmp_path / 'run'),
     )
     assert predicted == pytest.approx(measured, rel=0.15)
@@ -222,7 +235,7 @@ def test_a_small_training_takes_what_is_predicted(backend_name, tmp_path):
     ids=str,
 )
 def test_a_training_takes_what_is_predicted(
-    backend_name, tmp_path, network, more
+    measured_name, tmp_path, network, more
 ):
     """Shows its numbers with `pytest -s`; docs/scaling.md has them."""
     options = NETWORKS[network]
@@ -231,11 +244,11 @@ def test_a_training_takes_what_is_predicted(
     max_len = int(config.get('--max-len', preset['max_len']))
     corpus = write_corpus(tmp_path / 'corpus.txt', max_len)
     predicted, measured = predicted_and_measured(
-        *('--backend', backend_name, '--devices', 'cpu', '--steps', 2),
+        *('--backend', measured_name, '--devices', 'cpu', '--steps', 2),
         *('--corpus', corpus, '--out', tmp_path / 'run', *options, *more),
     )
     print(
-        f'\n{network} {backend_name} {" ".join(more)}: predicted '
+        f'\n{network} {measured_name} {" ".join(more)}: predicted '
         f'{predicted / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB, '
         f'{predicted / measured - 1:+.0%}'
     )
@@ -245,23 +258,23 @@ def test_a_training_takes_what_is_predicted(
 SMALL = {'devices': 'cpu', 'steps': 1}
 
 
-def predicted(backend_name, **options):
-    return dry_run(backend=backend_name, **SMALL | options).total
+def predicted(measured_name, **options):
+    return dry_run(backend=measured_name, **SMALL | options).total
 
 
-def test_what_takes_less_memory(backend_name):
+def test_what_takes_less_memory(measured_name):
     """Each option that an error may name takes less than without it."""
     large = {'num_hiddens': 256, 'num_blks': 8, 'batch_size': 256}
-    plain = predicted(backend_name, **large)
-    assert predicted(backend_name, micro_batch=8, **large) < plain
-    assert predicted(backend_name, checkpoint_blocks=True, **large) < plain
-    assert predicted(backend_name, **large | {'devices': 'cpu:4'}) > plain
+    plain = predicted(measured_name, **large)
+    assert predicted(measured_name, micro_batch=8, **large) < plain
+    assert predicted(measured_name, checkpoint_blocks=True, **large) < plain
+    assert predicted(measured_name, **large | {'devices': 'cpu:4'}) > plain
 
 
-def test_rows_that_are_short_take_less(backend_name):
+def test_rows_that_are_short_take_less(measured_name):
     """Micro-batches are cut to their longest row."""
-    plain = dry_run(backend=backend_name, **SMALL, max_len=64)
-    longer = dry_run(backend=backend_name, **SMALL, max_len=512)
+    plain = dry_run(backend=measured_name, **SMALL, max_len=64)
+    longer = dry_run(backend=measured_name, **SMALL, max_len=512)
     # The sentences of the sample are not that long: 8 rows of 60 tokens
     assert longer.parts['the parameters'] == pytest.approx(
         plain.parts['the parameters'], rel=0.01
@@ -281,9 +294,9 @@ def test_a_device_that_was_not_measured(monkeypatch, one_backend):
 # ---- the command -----------------------------------------------------
 
 
-def test_dry_run_lists_the_parts_and_writes_nothing(run, backend_name):
+def test_dry_run_lists_the_parts_and_writes_nothing(run, measured_name):
     done = run(
-        *('pretrain', '--backend', backend_name, '--devices', 'cpu'),
+        *('pretrain', '--backend', measured_name, '--devices', 'cpu'),
         *('--dry-run', '--json'),
     )
     assert done.status == 0
@@ -316,11 +329,11 @@ def test_dry_run_does_not_resume(run, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused(
-    run, monkeypatch, tmp_path, backend_name, options, room, remedy, dry
+    run, monkeypatch, tmp_path, measured_name, options, room, remedy, dry
 ):
     """`room`: how much there is, as a part of what the training takes."""
     resident = memory.resident_bytes()
-    options = ['--backend', backend_name, '--steps', '1', *options]
+    options = ['--backend', measured_name, '--steps', '1', *options]
     if '--devices' not in options:
         options += ['--devices', 'cpu']
     monkeypatch.setattr(memory, 'resident_bytes', lambda: resident)
@@ -340,11 +353,11 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_checkpointed_blocks_are_named_where_they_help(
-    monkeypatch, tmp_path, backend_name
+    monkeypatch, tmp_path, measured_name
 ):
     corpus = write_corpus(tmp_path / 'corpus.txt', 512, num_words=500)
     options = {
-        'backend': backend_name,
+        'backend': measured_name,
         'corpus': corpus,
         'max_len': 512,
         'num_blks': 16,
