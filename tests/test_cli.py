@@ -174,6 +174,7 @@ def test_pretrain(pretrain, backend_name, tmp_path):
         'steps',
         'seed',
         'devices',
+        'processes',
         'mlm_loss',
         'nsp_loss',
         'pairs_per_sec',
@@ -652,7 +653,7 @@ def test_chapter(run, all_tabs, text_file, tmp_path):
     assert d2lbert.load_run(tmp_path / 'torch').config.num_hiddens == 128
     (tmp_path / 'mxnet').rename(tmp_path / 'moved')
     # What is there already is seen before anything is trained
-    assert_refused(run(*args), tmp_path / 'torch', 'holds a run already')
+    assert_refused(run(*args), tmp_path / 'jax', 'holds a run already')
 
 
 def test_a_chapter_without_a_picture(run, all_tabs, text_file, tmp_path):
@@ -790,8 +791,8 @@ def test_a_framework_does_without_the_other(
 
 
 def test_no_framework_at_all():
-    done = new_python('-c', without('torch', 'mxnet'), 'chapter')
-    assert_refused(done, '.[torch]', '.[mxnet]')
+    done = new_python('-c', without('torch', 'mxnet', 'jax'), 'chapter')
+    assert_refused(done, '.[torch]', '.[mxnet]', '.[jax]')
 
 
 # ---- a stranger's package `backends` ---------------------------------

@@ -155,7 +155,8 @@ def test_a_network_larger_than_the_machine(run, backend_name, tmp_path):
             *('pretrain', *TINY, '--backend', backend_name, *args),
             *('--out', tmp_path / 'run'),
         )
-        assert_refused(done, 'GB of memory at its peak', 'smaller numbers')
+        # That of JAX was not measured
+        assert_refused(done, 'memory', 'smaller numbers')
         assert not (tmp_path / 'run').exists()
 
     refused('--num-hiddens', 4_000_000)

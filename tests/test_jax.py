@@ -1,5 +1,6 @@
 """The JAX tab in the idiom of Flax and optax."""
 
+import functools
 import pickle
 import random
 import re
@@ -8,7 +9,16 @@ import numpy as np
 import pytest
 
 from d2lbert.pytest_plugin import require
-from helpers import POSITIONS, SEGMENTS, SIZES, TOKENS, VALID_LENS, new_net
+from helpers import (
+    POSITIONS,
+    SEGMENTS,
+    SIZES,
+    TOKENS,
+    VALID_LENS,
+    make_batch,
+    new_net,
+    new_trainer,
+)
 
 pytestmark = pytest.mark.jax
 
@@ -203,3 +213,32 @@ def test_a_long_compilation_is_told(d2l, monkeypatch, caplog):
 def test_shards_are_host_devices(d2l):
     first, second = d2l.BACKEND.devices('cpu:2')
     assert first != second and first.platform == 'cpu'
+
+
+def test_blocks_are_computed_again(d2l):
+    import jax
+
+    from backends.jax_training import (
+        masks_asked,
+        parameters_of,
+        sum_of_losses,
+    )
+
+    trainer = new_trainer(d2l, num_blks=3, checkpoint_blocks=True)
+    parallel, batch = trainer.parallel, make_batch(4)
+    weights = trainer.recipe.loss_weights(batch, [slice(0, 4)])
+    (part,) = trainer.parts(batch, weights, slice(0, 4))
+    parameters = parameters_of(trainer.net)
+    inputs = [d2l.BACKEND.tensor(X) for X in part.inputs]
+    arguments = parameters, parallel.others, inputs
+    assert masks_asked(*parallel.program, *arguments)
+
+    def program(recompute):
+        graph, losses, _ = parallel.program
+        function = functools.partial(
+            sum_of_losses, graph, losses, recompute, part.masks
+        )
+        return str(jax.make_jaxpr(function)(*arguments))
+
+    assert 'remat' in program(True)
+    assert 'remat' not in program(False)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import d2lbert
 from backends.base import Backend
+from backends.groups import ALONE
 from d2lbert.data.batches import Batches
 from d2lbert.errors import InputError
 from d2lbert.pytest_plugin import require
@@ -21,22 +22,19 @@ from d2lbert.runs import memory
 from d2lbert.runs.config import PRESETS, Config
 from d2lbert.runs.pretraining import Pretraining, dry_run
 from helpers import (
+    BOOK_BACKENDS,
     ROOT,
     losses_and_gradients,
     make_batch,
     new_trainer,
+    skip_beyond_the_book,
     train,
 )
 
 # ---- --checkpoint-blocks ---------------------------------------------
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=getattr(pytest.mark, name))
-        for name in ('mxnet', 'torch')
-    ]
-)
+@pytest.fixture(params=BOOK_BACKENDS)
 def measured_name(request):
     """The frameworks whose memory was measured."""
     require(request.param)
@@ -71,6 +69,7 @@ def test_checkpointed_blocks_give_the_same_bits(
 
 @pytest.mark.parametrize(('checkpoint', 'calls'), [(False, 1), (True, 2)])
 def test_a_checkpointed_block_is_called_again(tab, checkpoint, calls):
+    skip_beyond_the_book(tab)
     trainer = new_trainer(
         tab,
         num_blks=3,
@@ -86,6 +85,7 @@ def test_a_checkpointed_block_is_called_again(tab, checkpoint, calls):
 
 
 def test_outside_of_a_training_blocks_are_called_once(tab):
+    skip_beyond_the_book(tab)
     trainer = new_trainer(tab, checkpoint_blocks=True)
     trainer.step(make_batch(7))
     called = []
@@ -288,7 +288,7 @@ def test_a_device_that_was_not_measured(monkeypatch, one_backend):
     with pytest.raises(InputError, match='was not measured'):
         dry_run(backend=one_backend, **SMALL)
     # It trains all the same
-    Pretraining(Config(backend=one_backend, **SMALL))
+    Pretraining(Config(backend=one_backend, **SMALL), False, ALONE)
 
 
 # ---- the command -----------------------------------------------------
@@ -468,7 +468,7 @@ def test_the_largest_step_is_found(one_backend):
     config = Config(backend=one_backend, batch_size=4, steps=5, **{
         name: value for name, value in SMALL.items() if name != 'steps'
     })  # fmt: skip
-    training = Pretraining(config)
+    training = Pretraining(config, False, ALONE)
     prediction = memory.Prediction(
         training.run.net.backend.footprint,
         *(1, training.examples, len(training.run.vocab)),

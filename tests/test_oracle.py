@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from d2lbert.pytest_plugin import require
+from helpers import BOOK_BACKENDS
 from oracle import cases, ours, results
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -24,6 +25,13 @@ TRAININGS = [
     for framework in cases.FRAMEWORKS
     for training in cases.TRAININGS[framework]
 ]
+
+
+@pytest.fixture(params=BOOK_BACKENDS)
+def backend_name(request):
+    """The frameworks in which the book has the chapter."""
+    require(request.param)
+    return request.param
 
 
 @pytest.fixture(scope='module')

@@ -15,7 +15,7 @@ import pytest
 from d2lbert.data import sample
 from d2lbert.frameworks import load_tab
 from d2lbert.pytest_plugin import require
-from helpers import run_cells
+from helpers import BOOK_BACKENDS, run_cells
 
 IMPORTS = {
     'mxnet': """
@@ -587,12 +587,7 @@ def tab_of(name):
     return load_tab(name)
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=getattr(pytest.mark, name))
-        for name in IMPORTS
-    ]
-)
+@pytest.fixture(params=BOOK_BACKENDS)
 def backend_name(request):
     """The frameworks in which the book has these sections."""
     require(request.param)
