@@ -24,11 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from backends.cores import num_cores
 from backends.devices import parse_devices
+from backends.groups import ALONE, Group
 from backends.types import (
     Array,
     Arrays,
     Device,
+    Footprint,
     Layer,
     Losses,
     Masks,
@@ -61,6 +64,9 @@ class Backend(ABC):
     #: its attribute `is_replicable` is true, copies of a network may run at
     #: the same time.
     Module: type
+
+    #: The memory of a training on a processor, where it was measured.
+    footprint: Footprint | None = None
 
     # ---- tensor operations -------------------------------------------
 
@@ -131,6 +137,15 @@ class Backend(ABC):
 
         Of a `Linear` with a bias only a few hundred rows of logits exist at
         a time. `X`: `(num_rows, num_hiddens)`; `weights` get no gradient.
+        """
+
+    @abstractmethod
+    def checkpoint(self, layer: Layer, *inputs: Any) -> Array:
+        """Return `layer(*inputs)`, an array.
+
+        Within a `DataParallel` with `recompute` only the inputs are kept,
+        and the backward pass calls the layer again, with the same dropout.
+        Of the inputs those that have a gradient are arrays.
         """
 
     # ---- layers and their parameters ---------------------------------
@@ -217,6 +232,10 @@ class Backend(ABC):
     def num_gpus(self) -> int:
         """Return how many GPUs the framework can use."""
 
+    def num_cores(self) -> int:
+        """Return how many cores of the processor compute."""
+        return num_cores()
+
     @abstractmethod
     def device(self, kind: str, index: int) -> Device:
         """Return a device of kind `'cpu'` or `'gpu'`."""
@@ -288,13 +307,17 @@ class Backend(ABC):
         *,
         precision: str = 'float32',
         shared_masks: bool = False,
+        group: Group = ALONE,
+        recompute: bool = False,
     ) -> DataParallel:
         """Return an object that computes losses and gradients of `net`.
 
         `devices`: a shard of each batch for each; the parameters of `net`
         move to them. `precision`: one of `PRECISIONS`, of which `'tf32'` and
         `'bf16'` are inexact. `shared_masks`: a GPU too uses the dropout masks
-        of the parts; otherwise it draws its own, which is faster.
+        of the parts; otherwise it draws its own, which is faster. `group`:
+        the processes that compute other shards of the same batches.
+        `recompute`: less memory and more work, see `checkpoint`.
 
         Raises `ValueError` for a device that is given twice where it cannot
         serve two shards, and for a precision that is not supported.
@@ -321,13 +344,13 @@ class Backend(ABC):
 class DataParallel(ABC):
     """Losses and gradients of one network, for batches that are split.
 
-    `num_shards`: into how many shards a batch is split; `own_shards`: those
-    that this process computes; `num_workers`: how many compute side by side,
-    which decides how sums are rounded; `tokens_at_a_time`: how many keep one
-    busy; `least_tokens`: fewer are not worth one more; `num_lengths`: where
-    each shape is compiled or recorded, how many lengths rows shall have, 0
-    for any; `skips_slots`: the last slots cost nothing where they have no
-    weight; `asynchronous`: calls do not wait.
+    `num_shards`: into how many shards all processes split a batch;
+    `own_shards`: those of this one; `num_workers`: how many compute side by
+    side in all, which decides how sums are rounded; `tokens_at_a_time`: how
+    many keep one busy; `least_tokens`: fewer are not worth one more;
+    `num_lengths`: where each shape is compiled or recorded, how many lengths
+    rows shall have, 0 for any; `skips_slots`: the last slots cost nothing
+    where they have no weight; `asynchronous`: calls do not wait.
     """
 
     num_shards: int
@@ -341,16 +364,16 @@ class DataParallel(ABC):
 
     @abstractmethod
     def value_and_grad(self, parts: Sequence[Sequence[Part]]) -> Gradients:
-        """Return the losses and gradients of some micro-batches, summed.
+        """Return losses and gradients, summed over all processes.
 
         `parts`: the micro-batches of each own shard. The parameters are
         those that `net` has now. The gradients are valid until the next
         call.
         """
 
-    @abstractmethod
     def close(self) -> None:
         """Leave `net` to others, without gradients of this object."""
+        return
 
 
 class Gradients(ABC):

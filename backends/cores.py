@@ -7,6 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from backends import cgroups
+
 
 def num_cores() -> int:
     """Return how many threads should compute at a time.
@@ -31,33 +33,25 @@ def available_cores() -> int:
     return max(1, math.ceil(min(cores, cpu_quota())))
 
 
-def cpu_quota(
-    root: Path = Path('/sys/fs/cgroup'), own: Path = Path('/proc/self/cgroup')
-) -> float:
+#: The files of a control group by its version: see the kernel's documents
+#: `cgroup-v2` (microseconds in each period, and the period) and `sched-bwc`.
+QUOTA_FILES = {
+    1: ('cpu.cfs_quota_us', 'cpu.cfs_period_us'),
+    2: ('cpu.max',),
+}
+
+
+def cpu_quota(root: Path = cgroups.ROOT, own: Path = cgroups.OWN) -> float:
     """Return how many cores' time Linux gives this process's control groups.
 
-    `root`: where control groups are mounted; `own`: lists the groups of the
-    process. Returns infinity where there is no limit. The files are those of
-    the kernel's documents `cgroup-v2` (`cpu.max`: microseconds in each
-    period, and the period) and `sched-bwc` (version 1: two files).
+    The arguments are those of `cgroups.folders`. Returns infinity where
+    there is no limit.
     """
-    quotas = [math.inf]
-    with suppress(OSError, ValueError):
-        for line in own.read_text().splitlines():
-            _, controllers, group = line.split(':', 2)
-            if controllers == '':
-                mount, names = root, ['cpu.max']
-            elif 'cpu' in controllers.split(','):
-                mount = root / 'cpu'
-                names = ['cpu.cfs_quota_us', 'cpu.cfs_period_us']
-            else:
-                continue
-            folder = mount / group.lstrip('/')
-            # In a container the group's own folder may not be mounted
-            for place in (folder, *folder.parents):
-                if place.is_relative_to(mount):
-                    quotas.append(quota_of([place / name for name in names]))
-    return min(quotas)
+    quotas = [
+        quota_of([folder / name for name in QUOTA_FILES[version]])
+        for version, folder in cgroups.folders('cpu', root, own)
+    ]
+    return min(quotas, default=math.inf)
 
 
 def quota_of(files: list[Path]) -> float:

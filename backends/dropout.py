@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from threading import local
 
 from backends.types import Masks
@@ -29,3 +30,9 @@ def dropout_masks(masks: Masks | None) -> Iterator[None]:
 def current_masks() -> Masks | None:
     """Return the dropout masks of this thread, if it has any."""
     return getattr(_dropout, 'masks', None)
+
+
+def masks_again() -> Callable[[], AbstractContextManager[None]]:
+    """Return what gives the masks from here on once more, as a context."""
+    masks = deepcopy(current_masks())
+    return lambda: dropout_masks(masks)

@@ -21,6 +21,7 @@ from flax import nnx
 
 from backends import base
 from backends.dropout import current_masks, dropout_masks
+from backends.groups import ALONE
 from backends.jax_training import (
     Adam,
     DataParallel,
@@ -35,6 +36,7 @@ from backends.jax_training import (
 )
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
+from backends.recompute import noted_calls
 
 # How many rows of logits exist at a time
 CHUNK_ROWS = 128
@@ -271,6 +273,11 @@ class JaxBackend(base.Backend):
             return linear_cross_entropy(X, kernel, bias, labels, weights)
         return self.cross_entropy(layer(X), labels, weights)
 
+    def checkpoint(self, layer, *inputs):
+        if noted_calls() is None:
+            return layer(*inputs)
+        return jax.checkpoint(lambda *inputs: layer(*inputs))(*inputs)
+
     # ---- layers and their parameters ---------------------------------
 
     def Linear(
@@ -388,9 +395,19 @@ class JaxBackend(base.Backend):
             return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
-        self, net, losses, devices, *, precision='float32', shared_masks=False
+        self,
+        net,
+        losses,
+        devices,
+        *,
+        precision='float32',
+        shared_masks=False,
+        group=ALONE,
+        recompute=False,
     ):
-        return DataParallel(net, losses, devices, precision, shared_masks)
+        return DataParallel(
+            net, losses, devices, precision, shared_masks, group, recompute
+        )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):
         return Adam(net, lr, epsilon_inside, tuple(frozen))

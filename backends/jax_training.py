@@ -24,7 +24,9 @@ from jax.experimental import enable_x64
 
 from backends import base
 from backends.dropout import dropout_masks
+from backends.groups import Group
 from backends.parameters import check_parameters
+from backends.recompute import recomputing
 from backends.types import Arrays, Device, Losses, Part
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,8 @@ class DataParallel(base.DataParallel):
         devices: Sequence[jax.Device],
         precision: str,
         shared_masks: bool,
+        group: Group,
+        recompute: bool,
     ) -> None:
         on_gpu = devices[0].platform == 'gpu'
         if precision != 'float32':
@@ -65,15 +69,18 @@ class DataParallel(base.DataParallel):
                 "precision='float32', or PyTorch"
             )
         self.net, self.devices = net, list(devices)
-        self.num_shards = self.num_workers = len(self.devices)
-        self.own_shards = range(self.num_shards)
+        self.group = group
+        counts = group.gather(len(self.devices))
+        self.num_shards = self.num_workers = sum(counts)
+        first = sum(counts[: group.rank])
+        self.own_shards = range(first, first + counts[group.rank])
         self.tokens_at_a_time = GPU_TOKENS if on_gpu else CPU_TOKENS
         self.asynchronous = on_gpu
         self.draws_masks = on_gpu and not shared_masks
         self.rngs = current_rngs()
         nnx.update(net, jax.device_put(parameters_of(net), self.devices[0]))
         graph, _, self.others = nnx.split(net, nnx.Param, ...)
-        self.program = graph, losses
+        self.program = graph, losses, recompute
         self.asked: dict[Any, list[tuple[tuple[int, ...], float]]] = {}
 
     def value_and_grad(self, parts):
@@ -97,7 +104,21 @@ class DataParallel(base.DataParallel):
             total, *others = jax.device_put(sums, self.devices[0])
             for other in others:
                 total = jax.tree.map(jnp.add, total, other)
-            return Gradients(parameters, total, losses)
+            summed = np.array(jax.device_get(losses), np.float64).sum(0)
+            if self.group.size > 1:
+                total = self.sum_over_all(total, summed)
+            return Gradients(parameters, total, summed)
+
+    def sum_over_all(
+        self, gradients: nnx.State, losses: np.ndarray
+    ) -> nnx.State:
+        """Return the gradients of all processes; add their losses."""
+        leaves, tree = jax.tree.flatten(gradients)
+        arrays = [np.array(X) for X in leaves]
+        self.group.all_reduce([*arrays, losses])
+        return jax.tree.unflatten(
+            tree, [to_device(X, self.devices[0]) for X in arrays]
+        )
 
     def add_part(
         self,
@@ -121,15 +142,13 @@ class DataParallel(base.DataParallel):
         with told(shapes[0]) if is_new else nullcontext():
             return add_gradients(*self.program, sums, *copy, inputs, masks)
 
-    def close(self):
-        pass
-
 
 # Compiled for each network, loss and shape, and for all that train it
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
 def add_gradients(
     graph: Any,
     compute_losses: Losses,
+    recompute: bool,
     sums: nnx.State,
     parameters: nnx.State,
     others: nnx.State,
@@ -148,21 +167,24 @@ def add_gradients(
             return next(given)
 
     (_, losses), gradients = jax.value_and_grad(
-        partial(sum_of_losses, graph, compute_losses, take), has_aux=True
+        partial(sum_of_losses, graph, compute_losses, recompute, take),
+        has_aux=True,
     )(parameters, others, inputs)
     return jax.tree.map(jnp.add, sums, gradients), losses
 
 
-def sum_of_losses(graph, compute_losses, masks, parameters, others, inputs):
+def sum_of_losses(
+    graph, compute_losses, recompute, masks, parameters, others, inputs
+):
     """Return the sum of the losses of a micro-batch, and each of them."""
     net = nnx.merge(graph, parameters, others)
     net.train()
-    with dropout_masks(masks):
+    with dropout_masks(masks), recomputing(recompute):
         losses = jnp.stack(compute_losses(net, *inputs))
     return losses.sum(), losses
 
 
-def masks_asked(graph, compute_losses, *arguments):
+def masks_asked(graph, compute_losses, recompute, *arguments):
     """Return the shape and the p of each mask, in the order of the calls.
 
     `arguments`: the last three of `sum_of_losses`.
@@ -174,7 +196,8 @@ def masks_asked(graph, compute_losses, *arguments):
         return jnp.ones(shape, bool)
 
     jax.eval_shape(
-        partial(sum_of_losses, graph, compute_losses, ask), *arguments
+        partial(sum_of_losses, graph, compute_losses, recompute, ask),
+        *arguments,
     )
     return asked
 
@@ -184,10 +207,12 @@ class DrawnMasks:
 
     def __init__(self, key: jax.Array) -> None:
         self.key = key
+        self.num_drawn = 0
 
     def __call__(self, shape: tuple[int, ...], p: float) -> jax.Array:
         """Return a boolean array of this shape, true for what is kept."""
-        self.key, key = jax.random.split(self.key)
+        self.num_drawn += 1
+        key = jax.random.fold_in(self.key, self.num_drawn)
         return jax.random.bernoulli(key, 1 - p, shape)
 
 
@@ -212,15 +237,15 @@ class Gradients(base.Gradients):
         self,
         parameters: nnx.State,
         gradients: nnx.State,
-        losses: Sequence[jax.Array],
+        losses: np.ndarray,
     ) -> None:
-        """`losses`: those of each micro-batch."""
-        self.gradients, self.parts = gradients, losses
+        """`losses`: the sum of each, float64 `(num_losses,)`."""
+        self.gradients, self.summed = gradients, losses
         with width_of(parameters):
             self.size = norm_of(parameters, gradients)
 
     def losses(self):
-        return np.sum(np.array(jax.device_get(self.parts), np.float64), 0)
+        return self.summed
 
     def norm(self):
         return float(self.size)

@@ -14,11 +14,20 @@ from typing import Any, ClassVar
 import numpy
 
 from backends import base
-from backends.dropout import current_masks, dropout_masks
-from backends.mxnet_training import Adam, DataParallel, mx, parameters_of
+from backends.dropout import current_masks, dropout_masks, masks_again
+from backends.groups import ALONE
+from backends.mxnet_training import (
+    Adam,
+    Call,
+    DataParallel,
+    mx,
+    parameters_of,
+)
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
+from backends.recompute import noted_calls
 from backends.threads import scratch
+from backends.types import Footprint
 
 autograd: Any = mx.autograd
 gluon: Any = mx.gluon
@@ -182,6 +191,22 @@ def linear_cross_entropy(
 class MXNetBackend(base.Backend):
     name = 'mxnet'
     Module = Module
+    footprint = Footprint(
+        hidden=1.5,
+        ffn=2,
+        scores=3.9,
+        dropout_hidden=0,
+        dropout_scores=0,
+        working=3,
+        inputs=2,
+        vocabulary=4.5,
+        chunks=3,
+        workspace=59e6,
+        copies=True,
+        passing=0.16,
+        kept=0.85,
+        least_tokens=DataParallel.least_tokens,
+    )
 
     # ---- tensor operations -------------------------------------------
 
@@ -248,6 +273,17 @@ class MXNetBackend(base.Backend):
         return LinearCrossEntropy()(*views, labels, weights.astype(X.dtype))[
             0
         ]
+
+    def checkpoint(self, layer, *inputs):
+        calls = noted_calls()
+        if calls is None:
+            return layer(*inputs)
+        masks = masks_again()
+        # Without a graph, which would keep what the layer computes
+        output = layer(*inputs).detach()
+        output.attach_grad('add')
+        calls.append(Call(layer, inputs, masks, output))
+        return output
 
     # ---- layers and their parameters ---------------------------------
 
@@ -360,9 +396,19 @@ class MXNetBackend(base.Backend):
         return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
-        self, net, losses, devices, *, precision='float32', shared_masks=False
+        self,
+        net,
+        losses,
+        devices,
+        *,
+        precision='float32',
+        shared_masks=False,
+        group=ALONE,
+        recompute=False,
     ):
-        return DataParallel(self, net, losses, devices, precision)
+        return DataParallel(
+            self, net, losses, devices, precision, group, recompute
+        )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):
         return Adam(net, lr, epsilon_inside, frozen)

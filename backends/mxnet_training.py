@@ -11,9 +11,9 @@ import itertools
 import math
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 from threadpoolctl import ThreadpoolController, threadpool_limits
@@ -21,8 +21,10 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from backends import base
 from backends.cores import num_cores
 from backends.dropout import dropout_masks
+from backends.groups import Group
 from backends.mxnet_import import import_mxnet
 from backends.parameters import check_parameters
+from backends.recompute import recomputing
 from backends.threads import (
     CPU_TOKENS,
     ThreadedDataParallel,
@@ -84,6 +86,8 @@ class DataParallel(ThreadedDataParallel):
         losses: Losses,
         devices: Sequence[Device],
         precision: str,
+        group: Group,
+        recompute: bool,
     ) -> None:
         if precision != 'float32':
             raise ValueError(
@@ -108,10 +112,12 @@ class DataParallel(ThreadedDataParallel):
             ],
             THREADS,
             num_threads,
+            group,
         )
         self.backend = backend
         self.net = net
         self.compute_losses = losses
+        self.recompute = recompute
         self.devices = list(devices)
         self.learned = {
             parameter: parameter.grad_req
@@ -138,9 +144,15 @@ class DataParallel(ThreadedDataParallel):
 
     def accumulate(self, worker, part):
         inputs = [self.backend.tensor(X, worker.device) for X in part.inputs]
-        with dropout_masks(part.masks), autograd.record():
+        with (
+            recomputing(self.recompute) as calls,
+            dropout_masks(part.masks),
+            autograd.record(),
+        ):
             losses = self.compute_losses(self.net, *inputs)
         autograd.backward(list(losses))
+        while calls:
+            call_again(*calls.pop())
         return losses
 
     def reduce(self, busy, losses):
@@ -150,7 +162,12 @@ class DataParallel(ThreadedDataParallel):
             if others:
                 others = [other.as_in_context(first.ctx) for other in others]
                 nd.add_n(first, *others, out=first)
-        return Gradients(self.net, losses)
+        total = numpy.sum(
+            [[loss.asnumpy().item() for loss in each] for each in losses], 0
+        )
+        gradients = (parameter.list_grad()[0] for parameter in self.learned)
+        self.group.all_reduce([*gradients, total])
+        return Gradients(self.net, total)
 
     def close(self):
         for parameter, grad_req in self.learned.items():
@@ -158,19 +175,46 @@ class DataParallel(ThreadedDataParallel):
         move(self.net, self.devices)
 
 
+class Call(NamedTuple):
+    """The call of a layer whose output the graph takes as given.
+
+    `masks`: those of the call, as a context.
+    """
+
+    layer: Any
+    inputs: tuple[Any, ...]
+    masks: Callable[[], AbstractContextManager[None]]
+    output: Any
+
+
+def call_again(
+    layer: Any,
+    inputs: tuple[Any, ...],
+    masks: Callable[[], AbstractContextManager[None]],
+    output: Any,
+) -> None:
+    """Add the gradients of a call, from that of its output.
+
+    MXNet 1 recomputes in symbolic graphs only. The arguments are those of
+    `Call`.
+    """
+    # MXNet would begin before the memory of the next layer is free
+    output.grad.wait_to_read()
+    with masks(), autograd.record():
+        again = layer(*inputs)
+    autograd.backward([again], [output.grad])
+
+
 class Gradients(base.Gradients):
     """The gradients that `net` holds, and the losses they are of."""
 
-    def __init__(self, net: Any, losses: Sequence[Sequence[Any]]) -> None:
-        """`losses`: those of each micro-batch."""
+    def __init__(self, net: Any, losses: numpy.ndarray) -> None:
+        """`losses`: the sum of each, float64 `(num_losses,)`."""
         self.net = net
-        self.parts = losses
+        self.sums = losses
 
     def losses(self):
-        return numpy.sum(
-            [[loss.asnumpy().item() for loss in each] for each in self.parts],
-            axis=0,
-        )
+        return self.sums
 
     def norm(self):
         # NumPy, because MXNet's sums take ten times as long

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backends import base
+from backends.groups import Group
 from backends.types import Device, Layer, Net, Part
 
 #: Tokens of a micro-batch on a core. More take more memory, and are not
@@ -108,7 +109,10 @@ class Threads:
 
 
 class Worker(NamedTuple):
-    """Computes micro-batches of one shard, with a replica of the network."""
+    """Computes micro-batches of one shard, with a replica of the network.
+
+    `shard`: its number among those of this process.
+    """
 
     shard: int
     device: Device
@@ -124,15 +128,22 @@ class ThreadedDataParallel(base.DataParallel):
     """
 
     def __init__(
-        self, workers: Sequence[Worker], threads: Threads, num_threads: int
+        self,
+        workers: Sequence[Worker],
+        threads: Threads,
+        num_threads: int,
+        group: Group,
     ) -> None:
         """`num_threads`: in how many threads the workers compute."""
         self.workers = workers
         self.threads = threads
-        self.num_workers = len(workers)
-        self.num_shards = 1 + max(worker.shard for worker in workers)
-        self.own_shards = range(self.num_shards)
         self.num_threads = num_threads
+        self.group = group
+        own = 1 + max(worker.shard for worker in workers)
+        counts = group.gather([own, len(workers)])
+        self.num_shards, self.num_workers = np.sum(counts, 0).tolist()
+        first = sum(shards for shards, _ in counts[: group.rank])
+        self.own_shards = range(first, first + own)
 
     @abstractmethod
     def start(self, busy: Sequence[int]) -> None:
@@ -149,10 +160,10 @@ class ThreadedDataParallel(base.DataParallel):
     def reduce(
         self, busy: Sequence[int], losses: Sequence[Sequence[Any]]
     ) -> base.Gradients:
-        """Sum the gradients of the workers in those of the first one.
+        """Sum the gradients of all workers, and of the group.
 
-        `busy`: the numbers of those that have computed; `losses`: those of
-        each micro-batch.
+        `busy`: the numbers of those that have computed here; `losses`: those
+        of each micro-batch.
         """
 
     def value_and_grad(
@@ -190,6 +201,23 @@ def count_workers(
     num_each = 1 if on_gpu else max(1, num_cores // num_devices)
     # With more shards than cores, more threads keep all cores busy
     return num_each, min(num_each * num_devices, 2 * num_cores)
+
+
+def sums(busy: Sequence[int], shards: Sequence[int]) -> list[tuple[int, int]]:
+    """Return to which worker's gradients to add which other's, in order.
+
+    `busy`: the workers that have computed; `shards`: the shard of each
+    worker. Each shard is summed first, then the shards: rounding is then the
+    same where each shard has a process of its own.
+    """
+    firsts: dict[int, int] = {}
+    within = []
+    for i in busy:
+        first = firsts.setdefault(shards[i], i)
+        if first != i:
+            within.append((first, i))
+    whole, *others = firsts.values()
+    return within + [(whole, other) for other in others]
 
 
 def share_out(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from backends import base
-from backends.dropout import current_masks, dropout_masks
+from backends.dropout import current_masks, dropout_masks, masks_again
+from backends.groups import ALONE
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
+from backends.recompute import noted_calls
 from backends.threads import scratch
 from backends.torch_training import (
+    LEAST_TOKENS,
     THREADS,
     Adam,
     DataParallel,
@@ -22,6 +27,7 @@ from backends.torch_training import (
     num_cores,
     to_array,
 )
+from backends.types import Footprint
 
 # How many rows of logits exist at a time: enough for a fast matrix product,
 # few enough to stay in reach of the caches.
@@ -95,6 +101,22 @@ class LinearCrossEntropy(torch.autograd.Function):
 class TorchBackend(base.Backend):
     name = 'torch'
     Module = Module
+    footprint = Footprint(
+        hidden=3.7,
+        ffn=1.5,
+        scores=1.35,
+        dropout_hidden=4,
+        dropout_scores=1.4,
+        working=2.25,
+        inputs=1,
+        vocabulary=3,
+        chunks=0,
+        workspace=25e6,
+        copies=False,
+        passing=0,
+        kept=0.93,
+        least_tokens=LEAST_TOKENS,
+    )
 
     # ---- tensor operations -------------------------------------------
 
@@ -148,6 +170,17 @@ class TorchBackend(base.Backend):
                 X, layer.weight, layer.bias, labels, weights.to(X.dtype)
             )
         return self.cross_entropy(layer(X), labels, weights)
+
+    def checkpoint(self, layer, *inputs):
+        if noted_calls() is None:
+            return layer(*inputs)
+        masks = masks_again()
+        return checkpoint(
+            layer,
+            *inputs,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), masks()),
+        )
 
     # ---- layers and their parameters ---------------------------------
 
@@ -213,6 +246,9 @@ class TorchBackend(base.Backend):
 
     # ---- devices -----------------------------------------------------
 
+    def num_cores(self):
+        return num_cores()
+
     def num_gpus(self):
         return torch.cuda.device_count()
 
@@ -268,10 +304,25 @@ class TorchBackend(base.Backend):
         return named_arrays(outputs, result, self.to_numpy)
 
     def data_parallel(
-        self, net, losses, devices, *, precision='float32', shared_masks=False
+        self,
+        net,
+        losses,
+        devices,
+        *,
+        precision='float32',
+        shared_masks=False,
+        group=ALONE,
+        recompute=False,
     ):
         return DataParallel(
-            self, net, losses, devices, precision, shared_masks
+            self,
+            net,
+            losses,
+            devices,
+            precision,
+            shared_masks,
+            group,
+            recompute,
         )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):

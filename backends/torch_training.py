@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import (
     AbstractContextManager,
@@ -19,13 +20,16 @@ from torch import nn
 from backends import base
 from backends.cores import available_cores
 from backends.dropout import dropout_masks
+from backends.groups import Group
 from backends.parameters import check_parameters
+from backends.recompute import recomputing
 from backends.threads import (
     CPU_TOKENS,
     ThreadedDataParallel,
     Threads,
     Worker,
     count_workers,
+    sums,
 )
 from backends.types import Arrays, Losses
 
@@ -48,6 +52,8 @@ class DataParallel(ThreadedDataParallel):
         devices: Sequence[torch.device],
         precision: str,
         shared_masks: bool,
+        group: Group,
+        recompute: bool,
     ) -> None:
         cards = [device for device in devices if device.type == 'cuda']
         on_gpu = bool(cards)
@@ -73,15 +79,19 @@ class DataParallel(ThreadedDataParallel):
             ],
             THREADS,
             num_threads,
+            group,
         )
         self.backend = backend
         self.compute_losses = losses
         self.precision = precision
+        self.recompute = recompute
         self.draws_masks = on_gpu and not shared_masks
         self.asynchronous = on_gpu
-        # CUDA records one graph at a time in a process, for one card
+        # CUDA records one graph at a time in a process, for one card, and
+        # cannot draw masks again within it
         self.records = (
             self.draws_masks
+            and not recompute
             and getattr(net, 'is_replicable', False)
             and len(devices) == 1
         )
@@ -90,13 +100,9 @@ class DataParallel(ThreadedDataParallel):
         self.least_tokens = LEAST_TOKENS
         self.graphs: dict[tuple[torch.Size, ...], Graph] = {}
         # Kept, because a CUDA graph holds their addresses
-        self.gradients = [
-            [
-                torch.zeros_like(p)
-                for p in trainable_parameters(replica).values()
-            ]
-            for replica in replicas
-        ]
+        self.buffers, self.gradients = zip(
+            *map(new_gradients, replicas), strict=True
+        )
 
     def value_and_grad(self, parts):
         # OpenMP's threads do not sleep while they wait for work: they would
@@ -119,7 +125,7 @@ class DataParallel(ThreadedDataParallel):
                 trainable_parameters(net).values(), gradients, strict=True
             ):
                 parameter.grad = gradient
-            torch._foreach_zero_(gradients)
+            torch._foreach_zero_(self.buffers[i])
 
     def accumulate(self, worker, part):
         inputs = [self.backend.tensor(X, worker.device) for X in part.inputs]
@@ -139,9 +145,10 @@ class DataParallel(ThreadedDataParallel):
         products: AbstractContextManager[Any] = nullcontext()
         if self.precision == 'bf16':
             products = torch.autocast('cuda', torch.bfloat16)
-        with torch.enable_grad(), mode(worker.net, training=True), products:
-            losses = self.compute_losses(worker.net, *inputs)
-        torch.autograd.backward(list(losses))
+        with mode(worker.net, training=True):
+            with torch.enable_grad(), recomputing(self.recompute), products:
+                losses = self.compute_losses(worker.net, *inputs)
+            torch.autograd.backward(list(losses))
         return [loss.detach() for loss in losses]
 
     def replay(
@@ -156,24 +163,29 @@ class DataParallel(ThreadedDataParallel):
     @torch.no_grad()
     def reduce(self, busy, losses):
         device = self.workers[0].device
-        ours, *others = (self.gradients[i] for i in busy)
-        for other in others:
-            torch._foreach_add_(ours, [grad.to(device) for grad in other])
-        return Gradients(
-            self.workers[0].net,
-            torch.stack(
+        for i, other in sums(busy, [worker.shard for worker in self.workers]):
+            torch._foreach_add_(
+                self.buffers[i],
                 [
-                    torch.stack([loss.to(device) for loss in each])
-                    for each in losses
-                ]
-            ),
+                    buffer.to(self.workers[i].device)
+                    for buffer in self.buffers[other]
+                ],
+            )
+        total = torch.stack(
+            [
+                torch.stack([loss.to(device) for loss in each])
+                for each in losses
+            ]
         )
+        total = total.double().sum(0)
+        self.group.all_reduce([*self.buffers[0], total])
+        return Gradients(self.workers[0].net, total)
 
     def close(self):
         self.graphs.clear()
         for parameter in trainable_parameters(self.workers[0].net).values():
             parameter.grad = None
-        self.workers, self.gradients = [], []
+        self.workers, self.buffers, self.gradients = [], (), ()
 
 
 class Graph:
@@ -218,14 +230,14 @@ class Gradients(base.Gradients):
     """The gradients that `net` holds, and the losses they are of."""
 
     def __init__(self, net: nn.Module, losses: torch.Tensor) -> None:
-        """`losses`: those of each micro-batch, `(num_parts, num_losses)`."""
+        """`losses`: the sum of each, float64 `(num_losses,)`."""
         self.net = net
         parameters = [parameter.detach() for parameter in net.parameters()]
         norms = torch.stack(torch._foreach_norm(gradients_of(net)))
         sizes = torch.stack(torch._foreach_norm(parameters))
         # A parameter that is not finite makes the norm NaN
         norm = norms.double().norm() + 0 * sizes.double().sum()
-        numbers = torch.cat([losses.double().sum(0), norm.reshape(1)])
+        numbers = torch.cat([losses, norm.reshape(1)])
         self.numbers = numbers
         if numbers.is_cuda:
             self.numbers = torch.empty_like(
@@ -285,6 +297,34 @@ def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in net.named_parameters()
         if parameter.requires_grad
     }
+
+
+def new_gradients(
+    net: nn.Module,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return buffers, and in them a gradient for each learned parameter.
+
+    There is one buffer for each type: what is done to all gradients is done
+    to few arrays.
+    """
+    parameters = list(trainable_parameters(net).values())
+    buffers: dict[torch.dtype, torch.Tensor] = {}
+    ends: Counter[torch.dtype] = Counter()
+    starts = []
+    for parameter in parameters:
+        starts.append(ends[parameter.dtype])
+        # Vector instructions are faster at multiples of 64 bytes
+        ends[parameter.dtype] += -(-parameter.numel() // 16) * 16
+    for dtype, size in ends.items():
+        device = parameters[0].device
+        buffers[dtype] = torch.zeros(size, dtype=dtype, device=device)
+    gradients = [
+        buffers[parameter.dtype][start : start + parameter.numel()].view(
+            parameter.shape
+        )
+        for parameter, start in zip(parameters, starts, strict=True)
+    ]
+    return list(buffers.values()), gradients
 
 
 def gradients_of(net: nn.Module) -> list[torch.Tensor]:

@@ -39,7 +39,8 @@ class Net(Protocol):
 class Masks(Protocol):
     """The dropout masks of one micro-batch.
 
-    `device_seed`: seeds a device that draws its masks itself.
+    A deep copy goes on with the masks that are next. `device_seed`: seeds a
+    device that draws its masks itself.
     """
 
     @property
@@ -66,3 +67,35 @@ class Part(NamedTuple):
     inputs: Sequence[np.ndarray]
     masks: Masks | None = None
     cost: float = 1.0
+
+
+class Footprint(NamedTuple):
+    """What a framework takes of a processor's memory while it trains.
+
+    Fitted to measurements (docs/scaling.md). For each token of a block, until
+    the backward pass: `hidden` vectors of hidden units, `ffn` of those of the
+    feed-forward network, `scores` numbers for each head and token that it
+    attends to; and with dropout so many more. `working`: how many blocks the
+    arrays of the moment are worth; `inputs`: vectors that recomputation keeps
+    of each token and block. For each worker: `vocabulary` arrays as large as
+    the weight of the output layer, `chunks` of logits beside the one that it
+    computes, and `workspace` bytes. `copies`: each
+    worker has the parameters, too; `passing`: how many more copies of all
+    parameters a step has for a moment. `kept`: the part of a step's memory
+    that the process keeps after it. `least_tokens`: see `DataParallel`.
+    """
+
+    hidden: float
+    ffn: float
+    scores: float
+    dropout_hidden: float
+    dropout_scores: float
+    working: float
+    inputs: int
+    vocabulary: float
+    chunks: float
+    workspace: float
+    copies: bool
+    passing: float
+    kept: float
+    least_tokens: int

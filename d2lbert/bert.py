@@ -288,7 +288,7 @@ class BERTEncoder(Definition):
         X = X + positions[:, : X.shape[1]]
         *blks, last_blk = self.blks
         for blk in blks:
-            X = blk(X, valid_lens)
+            X = self.backend.checkpoint(blk, X, valid_lens)
         if queries is None:
             return last_blk(X, valid_lens)
         return last_blk(X, valid_lens, self.backend.gather(X, queries))

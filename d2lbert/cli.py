@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -89,15 +90,35 @@ def pretrain(
             'with its options where none are given.',
         ),
     ] = False,
+    is_dry: Annotated[
+        bool,
+        flag(
+            '--dry-run',
+            'Say how much memory the training will take, part by part, and '
+            'how much there is. Train nothing and write nothing.',
+        ),
+    ] = False,
     out: OutOption = None,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            metavar='SECONDS',
+            help='After how long a process that does not answer ends the '
+            'others, where a launcher has started several.',
+        ),
+    ] = 60,
     as_json: JsonOption = False,
     **options: Any,
 ) -> None:
     """Train BERT as the chapter does and keep the run in a folder.
 
-    Ctrl-C and SIGTERM finish the step and write a checkpoint.
+    Ctrl-C and SIGTERM finish the step and write a checkpoint. A launcher,
+    such as torchrun, can start the command as several processes.
     """
+    from backends.groups import launched_by
+    from d2lbert.runs.pretraining import dry_run
     from d2lbert.runs.pretraining import pretrain as train
+    from d2lbert.runs.processes import joined
 
     if out is None and resume:
         raise InputError('--resume needs the folder of the run: give --out')
@@ -108,11 +129,34 @@ def pretrain(
         for name, value in options.items()
         if 'COMMANDLINE' in str(context.get_parameter_source(name))
     }
-    out, run = into_folder(
-        out,
-        '-'.join(filter(None, named)),
-        lambda folder: train(out=folder, resume=resume, **given),
-    )
+    if is_dry:
+        if resume:
+            raise InputError(
+                '--dry-run reads no checkpoint: give the options of the run '
+                'instead of --resume'
+            )
+        memory = dry_run(**given)
+        print(memory.table())
+        if as_json:
+            print(json.dumps(memory.as_dict()))
+        memory.check()
+        return
+    context.obj['is_launched'] = bool(launched_by())
+    with joined(timeout) as group:
+        context.obj['group'] = group
+        if group.rank:
+            # Rank 0 speaks for all
+            warnings.simplefilter('ignore', errors.RunWarning)
+            logging.disable()
+        out, run = into_folder(
+            out,
+            '-'.join(filter(None, named)),
+            lambda folder: train(
+                out=folder, resume=resume, group=group, **given
+            ),
+        )
+    if group.rank:
+        return
     picture = out / 'losses.png'
     curves = f', its loss curves in {picture}' if picture.exists() else ''
     print(f'The run is in {out}{curves}', file=sys.stderr)
@@ -437,24 +481,43 @@ def save_array(path: Path, array: Any, force: bool) -> None:
 def main() -> None:
     """Run the command; an error becomes one line and an exit status."""
     replace_handlers(raise_stopped)
-    settings = {'debug': False}
+    settings: dict[str, Any] = {'debug': False}
     with terminal():
         try:
             run(settings)
         except errors.Stopped as error:
-            say(error)
-            sys.exit(128 + error.number)
+            message, status = str(error), 128 + error.number
         except BrokenPipeError:
             sys.exit(FAILED)
         except Exception as error:
             if settings['debug']:
                 traceback.print_exc()
             message, status = explain(error)
-            say(message)
-            sys.exit(status)
+        else:
+            leave(settings, 0)
+            return
+        # A launcher ends the other processes when one has ended
+        replace_handlers(lambda *_: None)
+        group = settings.get('group')
+        if group and group.size > 1:
+            message = f'rank {group.rank}: {message}'
+        say(message)
+        leave(settings, status)
+        sys.exit(status)
 
 
-def run(settings: dict[str, bool]) -> None:
+def leave(settings: dict[str, Any], status: int) -> None:
+    """End a process that a launcher has started, at once.
+
+    A framework may wait for ever for a process that is gone.
+    """
+    if settings.get('is_launched'):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def run(settings: dict[str, Any]) -> None:
     """Run the command; all that it prints is then written."""
     check_package()
     check_process()
@@ -496,7 +559,7 @@ def explain(error: Exception) -> tuple[str, int]:
         return (
             f'there is not enough memory ({text}): give smaller numbers for '
             '--micro-batch, --batch-size or --max-len, or of hidden units '
-            'and blocks',
+            'and blocks; or --checkpoint-blocks',
             FAILED,
         )
     again = shlex.join(['d2lbert', '--debug', *sys.argv[1:]])

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,7 +57,9 @@ class Trainer:
     `net`: a `BERTModel` of any tab with its parameters set; `devices`: the
     backend's devices, a shard for each; `micro_batch`: rows that go through
     the network at a time, by default as many as keep the device busy;
-    `seed`: of the dropout masks; others: see `Backend.data_parallel`.
+    `seed`: of the dropout masks; `checkpoint_blocks`: compute the encoder's
+    blocks again in the backward pass; `options`: see
+    `Backend.data_parallel`.
     """
 
     def __init__(
@@ -69,8 +71,8 @@ class Trainer:
         devices: Sequence[Device],
         micro_batch: int | None = None,
         seed: int = 0,
-        precision: str = 'float32',
-        shared_masks: bool = False,
+        checkpoint_blocks: bool = False,
+        **options: Any,
     ) -> None:
         check_lr(lr)
         if micro_batch is not None:
@@ -85,8 +87,8 @@ class Trainer:
                 net,
                 type(net).losses,
                 devices,
-                precision=precision,
-                shared_masks=shared_masks,
+                recompute=checkpoint_blocks,
+                **options,
             )
         self.optimizer = net.backend.Adam(
             net, lr, recipe.epsilon_inside, ZERO_GRADIENT
@@ -191,13 +193,14 @@ class Trainer:
         A small shard is cut so that each worker has a part of it, unless
         that would be too little work.
         """
-        if self.micro_batch:
-            return self.micro_batch
         parallel = self.parallel
-        num_workers = max(1, parallel.num_workers // parallel.num_shards)
-        share = math.ceil((shard.stop - shard.start) / num_workers)
-        num_tokens = max(share * max_len, parallel.least_tokens)
-        return max(1, min(num_tokens, parallel.tokens_at_a_time) // max_len)
+        return self.micro_batch or rows_at_a_time(
+            shard.stop - shard.start,
+            max_len,
+            max(1, parallel.num_workers // parallel.num_shards),
+            parallel.least_tokens,
+            parallel.tokens_at_a_time,
+        )
 
     def report(self, pending: PendingStep, start: float) -> Step:
         """Wait for a step and return what it reports.
@@ -231,6 +234,23 @@ class Trainer:
             faults += faults_of_arrays(self.net, pending.gradients)
         # None where only the sum of the squares has overflowed
         check_faults(faults, pending.number, self.lr)
+
+
+def rows_at_a_time(
+    num_rows: int,
+    max_len: int,
+    num_workers: int,
+    least_tokens: int,
+    most_tokens: int,
+) -> int:
+    """Return how many rows of a shard go through the network at a time.
+
+    `num_workers`: those of the shard, each of which gets a part where that
+    has `least_tokens`; a part has at most `most_tokens`.
+    """
+    share = math.ceil(num_rows / num_workers)
+    num_tokens = max(share * max_len, least_tokens)
+    return max(1, min(num_tokens, most_tokens) // max_len)
 
 
 def micro_batches(

@@ -253,11 +253,15 @@ class Done(NamedTuple):
     err: str
 
 
-def python(code, *args, **variables):
-    """Start a new Python that has this d2lbert."""
+def python(code, *args, inside=None, **variables):
+    """Start a new Python that has this d2lbert.
+
+    `inside`: a network namespace.
+    """
     path = os.pathsep.join(filter(None, (str(ROOT), os.getenv('PYTHONPATH'))))
+    place = ['ip', 'netns', 'exec', inside] if inside else []
     return subprocess.Popen(
-        [sys.executable, '-c', code, *map(str, args)],
+        [*place, sys.executable, '-c', code, *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {'PYTHONPATH': path} | variables,

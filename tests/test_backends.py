@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import backends
-from backends import base, threads
+from backends import base, groups, threads
 from backends.devices import parse_devices, shard_slices
 from backends.types import Part
 from d2lbert.errors import RunError
@@ -39,7 +39,10 @@ def public(cls):
 
 
 def test_the_interface_is_thin():
-    classes = base.Backend, base.DataParallel, base.Gradients, base.Optimizer
+    classes = (
+        *(base.Backend, base.DataParallel, base.Gradients, base.Optimizer),
+        groups.Processes,
+    )
     assert sum(len(cls.__abstractmethods__) for cls in classes) <= 36
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_st
 from safetensors import safe_open
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, load_file, save
 
 import kill_saves
 from d2lbert.data import files
@@ -544,3 +545,24 @@ def test_all_that_does_not_fit_is_listed():
         "e is ((1,), 'float32') instead of not there",
     ):
         assert words in str(error.value)
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5).filter(lambda name: name != '__metadata__'),
+        numpy_st.arrays(
+            numpy_st.integer_dtypes(endianness='?')
+            | numpy_st.unsigned_integer_dtypes(endianness='?')
+            | numpy_st.floating_dtypes(endianness='?', sizes=(16, 32, 64)),
+            numpy_st.array_shapes(min_dims=0, min_side=0, max_side=4),
+        ).map(np.transpose),
+    )
+)
+def test_safetensors_reads_what_we_write(arrays):
+    header, parts = files.to_safetensors(arrays, {'about': 'ä"'})
+    data = b''.join([header, *parts])
+    read = load(data)
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert read[name].dtype == array.dtype.newbyteorder('=')
+        np.testing.assert_array_equal(read[name], array)

@@ -225,6 +225,7 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
         *('--devices', 'cpu:2', '--micro-batch', 4, '--out', tmp_path),
         *('--save-every', 2, '--keep', 3, '--precision', 'float32'),
         *('--tokenizer', 'words', '--vocab-size', 40),
+        *('--preset', 'bert-large', '--checkpoint-blocks'),
     )
     assert done.status == 0
     config = d2lbert.load_run(tmp_path).config.as_dict()
@@ -236,6 +237,8 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
         'vocab_size': 40,
         'steps': 3,
         'batch_size': 9,
+        'preset': 'bert-large',
+        'checkpoint_blocks': True,
         'max_len': 24,
         'num_hiddens': 12,
         'ffn_num_hiddens': 20,

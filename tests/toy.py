@@ -130,6 +130,9 @@ class ToyBackend(base.Backend):
     def linear_cross_entropy(self, layer, X, labels, weights):
         return self.cross_entropy(layer(X), labels, weights)
 
+    def checkpoint(self, layer, *inputs):
+        return layer(*inputs)
+
     def Linear(
         self, num_outputs, num_inputs=None, bias=True, activation=None
     ):
@@ -220,9 +223,6 @@ class DataParallel(base.DataParallel):
                 flat[i] = value
                 gradient.flat[i] = (sides[1] - sides[0]) / (2 * H)
         return Gradients(self.losses(parts), arrays)
-
-    def close(self):
-        pass
 
 
 class Gradients(base.Gradients):

@@ -17,11 +17,11 @@ from d2lbert.data.vocab import CLS, MASK, SEP, Vocab
 from d2lbert.errors import InputError
 from d2lbert.frameworks import label_of
 from d2lbert.representation import Text, encode_text, represent
-from d2lbert.runs.config import MAX_POSITIONS, Config
+from d2lbert.runs.config import Config
+from d2lbert.runs.memory import FLOAT_BYTES, count_parameters
 from d2lbert.runs.run import versions
 from d2lbert.tools import doctor
 
-FLOAT_BYTES = 4
 #: How many arrays of each size a block keeps for the way back.
 KEPT_HIDDENS, KEPT_FFN_HIDDENS, KEPT_SCORES = 12, 2, 4
 
@@ -197,16 +197,4 @@ def estimate_memory(
         2 * parameters,
         num_workers * parameters,
         num_workers * FLOAT_BYTES * micro_batch * config.max_len * kept,
-    )
-
-
-def count_parameters(config: Config, vocab_size: int) -> int:
-    """Return how many numbers the network of a run learns."""
-    H, F = config.num_hiddens, config.ffn_num_hiddens
-    embeddings = (vocab_size + 2 + MAX_POSITIONS) * H
-    attention, ffn, norms = 4 * (H + 1) * H, (H + 1) * F + (F + 1) * H, 4 * H
-    mlm = (H + 1) * H + 2 * H + (H + 1) * vocab_size
-    nsp = (H + 1) * H + (H + 1) * 2
-    return (
-        embeddings + config.num_blks * (attention + ffn + norms) + mlm + nsp
     )

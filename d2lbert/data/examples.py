@@ -79,6 +79,11 @@ class Batch(NamedTuple):
         """How many examples there are, B."""
         return len(self.tokens)
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of the memory they take."""
+        return sum(array.nbytes for array in self)
+
     def rows(self, index: Any) -> Batch:
         """Return some of the examples."""
         return Batch(*(array[index] for array in self))
@@ -94,6 +99,10 @@ class Examples(Protocol):
     @property
     def num_examples(self) -> int:
         """How many examples there are."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of the memory they take."""
 
     def rows(self, index: Any) -> Batch:
         """Return some of the examples, in memory."""

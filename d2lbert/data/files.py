@@ -224,10 +224,14 @@ def chunks(file: IO[bytes]) -> Iterator[bytes]:
     return iter(partial(file.read, CHUNK), b'')
 
 
-def seal(data: bytes) -> tuple[memoryview, bytes, memoryview]:
-    """Return a file's parts, with its checksum instead of `NO_CHECKSUM`."""
+def seal(data: bytes, *rest: memoryview) -> list[bytes | memoryview]:
+    """Return a file's parts, with its checksum instead of `NO_CHECKSUM`.
+
+    `data`: the beginning of the file, which has `NO_CHECKSUM` in it; `rest`:
+    what follows.
+    """
     before, after = without(data, NO_CHECKSUM)
-    return before, sha256(before, after).encode(), after
+    return [before, sha256(before, after, *rest).encode(), after, *rest]
 
 
 def check_seal(data: bytes, checksum: object) -> None:
@@ -310,6 +314,35 @@ def load_arrays(data: bytes) -> dict[str, np.ndarray]:
         ) from error
 
 
+def to_safetensors(
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[bytes, list[memoryview]]:
+    """Return the header of a safetensors file of arrays, and their bytes.
+
+    The package safetensors copies all bytes twice; a large network has no
+    memory for that. `metadata`: texts for the header. The types are those
+    of integers and floats.
+    """
+    about: dict[str, Any] = {'__metadata__': dict(metadata or {})}
+    parts, end = [], 0
+    # The widest numbers first, so that each array is aligned
+    by_width = sorted(arrays, key=lambda name: -arrays[name].itemsize)
+    for name in by_width:
+        array, start = arrays[name], end
+        end += array.nbytes
+        about[name] = {
+            'dtype': f'{array.dtype.kind.upper()}{8 * array.itemsize}',
+            'shape': array.shape,
+            'data_offsets': [start, end],
+        }
+        little = array.astype(array.dtype.newbyteorder('<'), 'C', copy=False)
+        parts.append(memoryview(little.reshape(-1).view('u1').data))
+    header = json.dumps(about).encode()
+    header += b' ' * (-len(header) % 8)
+    return len(header).to_bytes(8, 'little') + header, parts
+
+
 def write_arrays(
     path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
 ) -> None:
@@ -318,13 +351,12 @@ def write_arrays(
     The header's metadata hold the object as `manifest` and the checksum as
     `sha256`.
     """
-    from safetensors.numpy import save
-
     metadata = {
         'manifest': json.dumps({'format': FORMAT, **about}),
         'sha256': NO_CHECKSUM,
     }
-    write_file(path, *seal(save(dict(arrays), metadata)))
+    header, parts = to_safetensors(arrays, metadata)
+    write_file(path, *seal(header, *parts))
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

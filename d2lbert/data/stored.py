@@ -54,6 +54,12 @@ class StoredExamples:
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self.arrays = arrays
         self.num_examples = len(arrays['valid_lens'])
+        #: Without those in a memory map, which the system can drop.
+        self.nbytes = sum(
+            array.nbytes
+            for array in arrays.values()
+            if not isinstance(array, np.memmap)
+        )
 
     def rows(self, index: Any) -> Batch:
         """Return some of the examples, in memory."""

@@ -36,7 +36,7 @@ from d2lbert.runs.config import Config
 from d2lbert.runs.folder import check_free, locked, make_folder
 from d2lbert.runs.run import (
     Run,
-    check_last_batch,
+    check_shards,
     devices_of,
     load_examples,
     new_net,
@@ -190,7 +190,7 @@ def compare_backends(
     examples, vocab = load_examples(config, progress)
     ours, theirs = (new_run(name, config, vocab) for name in names)
     for run in (ours, theirs):
-        check_last_batch(config, examples.num_examples, len(run.devices))
+        check_shards(config, examples.num_examples, len(run.devices))
     batches = Batches(examples, config.batch_size, config.seed)
     with (
         locked(out)

@@ -26,12 +26,23 @@ MAY_CHANGE = (
     'steps',
     'devices',
     'micro_batch',
+    'checkpoint_blocks',
     'save_every',
     'keep',
 )
 #: The largest whole number but for the seed: larger ones fit no array.
 MOST = 2**31 - 1
 SIZES = ('num_hiddens', 'ffn_num_hiddens', 'num_heads', 'num_blks')
+#: The sizes of networks by name: the chapter's, and the two of Devlin et al.,
+#: "BERT: pre-training of deep bidirectional transformers" (2019).
+PRESETS = {
+    name: dict(zip(('max_len', *SIZES), sizes, strict=True))
+    for name, sizes in {
+        'chapter': (64, 128, 256, 2, 2),
+        'bert-base': (512, 768, 3072, 12, 12),
+        'bert-large': (512, 1024, 4096, 16, 24),
+    }.items()
+}
 #: The least value of each whole number.
 LEAST = dict.fromkeys(
     ('steps', 'batch_size', 'max_len', *SIZES, 'micro_batch', 'save_every'), 1
@@ -48,14 +59,20 @@ def option(default: Any, help: str, **about: Any) -> Any:
     return field(default=default, metadata={'help': help, **about})
 
 
+def size(name: str, help: str) -> Any:
+    """Return a field of `Config` with the preset's value by default."""
+    values = ', '.join(str(sizes[name]) for sizes in PRESETS.values())
+    return option(None, help, show_default=f"the preset's: {values}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The options of a run, by the names of the command line.
 
     `d2lbert pretrain --help` explains each one. `recipe` may be given as
-    `None`, for the recipe of the backend's own tab, and `lr`, for the
-    recipe's learning rate. Raises `InputError` for a value that cannot be
-    used.
+    `None`, for the recipe of the backend's own tab, `lr`, for the recipe's
+    learning rate, and each size of `PRESETS`, for the preset's. Raises
+    `InputError` for a value that cannot be used.
     """
 
     backend: str = option(
@@ -93,15 +110,20 @@ class Config:
     )
     steps: int = option(50, 'Training steps.')
     batch_size: int = option(512, 'Sentence pairs per step.')
-    max_len: int = option(
-        64, 'Tokens per example; longer pairs are left out.'
+    preset: str = option(
+        'chapter',
+        'Where the next five options are not given, whose values they have.',
+        metavar='|'.join(PRESETS),
     )
-    num_hiddens: int = option(128, 'Hidden units.')
-    ffn_num_hiddens: int = option(
-        256, 'Hidden units of the feed-forward networks.'
+    max_len: int = size(
+        'max_len', 'Tokens per example; longer pairs are left out.'
     )
-    num_heads: int = option(2, 'Attention heads.')
-    num_blks: int = option(2, 'Encoder blocks.')
+    num_hiddens: int = size('num_hiddens', 'Hidden units.')
+    ffn_num_hiddens: int = size(
+        'ffn_num_hiddens', 'Hidden units of the feed-forward networks.'
+    )
+    num_heads: int = size('num_heads', 'Attention heads.')
+    num_blks: int = size('num_blks', 'Encoder blocks.')
     dropout: float = option(0.2, 'Dropout probability, from 0 to below 1.')
     lr: float = option(
         None, "Adam's learning rate.", show_default="the recipe's, 0.01"
@@ -117,6 +139,11 @@ class Config:
         None,
         'Rows that go through the network at a time.',
         show_default='4,096 tokens, 32,768 on a GPU',
+    )
+    checkpoint_blocks: bool = option(
+        False,
+        'Compute the encoder blocks once more in the backward pass: less '
+        'memory, up to a third more time, the same numbers.',
     )
     seed: int = option(
         0, 'The seed of the weights, the examples, their order and dropout.'
@@ -152,6 +179,10 @@ class Config:
                 'or a path'
             )
         self._set('tokenizer', os.fspath(self.tokenizer))
+        check_choice('preset', self.preset, PRESETS)
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                self._set(name, value)
         self._set('devices', str(self.devices))
         check_choice('precision', self.precision, PRECISIONS)
         for name, least in LEAST.items():
@@ -164,6 +195,11 @@ class Config:
                     f'{name} = {value!r}: expected a whole number from '
                     f'{least} ' + ('up' if name == 'seed' else f'to {MOST}')
                 )
+        if not isinstance(self.checkpoint_blocks, bool):
+            raise InputError(
+                f'checkpoint_blocks = {self.checkpoint_blocks!r}: expected '
+                'True or False'
+            )
         for name in ('dropout', 'lr'):
             value = getattr(self, name)
             # JSON does not know other types, such as NumPy's float32

@@ -145,6 +145,12 @@ class Building:
             yield show
 
 
+def note(text: str) -> None:
+    """Print a line to stderr, where it can be printed."""
+    if sys.stderr is not None:
+        print(text, file=Unfailing(sys.stderr))
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
     """Turn any error of a drawing into a warning: the numbers are worth more.

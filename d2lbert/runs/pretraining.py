@@ -10,23 +10,27 @@ from __future__ import annotations
 import platform
 import shlex
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cached_property
-from itertools import takewhile
+from itertools import compress, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from backends.groups import ALONE, Group
+from backends.types import Device
 from d2lbert.data.batches import Batches
-from d2lbert.data.examples import column_blocks
+from d2lbert.data.examples import Examples, column_blocks
 from d2lbert.data.files import sha256, sha256_of
+from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, Stopped, warn
-from d2lbert.frameworks import load_tab
+from d2lbert.frameworks import label_of, load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import (
+    FOLDER,
     STEPS,
     Checkpoint,
     Checkpoints,
@@ -34,10 +38,12 @@ from d2lbert.runs.checkpoint import (
 )
 from d2lbert.runs.config import Config, different
 from d2lbert.runs.folder import locked
+from d2lbert.runs.memory import LARGE, Memory, predict
+from d2lbert.runs.processes import check_alike, from_rank_0, joined
 from d2lbert.runs.run import (
     Run,
-    check_last_batch,
     check_no_run,
+    check_shards,
     config_of,
     devices_of,
     load_examples,
@@ -46,7 +52,7 @@ from d2lbert.runs.run import (
     text_file,
     versions,
 )
-from d2lbert.runs.signals import StopSignals
+from d2lbert.runs.signals import STOP_SIGNALS, StopSignals
 from d2lbert.trainer import Step
 from d2lbert.weights import (
     get_weights,
@@ -63,18 +69,22 @@ def pretrain(
     out: str | Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    group: Group | None = None,
     **options: Any,
 ) -> Run:
     """Pretrain BERT as the chapter does.
 
     `options`: the fields of `Config`, with its defaults: `backend`,
     `recipe`, `corpus`, `tokenizer`, `vocab_size`, `steps`, `batch_size`,
-    `max_len`, `num_hiddens`, `ffn_num_hiddens`, `num_heads`, `num_blks`,
-    `dropout`, `lr`, `devices`, `micro_batch`, `seed`, `save_every`, `keep`,
-    `precision`. `out`: the folder for the run, which must not hold one;
-    `progress`: show a progress bar on stderr. `resume`: go on with the run
-    in `out` from its newest checkpoint, with its own options where none are
-    given; `MAY_CHANGE` lists those that may differ.
+    `preset`, `max_len`, `num_hiddens`, `ffn_num_hiddens`, `num_heads`,
+    `num_blks`, `dropout`, `lr`, `devices`, `micro_batch`,
+    `checkpoint_blocks`, `seed`, `save_every`, `keep`, `precision`. `out`:
+    the folder for the run, which must not hold one; `progress`: show a
+    progress bar on stderr. `resume`: go on with the run in `out` from its
+    newest checkpoint, with its own options where none are given;
+    `MAY_CHANGE` lists those that may differ. `group`: the processes that
+    train together, by default those that a launcher has started with this
+    one; rank 0 alone uses `out`.
 
     After Ctrl-C or SIGTERM the training finishes its step, writes a
     checkpoint to `out` and raises `Stopped`; after the last step it writes
@@ -87,28 +97,64 @@ def pretrain(
     framework that is not installed. Warns with `RunWarning` where a resumed
     run will not equal an uninterrupted one bit by bit.
     """
+    if group is None:
+        with joined() as group:
+            return pretrain(
+                out=out,
+                resume=resume,
+                progress=progress,
+                group=group,
+                **options,
+            )
     if out is None:
         if resume or options.get('save_every') is not None:
             raise InputError(
                 'resume and save_every need a folder: give out, too'
             )
-        return Pretraining(Config(**options), progress).train()
+        return Pretraining(Config(**options), progress, group).train()
+    if resume and group.is_restarting:
+        # The launcher repeats the command of the first start
+        (resume,) = group.any(
+            not group.rank and bool(Checkpoints(out).find())
+        )
     if resume:
-        return continue_training(Path(out), options, progress)
+        return continue_training(Path(out), options, progress, group)
     config = Config(**options)
+    if group.rank:
+        return Pretraining(config, progress, group).train()
     check_no_run(out)
     checkpoints = Checkpoints(out, config.keep)
-    training = Pretraining(config, progress, checkpoints)
+    training = Pretraining(config, progress, group, checkpoints)
     with locked(out) as check_held:
         # Again, because another training may have begun meanwhile
         check_no_run(out)
         return training.train(check_held)
 
 
+def dry_run(**options: Any) -> Memory:
+    """Return the memory that a training would take, without training.
+
+    `options`: see `pretrain`. Raises its errors, and `InputError` where the
+    memory of a training cannot be predicted.
+    """
+    config = Config(**options)
+    data = prepare(config, progress=False, group=ALONE)
+    memory = predict(data.tab.BACKEND, config, data.examples, len(data.vocab))
+    if memory is None:
+        raise InputError(
+            f'the memory of {label_of(config.backend)} on '
+            f'{list(map(str, data.devices))} was not measured: leave '
+            '--dry-run out, or give --devices cpu'
+        )
+    return memory
+
+
 def continue_training(
-    out: Path, options: Mapping[str, Any], progress: bool
+    out: Path, options: Mapping[str, Any], progress: bool, group: Group
 ) -> Run:
     """Go on with a run. See `pretrain`."""
+    if group.rank:
+        return continue_from(None, out, options, progress, group)
     checkpoints = Checkpoints(out)
     if not checkpoints.find():
         raise InputError(
@@ -117,30 +163,53 @@ def continue_training(
             'writes. Train without --resume'
         )
     with locked(out) as check_held:
-        checkpoint = checkpoints.load()
-        saved = config_of(checkpoint.config, checkpoints.folder)
-        config = replace(saved, **options)
-        if config.steps < checkpoint.num_steps:
-            raise InputError(
-                f'steps = {config.steps}: the run in {out} has taken '
-                f'{checkpoint.num_steps} already; give more'
-            )
-        training = Pretraining(config, progress, checkpoints)
-        differences = saved.differences(config)
-        differences += different(checkpoint.data, training.data)
-        if differences:
-            raise InputError(
-                f'the run in {out} cannot be resumed as another one: '
-                f'{"; ".join(differences)}. Leave these options out, or '
-                'train without --resume into another folder'
-            )
-        if config.steps == checkpoint.num_steps:
-            # The run is written again where it is damaged or not there
-            with suppress(InputError, RunError):
-                return finished_run(out, config)
-        training.restore(checkpoint)
+        return continue_from(
+            checkpoints, out, options, progress, group, check_held
+        )
+
+
+def continue_from(
+    checkpoints: Checkpoints | None,
+    out: Path,
+    options: Mapping[str, Any],
+    progress: bool,
+    group: Group,
+    check_held: Callable[[], None] = lambda: None,
+) -> Run:
+    """Go on from the checkpoint that rank 0 reads. See `pretrain`."""
+    checkpoint = from_rank_0(
+        group, checkpoints.load() if checkpoints else None
+    )
+    saved = config_of(checkpoint.config, out / FOLDER)
+    config = replace(saved, **options)
+    if config.steps < checkpoint.num_steps:
+        raise InputError(
+            f'steps = {config.steps}: the run in {out} has taken '
+            f'{checkpoint.num_steps} already; give more'
+        )
+    training = Pretraining(config, progress, group, checkpoints)
+    differences = saved.differences(config)
+    differences += different(checkpoint.data, training.data)
+    if differences:
+        raise InputError(
+            f'the run in {out} cannot be resumed as another one: '
+            f'{"; ".join(differences)}. Leave these options out, or '
+            'train without --resume into another folder'
+        )
+    finished = None
+    if checkpoints and config.steps == checkpoint.num_steps:
+        # The run is written again where it is damaged or not there
+        with suppress(InputError, RunError):
+            finished = finished_run(out, config)
+    (is_finished,) = group.any(finished is not None)
+    if finished:
+        return finished
+    training.restore(checkpoint)
+    if is_finished:
+        return training.run
+    if checkpoints:
         checkpoints.keep = config.keep
-        return training.train(check_held)
+    return training.train(check_held)
 
 
 def finished_run(out: Path, config: Config) -> Run:
@@ -159,40 +228,84 @@ def finished_run(out: Path, config: Config) -> Run:
     return run
 
 
+class Prepared(NamedTuple):
+    """What a training needs before its network."""
+
+    tab: Any
+    devices: Sequence[Device]
+    examples: Examples
+    vocab: Vocab
+
+
+def prepare(config: Config, progress: bool, group: Group) -> Prepared:
+    """Import the framework and read the corpus. Raises `InputError`."""
+    tab = load_tab(config.backend)
+    devices = devices_of(tab, config, group)
+    examples, vocab = load_examples(config, progress)
+    num_shards = sum(group.gather(len(devices)))
+    check_shards(config, examples.num_examples, num_shards)
+    return Prepared(tab, devices, examples, vocab)
+
+
 class Pretraining:
     """A run that is being trained: its examples and its trainer.
 
-    `progress`: show a progress bar. Without `checkpoints` nothing is
-    written.
+    `progress`: show a progress bar; `group`: the processes that train it.
+    Without `checkpoints`, as in all of them but rank 0, nothing is written.
     """
 
     def __init__(
         self,
         config: Config,
         progress: bool,
+        group: Group,
         checkpoints: Checkpoints | None = None,
     ) -> None:
-        self.progress = progress
+        if group.framework not in (None, config.backend):
+            raise InputError(
+                f'backend = {config.backend!r}: a launcher of '
+                f'{group.framework!r} has started this process; give that '
+                'backend, or start the command alone'
+            )
+        self.group = group
+        self.progress = progress and group.rank == 0
         self.checkpoints = checkpoints
-        tab = load_tab(config.backend)
-        devices = devices_of(tab, config)
-        self.examples, vocab = load_examples(config, progress)
+        tab, devices, self.examples, self.vocab = prepare(
+            config, self.progress, group
+        )
         num_examples = self.examples.num_examples
-        check_last_batch(config, num_examples, len(devices))
+        if group.size > 1:
+            check_alike(group, self.alike(config))
         if config.batch_size > num_examples:
             warn(
                 f'batch_size = {config.batch_size}: the corpus makes '
                 f'{num_examples} examples, and each step takes all of them'
             )
-        net = new_net(tab, config, vocab, devices)
-        self.run = Run(config, net, vocab, devices)
-        self.trainer = self.run.new_trainer()
+        memory = predict(tab.BACKEND, config, self.examples, len(self.vocab))
+        if memory:
+            memory.check()
+        if self.progress and memory and memory.total >= LARGE:
+            display.note(f'{memory.line()}; --dry-run lists its parts')
+        net = new_net(tab, config, self.vocab, devices)
+        self.run = Run(config, net, self.vocab, devices, group.size)
+        self.trainer = self.run.new_trainer(group=group)
+
+    def alike(self, config: Config) -> dict[str, Any]:
+        """Return what all processes must have alike."""
+        about = config.as_dict() | versions(config.backend) | self.data
+        # They may run and find the same corpus at different places
+        return {
+            name: value
+            for name, value in about.items()
+            if name not in ('corpus', 'devices', 'python')
+        }
 
     def train(self, check_held: Callable[[], None] = lambda: None) -> Run:
         """Take the steps that are left; keep the run and its checkpoints.
 
-        `check_held`: see `locked`. A signal stops the training after a
-        step. Raises `Stopped` then, at the latest when the run is written.
+        `check_held`: see `locked`. A signal in any process stops the training
+        of all after the same step. Raises `Stopped` then, at the latest when
+        the run is written.
         """
         run, config, checkpoints = self.run, self.run.config, self.checkpoints
         batches = Batches(self.examples, config.batch_size, config.seed)
@@ -204,7 +317,7 @@ class Pretraining:
             closing(self.trainer),
         ):
             until_stopped = takewhile(
-                lambda _: not signals.received,
+                lambda _: not self.received(signals),
                 batches.from_step(len(run.steps)),
             )
             while num_steps := self.num_until_checkpoint():
@@ -214,7 +327,8 @@ class Pretraining:
                 for step in self.trainer.train(until_stopped, num_steps):
                     run.steps.append(step)
                     bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
-                is_stopped = signals.received and self.is_unfinished()
+                received = self.received(signals)
+                is_stopped = received and self.is_unfinished()
                 if checkpoints and (
                     is_stopped or config.save_every or checkpoints.known
                 ):
@@ -225,13 +339,21 @@ class Pretraining:
             else:
                 if checkpoints:
                     run.write(checkpoints.run_folder, check_held)
-        if signals.received:
-            message = self.farewell(signals.received)
-            raise Stopped(signals.received, message, run)
+            # All have done their part, or one of them has failed
+            received = self.received(signals)
+        if received:
+            raise Stopped(received, self.farewell(received), run)
         # A signal ends the drawing at once: all numbers are written
         if checkpoints:
             run.draw(checkpoints.run_folder, check_held)
         return run
+
+    def received(self, signals: StopSignals) -> int | None:
+        """Return the signal that this or another process has received."""
+        flags = self.group.any(
+            *(signals.received == number for number in STOP_SIGNALS)
+        )
+        return next(compress(STOP_SIGNALS, flags), None)
 
     def is_unfinished(self) -> bool:
         """Return whether there are steps left."""
@@ -249,6 +371,8 @@ class Pretraining:
             f'stopped by {signal.Signals(number).name} after step '
             f'{len(self.run.steps)} of {self.run.config.steps}'
         )
+        if self.group.rank:
+            return stopped  # rank 0 says more
         if not self.checkpoints:
             return (
                 f'{stopped}. Without a folder only this error keeps its run'
@@ -295,7 +419,7 @@ class Pretraining:
         set_weights(net, {name: arrays[WEIGHTS + name] for name in names})
         # The old trainer may hold copies of the parameters
         self.trainer.close()
-        self.trainer = self.run.new_trainer()
+        self.trainer = self.run.new_trainer(group=self.group)
         self.trainer.num_steps = num_steps
         optimizer = self.trainer.optimizer
         moments = {
@@ -327,7 +451,7 @@ class Pretraining:
     def data(self) -> dict[str, str]:
         """Checksums of what is trained on, without its path."""
         return {
-            'vocabulary': sha256(text_file(self.run.vocab.idx_to_token)),
+            'vocabulary': sha256(text_file(self.vocab.idx_to_token)),
             'examples': sha256_of(column_blocks(self.examples)),
         }
 
@@ -338,6 +462,7 @@ class Pretraining:
             'backend': config.backend,
             **versions(config.backend),
             'devices': list(map(str, self.run.devices)),
+            'processes': self.group.size,
             'micro_batch': config.micro_batch,
             'workers': self.trainer.parallel.num_workers,
             'machine': platform.machine(),

@@ -28,6 +28,7 @@ from statistics import fmean
 from typing import Any
 
 from backends import base
+from backends.groups import ALONE, Group
 from d2lbert import __version__
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import open_corpus
@@ -37,6 +38,7 @@ from d2lbert.data.files import (
     describe_error,
     load_arrays,
     remove_unfinished,
+    to_safetensors,
     write_file,
 )
 from d2lbert.data.vocab import Vocab
@@ -73,15 +75,16 @@ PICTURES = [PICTURE + suffix for suffix in display.SUFFIXES]
 class Run:
     """A trained network, its vocabulary, and how the training went.
 
-    `net`: the native network; `devices`: where it was trained; `steps`: what
-    each step reported; `record`: the results and versions in `run.json`, for
-    a run that was read.
+    `net`: the native network; `devices`: where it was trained, by each of so
+    many `processes`; `steps`: what each step reported; `record`: the results
+    and versions in `run.json`, for a run that was read.
     """
 
     config: Config
     net: Any
     vocab: Vocab
     devices: Sequence[Any]
+    processes: int = 1
     steps: list[Step] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -120,16 +123,18 @@ class Run:
             micro_batch=self.config.micro_batch,
             seed=self.config.seed,
             precision=self.config.precision,
+            checkpoint_blocks=self.config.checkpoint_blocks,
             **options,
         )
 
     def summary(self) -> str:
         """Return the chapter's two lines."""
+        each = f' in each of {self.processes} processes'
         return (
             f'MLM loss {self.mlm_loss:.3f}, '
             f'NSP loss {self.nsp_loss:.3f}\n'
             f'{self.pairs_per_sec:.1f} sentence pairs/sec on '
-            f'{list(self.devices)}'
+            f'{list(self.devices)}{each if self.processes > 1 else ""}'
         )
 
     def label(self) -> str:
@@ -146,6 +151,7 @@ class Run:
             'steps': len(self.steps),
             'seed': self.config.seed,
             'devices': [str(device) for device in self.devices],
+            'processes': self.processes,
             'mlm_loss': self.mlm_loss,
             'nsp_loss': self.nsp_loss,
             'pairs_per_sec': self.pairs_per_sec,
@@ -222,16 +228,15 @@ class Run:
 
         Raises `RunError` for parameters that are not finite.
         """
-        from safetensors.numpy import save
-
         weights = get_weights(self.net)
         check_finite('the parameters are', weights)
+        header, parts = to_safetensors(weights)
         metrics = (
             json.dumps({'step': i, **step._asdict()})
             for i, step in enumerate(self.steps, 1)
         )
         files = {
-            WEIGHTS_FILE: save(weights),
+            WEIGHTS_FILE: b''.join([header, *parts]),
             VOCAB_FILE: text_file(self.vocab.idx_to_token),
             METRICS_FILE: text_file(metrics),
         }
@@ -254,31 +259,33 @@ def load_examples(config: Config, progress: bool) -> tuple[Examples, Vocab]:
     )
 
 
-def devices_of(tab: Any, config: Config) -> list[base.Device]:
-    """Return the devices of a run.
+def devices_of(
+    tab: Any, config: Config, group: Group = ALONE
+) -> list[base.Device]:
+    """Return the devices of this process.
 
-    Raises `InputError` where they do not exist, or a batch has fewer rows
-    than there are devices.
+    `'all'` means the process's share of its machine's GPUs. Raises
+    `InputError` where the devices do not exist.
     """
     with input_errors():
         devices = tab.BACKEND.devices(config.devices)
-    if config.batch_size < len(devices):
-        raise InputError(
-            f'batch_size = {config.batch_size} is less than the '
-            f'{len(devices)} devices: each needs a row at least'
-        )
+    if config.devices == 'all' and len(devices) >= group.local_size:
+        return devices[group.local_rank :: group.local_size]
     return devices
 
 
-def check_last_batch(
-    config: Config, num_examples: int, num_devices: int
-) -> None:
-    """Raise `InputError` where an epoch's last batch has too few rows."""
+def check_shards(config: Config, num_examples: int, num_shards: int) -> None:
+    """Raise `InputError` where a batch has fewer rows than shards."""
+    if config.batch_size < num_shards:
+        raise InputError(
+            f'batch_size = {config.batch_size} is less than the '
+            f'{num_shards} devices: each needs a row at least'
+        )
     num_whole, num_rows = divmod(num_examples, config.batch_size)
-    if 0 < num_rows < num_devices and config.steps > num_whole:
+    if 0 < num_rows < num_shards and config.steps > num_whole:
         raise InputError(
             f'the last batch of an epoch has {num_rows} rows for '
-            f'{num_devices} devices: give another --batch-size, or '
+            f'{num_shards} devices: give another --batch-size, or '
             'fewer devices'
         )
 
@@ -367,7 +374,8 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             f'the weights in {folder} are not those of its '
             f'{RUN_FILE}: {error}'
         ) from error
-    return Run(config, net, vocab, devices, steps, record)
+    processes = record['results'].get('processes', 1)
+    return Run(config, net, vocab, devices, processes, steps, record)
 
 
 def vocab_in(files: Mapping[str, bytes]) -> Vocab:

@@ -1,0 +1,570 @@
+"""Several processes that train one run: real ones, on loopback.
+
+They are started with the variables that `torchrun` and MXNet's launchers
+set; `torchrun` itself starts some of them, too.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+import d2lbert
+from d2lbert.recipes import RECIPES
+from d2lbert.runs.checkpoint import Checkpoints
+from helpers import (
+    MAIN,
+    TINY,
+    assert_same_runs,
+    finish,
+    python,
+    unix,
+    write_text,
+)
+
+pytestmark = unix
+slow = pytest.mark.slow
+#: Seconds; a busy machine needs some to import a framework.
+TIMEOUT = 20
+
+
+def free_port():
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def variables_of(backend_name, num_ranks):
+    """The variables of each process, those of the ranks first."""
+    one_core, port = {'OMP_NUM_THREADS': '1'}, free_port()
+    if backend_name == 'torch':
+        common = {
+            'MASTER_ADDR': '127.0.0.1',
+            'MASTER_PORT': port,
+            'WORLD_SIZE': str(num_ranks),
+        }
+        return [
+            one_core | common | {'RANK': str(rank)}
+            for rank in range(num_ranks)
+        ]
+    if backend_name == 'jax':
+        common = {
+            'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
+            'JAX_NUM_PROCESSES': str(num_ranks),
+        }
+        return [
+            one_core | common | {'JAX_PROCESS_ID': str(rank)}
+            for rank in range(num_ranks)
+        ]
+    common = {
+        'DMLC_PS_ROOT_URI': '127.0.0.1',
+        'DMLC_PS_ROOT_PORT': port,
+        'DMLC_NUM_SERVER': '1',
+        'DMLC_NUM_WORKER': str(num_ranks),
+    }
+    roles = ['worker'] * num_ranks + ['server', 'scheduler']
+    return [one_core | common | {'DMLC_ROLE': role} for role in roles]
+
+
+@pytest.fixture
+def launch(text_file):
+    """Starts the command as several processes and waits for their ends.
+
+    `last`: options of the last rank alone; `code`: what each runs.
+    """
+    started = []
+
+    def launch(backend_name, num_ranks, *args, code=MAIN, last=(), stopped=0):
+        options = (f'--backend={backend_name}', *TINY)
+        options += (f'--corpus={text_file}', f'--timeout={TIMEOUT}', *args)
+        for i, variables in enumerate(variables_of(backend_name, num_ranks)):
+            own = last if i == num_ranks - 1 else ()
+            started.append(
+                python(code, 'pretrain', *options, *own, **variables)
+            )
+        # One that has stopped itself does not end
+        end = time.monotonic() + 120
+        waiting = list(started)
+        while len(waiting) > stopped and time.monotonic() < end:
+            waiting = [each for each in waiting if each.poll() is None]
+            time.sleep(0.05)
+        for each in waiting:
+            each.kill()
+        return [finish(each) for each in started]
+
+    yield launch
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def at_step_3(rank, action):
+    """Code in which one rank does something while it takes step 3."""
+    return f"""
+import os, sys, time
+import d2lbert.trainer
+launch = d2lbert.trainer.Trainer.launch
+def interrupted(self, batch):
+    if self.num_steps == 2 and self.parallel.group.rank == {rank}:
+        {action}
+    return launch(self, batch)
+d2lbert.trainer.Trainer.launch = interrupted
+{MAIN}"""
+
+
+def send(number):
+    return f'os.kill(os.getpid(), {int(number)})'
+
+
+def last_lines(done):
+    """The last line that each process has said, none of them a traceback."""
+    for each in done:
+        assert 'Traceback' not in each.err
+    return [each.err.splitlines()[-1] if each.err else '' for each in done]
+
+
+def assert_done(done):
+    for each in done:
+        assert each.status == 0, each.err
+    # Rank 0 alone speaks
+    first, *others = sorted(done, key=lambda each: not each.out)
+    assert 'MLM loss' in first.out
+    assert [(each.out, each.err) for each in others] == [('', '')] * len(
+        others
+    )
+
+
+# ---- one curve -------------------------------------------------------
+
+CASES = [
+    pytest.param('pytorch', 2, 'cpu', (), id='pytorch'),
+    pytest.param('mxnet', 2, 'cpu', (), id='mxnet', marks=slow),
+    pytest.param('corrected', 2, 'cpu', (), id='corrected', marks=slow),
+    pytest.param(
+        *('pytorch', 2, 'cpu', ('--micro-batch=3',)),
+        id='micro-batches',
+        marks=slow,
+    ),
+]
+
+
+@pytest.mark.parametrize(('recipe', 'num_ranks', 'devices', 'more'), CASES)
+def test_two_processes_draw_the_curve_of_one(
+    launch, train, text_file, backend_name, tmp_path, monkeypatch,
+    recipe, num_ranks, devices, more,
+):  # fmt: skip
+    """Bit for bit, with dropout and a smaller last batch."""
+    out, alone = tmp_path / 'two', tmp_path / 'one'
+    options = (f'--recipe={recipe}', '--steps=4', '--save-every=4', *more)
+    options += ('--batch-size=47',)
+    done = launch(
+        *(backend_name, num_ranks, *options, '--json', '--out', out)
+    )
+    assert_done(done)
+    results = json.loads(max(each.out for each in done).splitlines()[-1])
+    assert results['processes'] == 2
+    # One process in which each shard has a core, as it has in the two
+    done = finish(
+        python(
+            *(MAIN, 'pretrain', '--backend', backend_name, *TINY, *options),
+            *('--devices=cpu:2', '--corpus', text_file, '--out', alone),
+            OMP_NUM_THREADS='2',
+        )
+    )
+    assert done.status == 0, done.err
+    history = d2lbert.load_run(alone).history
+    assert len(history) == 4
+    if backend_name == 'jax':
+        # Its threads share out a sum in another way where there are more
+        np.testing.assert_allclose(results['history'], history, atol=1e-4)
+        return
+    assert results['history'] == history
+    assert_same_runs(out, alone)
+
+
+@slow
+@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('more', [(), ('--micro-batch=2',)])
+def test_more_shards_stay_within_rounding(
+    launch, train, backend_name, tmp_path, recipe, more
+):
+    """Three processes with two devices each, against one with six."""
+    options = {'steps': 5, 'batch_size': 23, 'recipe': recipe}
+    alone = train(backend_name, devices='cpu:6', lr=0.001, **options)
+    assert len({step.num_pairs for step in alone.steps}) == 1
+    out = tmp_path / 'run'
+    done = launch(
+        *(backend_name, 3, '--steps=5', '--batch-size=23', '--lr=0.001'),
+        *(f'--recipe={recipe}', '--devices=cpu:2', '--out', out, *more),
+    )
+    assert_done(done)
+    history = d2lbert.load_run(out).history
+    np.testing.assert_allclose(history, alone.history, rtol=0, atol=1e-4)
+
+
+# ---- a process that fails --------------------------------------------
+
+LONG = ('--steps=1000', '--save-every=1')
+ENDS = [
+    pytest.param(1, send(signal.SIGKILL), 'does not answer', id='killed'),
+    pytest.param(
+        *(0, send(signal.SIGKILL), 'does not answer'),
+        id='rank 0 killed',
+        marks=slow,
+    ),
+    pytest.param(
+        *(1, send(signal.SIGSTOP), 'does not answer'),
+        id='stopped',
+        marks=slow,
+    ),
+    pytest.param(
+        *(1, 'raise MemoryError("no more")', 'no more'),
+        id='out of memory',
+        marks=slow,
+    ),
+]
+
+
+@pytest.mark.parametrize(('rank', 'action', 'reason'), ENDS)
+def test_the_others_end_and_name_it(
+    launch, train, backend_name, tmp_path, rank, action, reason
+):
+    out = tmp_path / 'run'
+    done = launch(
+        *(backend_name, 3, *LONG, '--out', out),
+        code=at_step_3(rank, action),
+        stopped=int(action == send(signal.SIGSTOP)),
+    )
+    assert_named(done, rank, reason)
+    # Nothing is half written, and the newest checkpoint goes on
+    assert Checkpoints(out).find() == [2, 1]
+    with pytest.warns(d2lbert.errors.RunWarning, match='processes is 1'):
+        run = d2lbert.pretrain(out=out, resume=True, steps=4, progress=False)
+    assert len(run.history) == 4
+
+
+def assert_named(done, rank, reason):
+    """All processes but the one that is gone name it, in one line."""
+    lines = last_lines(done)
+    print(*lines, sep='\n')
+    assert all(each.status for each in done)
+    assert sum('d2lbert: ' not in line for line in lines) <= 1
+    # MXNet's scheduler alone sees only that the others are gone
+    named = [f'rank {rank}' in line and reason in line for line in lines]
+    assert sum(named) >= len(done) - 2
+    assert all(named[:3]) or sum(named[:3]) == 2
+
+
+#: The rank that is told `--out` twice is another version.
+OTHER_VERSION = f"""
+import sys, d2lbert
+if sys.argv.count('--out') == 2:
+    d2lbert.__version__ = '0.0.9'
+{MAIN}"""
+
+
+@pytest.mark.parametrize(
+    ('last', 'words'),
+    [
+        pytest.param(('--seed=1',), 'seed is 1 instead of 0', marks=slow),
+        # A launcher of MXNet does not decide which rank is which
+        pytest.param('version', "'0.0.9'", marks=slow),
+        ('corpus', 'examples is'),
+    ],
+)
+def test_a_process_with_something_else(
+    launch, backend_name, tmp_path, last, words
+):
+    if last == 'corpus':
+        text = write_text(tmp_path / 'other.txt')
+        text.write_text(text.read_text('utf-8')[::-1], 'utf-8')
+        last = (f'--corpus={text}',)
+    code, out = MAIN, tmp_path / 'run'
+    if last == 'version':
+        code, last = OTHER_VERSION, ('--out', out)
+    done = launch(
+        *(backend_name, 2, *LONG, '--out', out), code=code, last=last
+    )
+    lines = last_lines(done)
+    print(*lines, sep='\n')
+    assert all(each.status for each in done)
+    for line in lines[:2]:
+        assert 'rank 1 would train something else than rank 0' in line
+        assert words in line
+    # The new folder is gone, because nothing was trained
+    assert not out.exists()
+
+
+# ---- stopping and going on -------------------------------------------
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_at_one_rank_stops_all(
+    launch, backend_name, text_file, tmp_path, number
+):
+    """And the run goes on in one process, or in another framework."""
+    if (backend_name == 'torch') == (number == signal.SIGINT):
+        pytest.skip('another framework tries this signal')
+    out, alone = tmp_path / 'run', tmp_path / 'alone'
+    done = launch(
+        *(backend_name, 2, '--recipe=corrected', '--steps=5', '--out', out),
+        code=at_step_3(1, send(number)),
+    )
+    lines = last_lines(done)
+    assert [each.status for each in done[:2]] == [128 + number] * 2
+    for line in lines[:2]:
+        assert f'stopped by {number.name} after step 3 of 5' in line
+    assert any(f'--resume --out {out}' in line for line in lines)
+    assert Checkpoints(out).find() == [3]
+    # Uninterrupted, in one process; the rest may differ by rounding
+    other = {'torch': 'mxnet', 'mxnet': 'jax', 'jax': 'torch'}[backend_name]
+    with pytest.warns(d2lbert.errors.RunWarning, match='processes is 1'):
+        run = d2lbert.pretrain(
+            out=out, resume=True, backend=other, progress=False
+        )
+    done = finish(
+        python(
+            *(MAIN, 'pretrain', '--backend', backend_name, *TINY),
+            *('--steps=5', '--devices=cpu:2', '--corpus', text_file),
+            *('--recipe=corrected', '--out', alone),
+        )
+    )
+    assert done.status == 0, done.err
+    np.testing.assert_allclose(
+        run.history, d2lbert.load_run(alone).history, atol=1e-3
+    )
+
+
+@slow
+def test_more_processes_go_on(launch, train, backend_name, tmp_path):
+    out = tmp_path / 'run'
+    options = {'steps': 2, 'save_every': 2, 'recipe': 'corrected'}
+    train(backend_name, out=out, **options)
+    done = launch(backend_name, 3, '--resume', '--steps=4', '--out', out)
+    assert all(each.status == 0 for each in done), done
+    told = [each for each in done if 'processes is 3, was 1' in each.err]
+    assert len(told) == 1, done
+    alone = train(backend_name, steps=4, recipe='corrected')
+    np.testing.assert_allclose(
+        d2lbert.load_run(out).history, alone.history, atol=1e-3
+    )
+
+
+def torchrun(out, text_file, *args, code):
+    """Start two processes by `torchrun`, which run some code."""
+    file = out.with_suffix('.py')
+    file.write_text(code)
+    launcher = 'from torch.distributed.run import main; main()'
+    return python(
+        *(launcher, '--nproc-per-node=2', '--master-port', free_port()),
+        *(*args, file, 'pretrain', *TINY, '--corpus', text_file),
+        *('--steps=5', '--save-every=1', '--out', out, '--resume'),
+    )
+
+
+@pytest.mark.torch
+@slow
+def test_torchrun_goes_on_by_itself(text_file, train, tmp_path):
+    """The first start has nothing to resume from, the second one has."""
+    out = tmp_path / 'run'
+    once = f"""if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
+            {send(signal.SIGKILL)}"""
+    done = finish(
+        torchrun(
+            *(out, text_file, '--max-restarts=1'), code=at_step_3(1, once)
+        )
+    )
+    assert done.status == 0, done.err
+    assert 'rank 0: rank 1 does not answer' in done.err
+    options = {'steps': 5, 'devices': 'cpu:2'}
+    alone = train('torch', **options)
+    np.testing.assert_allclose(
+        d2lbert.load_run(out).history, alone.history, atol=1e-4
+    )
+
+
+@slow
+def test_rank_0_cannot_write(launch, backend_name, tmp_path):
+    """A limit of file sizes, as a full disk: the others end, too."""
+    out = tmp_path / 'run'
+    limit = 'import resource; '
+    limit += 'resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))'
+    done = launch(
+        *(backend_name, 2, *LONG, '--out', out), code=at_step_3(0, limit)
+    )
+    assert_named(done, 0, 'could not be written')
+    assert Checkpoints(out).find() == [2, 1]
+
+
+@slow
+@pytest.mark.parametrize(
+    ('last', 'words'),
+    [
+        (('--corpus=nowhere',), 'nowhere'),
+        (('--devices=gpu:97',), 'there is no GPU 97'),
+    ],
+)
+def test_a_process_that_cannot_begin(
+    launch, backend_name, tmp_path, last, words
+):
+    out = tmp_path / 'run'
+    done = launch(backend_name, 2, *LONG, '--out', out, last=last)
+    lines = last_lines(done)
+    assert all(each.status for each in done)
+    assert all(words in line for line in lines[:2]), lines
+    assert sum('has failed' in line for line in lines[:2]) == 1
+    assert not out.exists() or not Checkpoints(out).find()
+
+
+@slow
+def test_a_process_that_does_not_come(text_file, backend_name, tmp_path):
+    first, *_ = variables_of(backend_name, 2)
+    done = finish(
+        python(
+            *(MAIN, 'pretrain', '--backend', backend_name, *TINY),
+            *('--corpus', text_file, '--out', tmp_path / 'run'),
+            '--timeout=5',
+            **first,
+        )
+    )
+    assert done.status == 1
+    assert 'not all of the 2 ranks have come within 5 seconds' in done.err
+    assert done.err.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('variables', 'words'),
+    [
+        ({'RANK': 'x', 'WORLD_SIZE': '2'}, "RANK is 'x'"),
+        ({'DMLC_ROLE': 'boss'}, "DMLC_ROLE is 'boss'"),
+    ],
+)
+def test_variables_that_cannot_be_used(
+    text_file, both_tabs, tmp_path, variables, words
+):
+    common = dict.fromkeys(
+        ('MASTER_ADDR', 'MASTER_PORT', 'DMLC_PS_ROOT_URI'), '1'
+    )
+    done = finish(
+        python(MAIN, 'pretrain', '--out', tmp_path, **common, **variables)
+    )
+    assert done.status == 2 and words in done.err
+    assert done.err.count('\n') == 1
+
+
+# ---- two machines ----------------------------------------------------
+
+
+def ip(*args):
+    return subprocess.run(
+        ['ip', *args], check=True, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def machines():
+    """Two network namespaces with a cable between them."""
+    names = [f'd2l-{os.getpid()}-{i}' for i in (1, 2)]
+    try:
+        for name in names:
+            ip('netns', 'add', name)
+        ip(
+            *('link', 'add', 'eth1', 'netns', names[0], 'type', 'veth'),
+            *('peer', 'name', 'eth1', 'netns', names[1]),
+        )
+        for i, name in enumerate(names, 1):
+            ip('-n', name, 'addr', 'add', f'10.77.0.{i}/24', 'dev', 'eth1')
+            for device in ('eth1', 'lo'):
+                ip('-n', name, 'link', 'set', device, 'up')
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = getattr(error, 'stderr', None) or error
+        pytest.skip(f'no two network namespaces here: {why}')
+    else:
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(['ip', 'netns', 'del', name], capture_output=True)
+
+
+def start_on(machines, backend_name, *args):
+    """Start the command on both machines; return all processes."""
+    command = ('d2lbert', 'pretrain', '--backend', backend_name, *args)
+    common = {'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'eth1'}
+    if backend_name == 'torch':
+        launcher = 'from torch.distributed.run import main; main()'
+        return [
+            python(
+                *(launcher, '--nnodes=2', f'--node-rank={i}'),
+                *('--nproc-per-node=1', '--master-addr=10.77.0.1'),
+                *('--master-port=29555', '-m', *command),
+                inside=machine,
+                **common,
+            )
+            for i, machine in enumerate(machines)
+        ]
+    common |= {
+        'DMLC_PS_ROOT_URI': '10.77.0.1',
+        'DMLC_PS_ROOT_PORT': '9555',
+        'DMLC_INTERFACE': 'eth1',
+        'DMLC_NUM_SERVER': '1',
+        'DMLC_NUM_WORKER': '2',
+    }
+    first, second = machines
+    return [
+        python(MAIN, *command[1:], inside=machine, DMLC_ROLE=role, **common)
+        for machine, role in [
+            *((first, 'worker'), (second, 'worker')),
+            *((first, 'server'), (first, 'scheduler')),
+        ]
+    ]
+
+
+@slow
+def test_two_machines(machines, train, text_file, backend_name, tmp_path):
+    out = tmp_path / 'run'
+    done = [
+        finish(each)
+        for each in start_on(
+            *(machines, backend_name, *TINY, '--steps=4', '--out', out),
+            *('--corpus', text_file, '--recipe=corrected'),
+        )
+    ]
+    assert all(each.status == 0 for each in done), done
+    alone = train(backend_name, devices='cpu:2', steps=4, recipe='corrected')
+    np.testing.assert_allclose(
+        d2lbert.load_run(out).history, alone.history, atol=1e-4
+    )
+
+
+@slow
+def test_a_cut_cable(machines, text_file, backend_name, tmp_path):
+    """Each machine ends and says whom it misses; nothing is half written."""
+    out = tmp_path / 'run'
+    started = start_on(
+        *(machines, backend_name, *TINY, *LONG, '--out', out),
+        *('--corpus', text_file, f'--timeout={TIMEOUT}'),
+    )
+    end = time.monotonic() + 120
+    while not Checkpoints(out).find() and time.monotonic() < end:
+        time.sleep(0.1)
+    ip('-n', machines[0], 'link', 'set', 'eth1', 'down')
+    try:
+        done = [finish(each) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    print(*(each.err for each in done), sep='\n---\n')
+    assert all(each.status for each in done)
+    for each in done[:2]:
+        assert 'does not answer' in each.err
+    run = d2lbert.pretrain(
+        out=out,
+        resume=True,
+        steps=Checkpoints(out).find()[0] + 1,
+        progress=False,
+    )
+    assert run.history
