@@ -25,7 +25,8 @@ CHROMIUM = shutil.which('chromium')
 PAGES = [
     *('index', 'search', 'api', 'README', 'SECURITY', 'CONTRIBUTING'),
     *('CHANGELOG', 'docs/design', 'docs/parity', 'docs/oracle'),
-    *('docs/editions', 'docs/reliability', 'benchmarks/results'),
+    *('docs/editions', 'docs/reliability', 'docs/scaling'),
+    *('docs/adding-a-backend', 'benchmarks/results'),
     *('benchmarks/results-gpu', 'notebooks/README'),
 ]
 NOTEBOOKS = [
