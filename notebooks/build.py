@@ -23,11 +23,13 @@ import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode, v4
 
+from d2lbert.frameworks import FRAMEWORKS
+
 HERE = Path(__file__).parent
 SOURCE = HERE / 'source'
 CODE = SOURCE / 'chapter.py'
-FRAMEWORKS = {'mxnet': 'MXNet', 'torch': 'PyTorch'}
-OTHER = {'mxnet': 'torch', 'torch': 'mxnet'}
+#: The framework that a notebook's last section trains in as well.
+OTHER = {'jax': 'torch', 'mxnet': 'torch', 'torch': 'mxnet'}
 CORPUS_LINE = "corpus = 'sample'"
 #: The longest that a cell may take on the real corpus, in seconds.
 PATIENCE = 3600
@@ -119,7 +121,7 @@ def build(
                 ('{framework}', framework),
                 ('{other}', OTHER[framework]),
             ):
-                text = text.replace(name, FRAMEWORKS[key])
+                text = text.replace(name, FRAMEWORKS[key].label)
             cell.source = text
     notebook = v4.new_notebook(cells=cells)
     notebook.metadata = nbformat.from_dict(
@@ -297,7 +299,7 @@ def main() -> int:
     )
     parser.add_argument('--corpus', default='sample')
     parser.add_argument(
-        '--framework', choices=FRAMEWORKS, help='by default both'
+        '--framework', choices=FRAMEWORKS, help='by default all'
     )
     parser.add_argument(
         '--check',

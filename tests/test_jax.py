@@ -24,8 +24,10 @@ pytestmark = pytest.mark.jax
 
 
 @pytest.fixture(autouse=True)
-def _jax():
+def _jax(monkeypatch, tmp_path):
     require('jax')
+    # A training leaves its picture in the current folder
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

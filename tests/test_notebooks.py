@@ -40,6 +40,15 @@ def test_notebooks_hold_their_outputs(language, framework):
     assert pictures == len(build.read_prose(language).alts)
 
 
+def test_every_framework_has_the_same_cells():
+    assert set(build.OTHER) == set(build.FRAMEWORKS)
+    ids = [
+        [cell.id for cell in build.read_cells(framework)]
+        for framework in build.FRAMEWORKS
+    ]
+    assert all(each == ids[0] for each in ids)
+
+
 @pytest.mark.parametrize('language', build.languages())
 def test_prose_keeps_what_is_not_to_be_translated(language):
     """Formulas, links and solutions are those of the English text."""

@@ -25,7 +25,8 @@ CHROMIUM = shutil.which('chromium')
 PAGES = [
     *('index', 'search', 'api', 'README', 'SECURITY', 'CONTRIBUTING'),
     *('CHANGELOG', 'docs/design', 'docs/parity', 'docs/oracle'),
-    *('docs/editions', 'docs/reliability', 'benchmarks/results'),
+    *('docs/editions', 'docs/reliability', 'docs/scaling'),
+    *('docs/adding-a-backend', 'benchmarks/results'),
     *('benchmarks/results-gpu', 'notebooks/README'),
 ]
 NOTEBOOKS = [
@@ -76,10 +77,12 @@ def test_switches_lead_to_the_versions_that_there_are(load):
     pages = {
         'notebooks/en/bert-torch',
         'notebooks/en/bert-mxnet',
+        'notebooks/en/bert-jax',
         'notebooks/ko/bert-torch',
     }
     found = switches('notebooks/en/bert-torch', pages)
     assert re.findall('href="(.+?)"', found) == [
+        '../../notebooks/en/bert-jax.html',
         '../../notebooks/en/bert-mxnet.html',
         '../../notebooks/en/bert-torch.html',
         '../../notebooks/en/bert-torch.html',

@@ -14,6 +14,8 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 from switches import NOTEBOOK, switches  # noqa: E402
 from words import words_of  # noqa: E402
 
+from d2lbert.frameworks import FRAMEWORKS  # noqa: E402
+
 project = 'd2lbert'
 extensions = [
     'myst_nb',
@@ -41,12 +43,13 @@ nb_merge_streams = True
 myst_enable_extensions = ['dollarmath', 'amsmath']
 myst_heading_anchors = 3
 smartquotes = False
-# Nine notebooks are reached by the switches, not by the table of contents;
-# the definition and its tabs have classes of one name
+# All notebooks but one are reached by the switches, not by the table of
+# contents; the definition and its tabs have classes of one name
 suppress_warnings = ['toc.not_included', 'ref.python']
 
 default_role = 'literal'
-autodoc_mock_imports = ['torch', 'mxnet']
+# JAX's backend sets JAX up when it is imported
+autodoc_mock_imports = [*FRAMEWORKS, 'flax', 'optax', 'backends.jax']
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'description'
 # `set` is matplotlib's, which writes one into each of its subclasses

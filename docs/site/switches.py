@@ -8,7 +8,8 @@ from html import escape
 
 from words import words_of
 
-FRAMEWORKS = {'mxnet': 'MXNet', 'torch': 'PyTorch'}
+from d2lbert.frameworks import FRAMEWORKS
+
 LANGUAGES = {
     'en': 'English',
     'fr': 'Français',
@@ -29,8 +30,8 @@ def switches(page: str, pages: Container[str]) -> str:
     match = NOTEBOOK.fullmatch(page)
     language, framework = match.groups() if match else ('en', 'torch')
     frameworks = [
-        (f'notebooks/{language}/bert-{key}', name, name, 'en')
-        for key, name in FRAMEWORKS.items()
+        (f'notebooks/{language}/bert-{it.name}', it.label, it.label, 'en')
+        for it in FRAMEWORKS.values()
     ]
     languages = [
         (f'notebooks/{key}/bert-{framework}', name, key, key)

@@ -35,6 +35,12 @@ import backends
 import d2lbert
 from d2lbert.classroom import figures
 
+# %% framework tags=["jax"]
+import optax
+from flax import nnx
+
+from d2lbert import jax as d2l
+
 # %% framework tags=["mxnet"]
 from mxnet import gluon, init, npx
 
@@ -73,6 +79,26 @@ figures.draw_example(inspection.telling_example(examples, vocab))
 # %% example-reading [markdown]
 
 # %% model [markdown]
+
+# %% network tags=["jax"]
+devices = d2l.try_all_gpus()
+
+
+def new_net():
+    """Return the chapter's network with its initial weights."""
+    return d2l.BERTModel(
+        len(vocab),
+        num_hiddens=128,
+        ffn_num_hiddens=256,
+        num_heads=2,
+        num_blks=2,
+        dropout=0.2,
+        rngs=nnx.Rngs(0),
+    )
+
+
+net = new_net()
+loss = optax.softmax_cross_entropy_with_integer_labels
 
 # %% network tags=["mxnet"]
 devices = d2l.try_all_gpus()
@@ -133,7 +159,7 @@ shards = [
 print(f'MLM loss {mlm_l.item():.3f}, chance {math.log(len(vocab)):.3f}')
 print(f'NSP loss {nsp_l.item():.3f}, chance {math.log(2):.3f}')
 
-# %% first-losses tags=["torch"]
+# %% first-losses tags=["jax", "torch"]
 mlm_l, nsp_l, _ = d2l._get_batch_loss_bert(net, loss, len(vocab), *batch)
 print(f'MLM loss {mlm_l.item():.3f}, chance {math.log(len(vocab)):.3f}')
 print(f'NSP loss {nsp_l.item():.3f}, chance {math.log(2):.3f}')
