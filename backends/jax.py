@@ -201,16 +201,19 @@ def with_gradients(X, kernel, bias, labels, weights):
         logits = x @ kernel + bias
         # Below the greatest, so that no exponential is infinite
         logits -= logits.max(-1, keepdims=True)
+        at_label = jnp.take_along_axis(logits, label[:, None], 1)[:, 0]
         exps = jnp.exp(logits)
-        total = exps.sum(-1, keepdims=True)
-        is_label = jnp.arange(len(bias)) == label[:, None]
-        at_label = jnp.where(is_label, logits, 0).sum(-1)
-        loss += ((jnp.log(total[:, 0]) - at_label) * weight).sum()
-        dlogits = (exps / total - is_label) * weight[:, None]
+        total = exps.sum(-1)
+        loss += ((jnp.log(total) - at_label) * weight).sum()
+        # `exps` · scale is from here on the gradient of the logits, softmax −
+        # one-hot; scaling the narrower factors of its products is cheaper
+        exps = exps.at[jnp.arange(chunk), label].add(-total)
+        scale = weight / total
         dX = jax.lax.dynamic_update_slice_in_dim(
-            dX, dlogits @ kernel.T, i * chunk, 0
+            dX, exps @ kernel.T * scale[:, None], i * chunk, 0
         )
-        return loss, dX, dkernel + x.T @ dlogits, dbias + dlogits.sum(0)
+        dkernel += (x * scale[:, None]).T @ exps
+        return loss, dX, dkernel, dbias + scale @ exps
 
     loss, dX, *others = jax.lax.fori_loop(
         0,

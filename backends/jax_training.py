@@ -49,7 +49,7 @@ _thread = local()
 class DataParallel(base.DataParallel):
     """Compiled steps on devices, each with a copy of the parameters."""
 
-    num_lengths = 4
+    num_lengths = 8
     skips_slots = True
 
     def __init__(

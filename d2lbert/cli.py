@@ -521,6 +521,7 @@ def run(settings: dict[str, Any]) -> None:
     """Run the command; all that it prints is then written."""
     check_package()
     check_process()
+    logging.basicConfig(format='d2lbert: %(message)s')
     with warnings.catch_warnings():
         warnings.simplefilter('always', errors.RunWarning)
         warnings.showwarning = show_warning
