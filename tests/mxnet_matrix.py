@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import configparser
+import contextlib
 import json
 import re
 import shutil
@@ -182,6 +183,9 @@ def step(scratch: Path) -> dict[str, Any]:
     """Train a small network with MXNet; raise if anything is not right."""
     import numpy
 
+    # MXNet imports it where it is there, and it imports parts of NumPy
+    with contextlib.suppress(ImportError):
+        import scipy.sparse  # noqa: F401
     before, names = dict(vars(numpy)), dir(numpy)
     options = str(numpy.get_printoptions())
     import mxnet as mx
