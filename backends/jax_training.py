@@ -86,8 +86,11 @@ class DataParallel(base.DataParallel):
     def value_and_grad(self, parts):
         parameters = parameters_of(self.net)
         with width_of(parameters):
-            zeros = jax.tree.map(jnp.zeros_like, parameters)
-            sums = [jax.device_put(zeros, each) for each in self.devices]
+            # New ones for each, because several may share a device
+            sums = [
+                jax.device_put(jax.tree.map(jnp.zeros_like, parameters), each)
+                for each in self.devices
+            ]
             copies = [
                 jax.device_put((parameters, self.others), each)
                 for each in self.devices

@@ -244,3 +244,10 @@ def test_blocks_are_computed_again(d2l):
 
     assert 'remat' in program(True)
     assert 'remat' not in program(False)
+
+
+def test_more_shards_than_host_devices(d2l):
+    batch = make_batch(10)
+    expected = new_trainer(d2l).step(batch)
+    found = new_trainer(d2l, devices='cpu:10').step(batch)
+    np.testing.assert_allclose(found[:2], expected[:2], rtol=1e-4)
