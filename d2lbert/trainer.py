@@ -8,7 +8,6 @@ normalised, and the backend how arrays are computed.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +28,7 @@ from d2lbert.divergence import (
     faults_of_losses,
 )
 from d2lbert.errors import check_positive, input_errors
+from d2lbert.micro_batches import micro_batches, rows_at_a_time
 from d2lbert.randomness import DropoutMasks
 from d2lbert.recipes import Recipe, check_lr
 from d2lbert.slots import loss_inputs
@@ -234,36 +234,3 @@ class Trainer:
             faults += faults_of_arrays(self.net, pending.gradients)
         # None where only the sum of the squares has overflowed
         check_faults(faults, pending.number, self.lr)
-
-
-def rows_at_a_time(
-    num_rows: int,
-    max_len: int,
-    num_workers: int,
-    least_tokens: int,
-    most_tokens: int,
-) -> int:
-    """Return how many rows of a shard go through the network at a time.
-
-    `num_workers`: those of the shard, each of which gets a part where that
-    has `least_tokens`; a part has at most `most_tokens`.
-    """
-    share = math.ceil(num_rows / num_workers)
-    num_tokens = max(share * max_len, least_tokens)
-    return max(1, min(num_tokens, most_tokens) // max_len)
-
-
-def micro_batches(
-    batch: Batch, shard: slice, num_rows: int
-) -> list[np.ndarray]:
-    """Return the rows of each micro-batch of a shard, longest rows first.
-
-    Rows of similar length go together, so that little is padding. The
-    longest come first because they decide how much memory is needed.
-    """
-    rows = np.arange(len(batch.tokens))[shard]
-    rows = rows[np.argsort(-batch.valid_lens[rows], kind='stable')]
-    return [
-        rows[start : start + num_rows]
-        for start in range(0, len(rows), num_rows)
-    ]

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from backends.devices import shard_slices
 from d2lbert.errors import InputError, RunError
 from d2lbert.frameworks import FRAMEWORKS
+from d2lbert.micro_batches import micro_batches
 from d2lbert.randomness import DropoutMasks
 from d2lbert.recipes import RECIPES, get_recipe
 from d2lbert.slots import LossInputs, loss_inputs
-from d2lbert.trainer import Trainer, micro_batches
+from d2lbert.trainer import Trainer
 from d2lbert.weights import get_weights
 from helpers import (
     SIZES,

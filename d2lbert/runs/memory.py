@@ -25,8 +25,8 @@ from backends.types import Footprint
 from d2lbert.data.batches import Batches
 from d2lbert.data.examples import Examples, num_slots
 from d2lbert.errors import InputError
+from d2lbert.micro_batches import micro_batches, rows_at_a_time
 from d2lbert.runs.config import MAX_POSITIONS, Config
-from d2lbert.trainer import micro_batches, rows_at_a_time
 
 FLOAT_BYTES = 4
 #: Rows of logits that exist at a time.
