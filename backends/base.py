@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from backends.cores import num_cores
-from backends.devices import parse_devices
+from backends.devices import Devices
 from backends.groups import ALONE, Group
 from backends.types import (
     Array,
@@ -53,7 +53,7 @@ GLUON_ROUNDING = math.sqrt(
 )
 
 
-class Backend(ABC):
+class Backend(Devices, ABC):
     """What the chapter needs of a framework."""
 
     #: The framework's name, that of its package.
@@ -243,33 +243,6 @@ class Backend(ABC):
     @abstractmethod
     def device_of(self, net: Net) -> Device:
         """Return the (first) device on which the parameters live."""
-
-    def devices(self, spec: str) -> list[Device]:
-        """Return the devices of a specification.
-
-        See `parse_devices` for its form. Raises `ValueError` for a
-        malformed one and for a GPU that is not there.
-        """
-        kind, indices = parse_devices(spec)
-        num_gpus = 0 if kind == 'cpu' else self.num_gpus()
-        if kind == 'all':
-            kind = 'gpu' if num_gpus else 'cpu'
-            indices = tuple(range(max(1, num_gpus)))
-        if kind == 'gpu' and max(indices) >= num_gpus:
-            raise ValueError(
-                f'there is no GPU {max(indices)}: {self.name} sees '
-                f"{num_gpus}; use fewer, 'cpu' or 'all'"
-            )
-        return [self.device(kind, index) for index in indices]
-
-    def try_gpu(self, i: int = 0) -> Device:
-        """Return GPU `i` if there is one, else the processor."""
-        there = i < self.num_gpus()
-        return self.device('gpu', i) if there else self.device('cpu', 0)
-
-    def try_all_gpus(self) -> list[Device]:
-        """Return all GPUs, or `[cpu]` where there is none."""
-        return self.devices('all')
 
     # ---- running a network -------------------------------------------
 

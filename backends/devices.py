@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from backends.types import Device
+
 #: More shards on one processor than this are a mistake.
 MAX_SHARDS = 1024
 
@@ -56,3 +58,44 @@ def shard_slices(num_rows: int, num_shards: int) -> list[slice]:
         slice(start, end)
         for start, end in zip([0, *ends], ends, strict=False)
     ]
+
+
+class Devices:
+    """Devices by name, for a backend that knows them by number."""
+
+    name: str
+
+    def num_gpus(self) -> int:
+        """Return how many GPUs the framework can use."""
+        raise NotImplementedError
+
+    def device(self, kind: str, index: int) -> Device:
+        """Return a device of kind `'cpu'` or `'gpu'`."""
+        raise NotImplementedError
+
+    def devices(self, spec: str) -> list[Device]:
+        """Return the devices of a specification.
+
+        See `parse_devices` for its form. Raises `ValueError` for a
+        malformed one and for a GPU that is not there.
+        """
+        kind, indices = parse_devices(spec)
+        num_gpus = 0 if kind == 'cpu' else self.num_gpus()
+        if kind == 'all':
+            kind = 'gpu' if num_gpus else 'cpu'
+            indices = tuple(range(max(1, num_gpus)))
+        if kind == 'gpu' and max(indices) >= num_gpus:
+            raise ValueError(
+                f'there is no GPU {max(indices)}: {self.name} sees '
+                f"{num_gpus}; use fewer, 'cpu' or 'all'"
+            )
+        return [self.device(kind, index) for index in indices]
+
+    def try_gpu(self, i: int = 0) -> Device:
+        """Return GPU `i` if there is one, else the processor."""
+        there = i < self.num_gpus()
+        return self.device('gpu', i) if there else self.device('cpu', 0)
+
+    def try_all_gpus(self) -> list[Device]:
+        """Return all GPUs, or `[cpu]` where there is none."""
+        return self.devices('all')

@@ -22,9 +22,7 @@ from flax import nnx
 from backends import base
 from backends.dropout import current_masks, dropout_masks
 from backends.groups import ALONE
-from backends.jax_training import (
-    Adam,
-    DataParallel,
+from backends.jax_arrays import (
     current_rngs,
     named,
     parameters_of,
@@ -34,6 +32,7 @@ from backends.jax_training import (
     width_of,
     words_of,
 )
+from backends.jax_training import Adam, DataParallel
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.recompute import noted_calls

@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import (
-    AbstractContextManager,
     contextmanager,
     nullcontext,
 )
 from functools import partial
 from itertools import zip_longest
-from threading import Timer, local
+from threading import Timer
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import enable_x64
 
 from backends import base
 from backends.dropout import dropout_masks
 from backends.groups import Group
+from backends.jax_arrays import (
+    current_rngs,
+    name_of,
+    named,
+    parameters_of,
+    shapes_of,
+    state_of,
+    to_device,
+    width_of,
+)
 from backends.parameters import check_parameters
 from backends.recompute import recomputing
-from backends.types import Arrays, Device, Losses, Part
+from backends.types import Losses, Part
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +45,6 @@ COMPILING = (
     'JAX compiles the training for %d rows of %d tokens: a few seconds, and '
     'none the next time'
 )
-# What Flax calls the parameter that the interface calls `weight`
-WEIGHTS = ('kernel', 'embedding', 'scale')
-
-PROCESS = os.getpid()
-
-_thread = local()
 
 
 class DataParallel(base.DataParallel):
@@ -346,117 +347,3 @@ def adam(parameters, gradients, m, v, lr, epsilon):
         return W - lr * m / (jnp.sqrt(v) + epsilon)
 
     return tree.map(updated, parameters, m, v), m, v
-
-
-# ---- parameters by name ----------------------------------------------
-
-
-def parameters_of(net: nnx.Module) -> nnx.State:
-    """Return the parameters of a network."""
-    return nnx.state(net, nnx.Param)
-
-
-def words_of(path: Sequence[Any]) -> list[str]:
-    """Return the words of a structural name; `layers` is Flax's own."""
-    return [str(key) for key in path if key != 'layers']
-
-
-def name_of(path: Sequence[Any]) -> str:
-    """Return the structural name of a parameter."""
-    *words, last = words_of(path)
-    return '.'.join([*words, 'weight' if last in WEIGHTS else last])
-
-
-def turned(path: Sequence[Any], X: Any) -> Any:
-    """Turn a parameter from Flax's axes to the interface's, or back."""
-    return X.T if path[-1] == 'kernel' else X
-
-
-def shapes_of(state: nnx.State) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each array by its parameter's name."""
-    return {
-        name_of(path): turned(path, X[...]).shape
-        for path, X in nnx.to_flat_state(state)
-    }
-
-
-def named(state: nnx.State, ending: str = '') -> dict[str, np.ndarray]:
-    """Return copies of arrays by the parameters' names and an ending."""
-    return {
-        name_of(path) + ending: np.array(
-            turned(path, np.asarray(X[...])), order='C'
-        )
-        for path, X in nnx.to_flat_state(state)
-    }
-
-
-def state_of(
-    like: nnx.State,
-    arrays: Arrays,
-    ending: str = '',
-    device: Device = None,
-) -> nnx.State:
-    """Return arrays as a state; the inverse of `named`.
-
-    `like`: has the paths; `device`: by default that of `like`.
-    """
-    return nnx.from_flat_state(
-        (
-            path,
-            X.replace(
-                to_device(
-                    turned(path, arrays[name_of(path) + ending]),
-                    device or X[...].device,
-                )
-            ),
-        )
-        for path, X in nnx.to_flat_state(like)
-    )
-
-
-def width_of(state: nnx.State) -> AbstractContextManager[Any]:
-    """Within this context JAX computes in the width of some parameters."""
-    return enable_x64(jax.tree.leaves(state)[0].dtype == jnp.float64)
-
-
-# ---- arrays and random numbers ---------------------------------------
-
-
-def check_process() -> None:
-    """Raise `RuntimeError` in a forked process, where JAX would hang."""
-    if os.getpid() != PROCESS:
-        raise RuntimeError(
-            'JAX was imported before this process was forked, and would wait '
-            'for ever for threads that it has not: start a new process '
-            "instead of a fork (multiprocessing.get_context('spawn'))"
-        )
-
-
-def to_device(data: Any, device: Device = None) -> jax.Array:
-    """Copy a NumPy array to a device: see `Backend.tensor`."""
-    check_process()
-    X = np.asarray(data)
-    if X.dtype.kind != 'f':
-        X = X.astype(np.int32)
-    with enable_x64(X.dtype == np.float64):
-        return jnp.array(X, device=device)
-
-
-@contextmanager
-def random_numbers(rngs: nnx.Rngs | None) -> Iterator[None]:
-    """Within this context new layers draw their parameters from `rngs`.
-
-    `None` changes nothing; outside of the context it is `nnx.Rngs(0)`.
-    """
-    before = getattr(_thread, 'rngs', None)
-    _thread.rngs = rngs or current_rngs()
-    try:
-        yield
-    finally:
-        _thread.rngs = before
-
-
-def current_rngs() -> nnx.Rngs:
-    """Return the random numbers of new layers."""
-    check_process()
-    return getattr(_thread, 'rngs', None) or nnx.Rngs(0)

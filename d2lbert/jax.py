@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 
 from backends.jax import BACKEND, Module, keep_programs
-from backends.jax_training import random_numbers
+from backends.jax_arrays import random_numbers
 from backends.types import Array
 from d2lbert import bert
 from d2lbert.book import chapter, transformer

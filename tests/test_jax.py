@@ -220,11 +220,8 @@ def test_shards_are_host_devices(d2l):
 def test_blocks_are_computed_again(d2l):
     import jax
 
-    from backends.jax_training import (
-        masks_asked,
-        parameters_of,
-        sum_of_losses,
-    )
+    from backends.jax_arrays import parameters_of
+    from backends.jax_training import masks_asked, sum_of_losses
 
     trainer = new_trainer(d2l, num_blks=3, checkpoint_blocks=True)
     parallel, batch = trainer.parallel, make_batch(4)
