@@ -13,7 +13,7 @@ NOTEBOOK ?= en/bert-torch.ipynb
 TWO := --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv pretrain test test-all test-processes lint format audit test-matrix \
+.PHONY: help venv pretrain test test-all test-long lint format audit test-matrix \
   oracle bench bench-gpu soak lab notebooks site clean
 
 help:  ## Show this list
@@ -47,10 +47,10 @@ test: $(READY)  ## Run the tests but the slow ones
 	$(BIN)/python -m pytest $(TWO)
 
 test-all: $(READY)  ## Run the slow tests too
-	$(BIN)/python -m pytest $(TWO) -m 'not oracle and not processes'
+	$(BIN)/python -m pytest $(TWO) -m 'not oracle and not long'
 
-test-processes: $(READY)  ## Run the long tests of several processes
-	$(BIN)/python -m pytest -m processes
+test-long: $(READY)  ## Run the tests that take longest
+	$(BIN)/python -m pytest -m long
 
 lint: $(READY)  ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -223,7 +223,7 @@ def test_a_small_training_takes_what_is_predicted(measured_name, tmp_path):
     assert predicted == pytest.approx(measured, rel=0.15)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @needs_proc
 @pytest.mark.parametrize(
     ('network', 'more'),

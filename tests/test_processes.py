@@ -30,7 +30,7 @@ from helpers import (
 )
 
 pytestmark = unix
-slow = pytest.mark.processes
+slow = pytest.mark.long
 #: Seconds; a busy machine needs some to import a framework.
 TIMEOUT = 20
 
