@@ -59,6 +59,7 @@ Trainer.launch = interrupted
 
 def test_a_stopped_training_goes_on(text_file, train, backend_name, tmp_path):
     number, status = {
+        'jax': (signal.SIGTERM, 143),
         'mxnet': (signal.SIGINT, 130),
         'torch': (signal.SIGTERM, 143),
     }[backend_name]
