@@ -53,7 +53,7 @@ GLUON_ROUNDING = math.sqrt(
 )
 
 
-class Backend(Devices, ABC):
+class Backend(Devices):
     """What the chapter needs of a framework."""
 
     #: The framework's name, that of its package.
@@ -64,6 +64,9 @@ class Backend(Devices, ABC):
     #: its attribute `is_replicable` is true, copies of a network may run at
     #: the same time.
     Module: type
+
+    #: The class of what `data_parallel` returns.
+    Parallel: type[Any]
 
     #: The memory of a training on a processor, where it was measured.
     footprint: Footprint | None = None
@@ -228,17 +231,9 @@ class Backend(Devices, ABC):
 
     # ---- devices -----------------------------------------------------
 
-    @abstractmethod
-    def num_gpus(self) -> int:
-        """Return how many GPUs the framework can use."""
-
     def num_cores(self) -> int:
         """Return how many cores of the processor compute."""
         return num_cores()
-
-    @abstractmethod
-    def device(self, kind: str, index: int) -> Device:
-        """Return a device of kind `'cpu'` or `'gpu'`."""
 
     @abstractmethod
     def device_of(self, net: Net) -> Device:
@@ -271,7 +266,6 @@ class Backend(Devices, ABC):
         evaluation mode; with `masks` it is in training mode with these.
         """
 
-    @abstractmethod
     def data_parallel(
         self,
         net: Net,
@@ -295,6 +289,16 @@ class Backend(Devices, ABC):
         Raises `ValueError` for a device that is given twice where it cannot
         serve two shards, and for a precision that is not supported.
         """
+        return self.Parallel(
+            self,
+            net,
+            losses,
+            devices,
+            precision,
+            shared_masks,
+            group,
+            recompute,
+        )
 
     @abstractmethod
     def Adam(

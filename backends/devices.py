@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from backends.types import Device
 
 #: More shards on one processor than this are a mistake.
@@ -60,18 +62,18 @@ def shard_slices(num_rows: int, num_shards: int) -> list[slice]:
     ]
 
 
-class Devices:
+class Devices(ABC):
     """Devices by name, for a backend that knows them by number."""
 
     name: str
 
+    @abstractmethod
     def num_gpus(self) -> int:
         """Return how many GPUs the framework can use."""
-        raise NotImplementedError
 
+    @abstractmethod
     def device(self, kind: str, index: int) -> Device:
         """Return a device of kind `'cpu'` or `'gpu'`."""
-        raise NotImplementedError
 
     def devices(self, spec: str) -> list[Device]:
         """Return the devices of a specification.

@@ -133,6 +133,16 @@ class Group:
             for row, length in zip(table, lengths, strict=True)
         ]
 
+    def share(self, num_own: int) -> tuple[range, int]:
+        """Number things of which each process has some, rank by rank.
+
+        `num_own`: how many this one has. Returns their numbers, and how many
+        things there are in all.
+        """
+        counts = self.gather(num_own)
+        first = sum(counts[: self.rank])
+        return range(first, first + num_own), sum(counts)
+
 
 #: The group of a process that was started alone.
 ALONE = Group()

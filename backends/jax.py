@@ -21,7 +21,6 @@ from flax import nnx
 
 from backends import base
 from backends.dropout import current_masks, dropout_masks
-from backends.groups import ALONE
 from backends.jax_arrays import (
     current_rngs,
     named,
@@ -236,6 +235,7 @@ linear_cross_entropy.defvjp(with_gradients, backward)
 class JaxBackend(base.Backend):
     name = 'jax'
     Module = Module
+    Parallel = DataParallel
 
     # ---- tensor operations -------------------------------------------
 
@@ -395,21 +395,6 @@ class JaxBackend(base.Backend):
         with width_of(state):
             outputs, result = run(state, arrays)
             return named_arrays(outputs, result, self.to_numpy)
-
-    def data_parallel(
-        self,
-        net,
-        losses,
-        devices,
-        *,
-        precision='float32',
-        shared_masks=False,
-        group=ALONE,
-        recompute=False,
-    ):
-        return DataParallel(
-            net, losses, devices, precision, shared_masks, group, recompute
-        )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):
         return Adam(net, lr, epsilon_inside, tuple(frozen))

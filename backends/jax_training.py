@@ -5,10 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import (
-    contextmanager,
-    nullcontext,
-)
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import zip_longest
 from threading import Timer
@@ -55,6 +52,7 @@ class DataParallel(base.DataParallel):
 
     def __init__(
         self,
+        backend: base.Backend,
         net: nnx.Module,
         losses: Losses,
         devices: Sequence[jax.Device],
@@ -71,10 +69,8 @@ class DataParallel(base.DataParallel):
             )
         self.net, self.devices = net, list(devices)
         self.group = group
-        counts = group.gather(len(self.devices))
-        self.num_shards = self.num_workers = sum(counts)
-        first = sum(counts[: group.rank])
-        self.own_shards = range(first, first + counts[group.rank])
+        self.own_shards, self.num_shards = group.share(len(self.devices))
+        self.num_workers = self.num_shards
         self.tokens_at_a_time = GPU_TOKENS if on_gpu else CPU_TOKENS
         self.asynchronous = on_gpu
         self.draws_masks = on_gpu and not shared_masks
@@ -328,7 +324,11 @@ class Adam(base.Optimizer):
         return named(self.m, '.m') | named(self.v, '.v')
 
     def load_state(self, arrays, num_steps):
-        shapes = {name: X.shape for name, X in self.state().items()}
+        shapes = {
+            f'{name}.{moment}': shape
+            for name, shape in shapes_of(self.m).items()
+            for moment in 'mv'
+        }
         check_parameters(shapes, arrays)
         self.num_steps = num_steps
         self.m = state_of(self.m, arrays, '.m')

@@ -15,7 +15,6 @@ import numpy
 
 from backends import base
 from backends.dropout import current_masks, dropout_masks, masks_again
-from backends.groups import ALONE
 from backends.mxnet_training import (
     Adam,
     Call,
@@ -191,6 +190,7 @@ def linear_cross_entropy(
 class MXNetBackend(base.Backend):
     name = 'mxnet'
     Module = Module
+    Parallel = DataParallel
     footprint = Footprint(
         hidden=1.5,
         ffn=2,
@@ -201,6 +201,7 @@ class MXNetBackend(base.Backend):
         inputs=2,
         vocabulary=4.5,
         chunks=3,
+        chunk_rows=CHUNK_ROWS,
         workspace=59e6,
         copies=True,
         passing=0.16,
@@ -394,21 +395,6 @@ class MXNetBackend(base.Backend):
             for hook in hooks:
                 hook.detach()
         return named_arrays(outputs, result, self.to_numpy)
-
-    def data_parallel(
-        self,
-        net,
-        losses,
-        devices,
-        *,
-        precision='float32',
-        shared_masks=False,
-        group=ALONE,
-        recompute=False,
-    ):
-        return DataParallel(
-            self, net, losses, devices, precision, group, recompute
-        )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):
         return Adam(net, lr, epsilon_inside, frozen)

@@ -86,6 +86,7 @@ class DataParallel(ThreadedDataParallel):
         losses: Losses,
         devices: Sequence[Device],
         precision: str,
+        shared_masks: bool,
         group: Group,
         recompute: bool,
     ) -> None:

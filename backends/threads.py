@@ -139,11 +139,9 @@ class ThreadedDataParallel(base.DataParallel):
         self.threads = threads
         self.num_threads = num_threads
         self.group = group
-        own = 1 + max(worker.shard for worker in workers)
-        counts = group.gather([own, len(workers)])
-        self.num_shards, self.num_workers = np.sum(counts, 0).tolist()
-        first = sum(shards for shards, _ in counts[: group.rank])
-        self.own_shards = range(first, first + own)
+        num_own = 1 + max(worker.shard for worker in workers)
+        self.own_shards, self.num_shards = group.share(num_own)
+        _, self.num_workers = group.share(len(workers))
 
     @abstractmethod
     def start(self, busy: Sequence[int]) -> None:

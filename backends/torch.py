@@ -13,7 +13,6 @@ from torch.utils.checkpoint import checkpoint
 
 from backends import base
 from backends.dropout import current_masks, dropout_masks, masks_again
-from backends.groups import ALONE
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.recompute import noted_calls
@@ -101,6 +100,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 class TorchBackend(base.Backend):
     name = 'torch'
     Module = Module
+    Parallel = DataParallel
     footprint = Footprint(
         hidden=3.7,
         ffn=1.5,
@@ -111,6 +111,7 @@ class TorchBackend(base.Backend):
         inputs=1,
         vocabulary=3,
         chunks=0,
+        chunk_rows=CHUNK_ROWS,
         workspace=25e6,
         copies=False,
         passing=0,
@@ -302,28 +303,6 @@ class TorchBackend(base.Backend):
             for hook in hooks:
                 hook.remove()
         return named_arrays(outputs, result, self.to_numpy)
-
-    def data_parallel(
-        self,
-        net,
-        losses,
-        devices,
-        *,
-        precision='float32',
-        shared_masks=False,
-        group=ALONE,
-        recompute=False,
-    ):
-        return DataParallel(
-            self,
-            net,
-            losses,
-            devices,
-            precision,
-            shared_masks,
-            group,
-            recompute,
-        )
 
     def Adam(self, net, lr, epsilon_inside, frozen=()):
         return Adam(net, lr, epsilon_inside, frozen)

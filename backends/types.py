@@ -79,7 +79,7 @@ class Footprint(NamedTuple):
     arrays of the moment are worth; `inputs`: vectors that recomputation keeps
     of each token and block. For each worker: `vocabulary` arrays as large as
     the weight of the output layer, `chunks` of logits beside the one that it
-    computes, and `workspace` bytes. `copies`: each
+    computes, of `chunk_rows` rows each, and `workspace` bytes. `copies`: each
     worker has the parameters, too; `passing`: how many more copies of all
     parameters a step has for a moment. `kept`: the part of a step's memory
     that the process keeps after it. `least_tokens`: see `DataParallel`.
@@ -94,6 +94,7 @@ class Footprint(NamedTuple):
     inputs: int
     vocabulary: float
     chunks: float
+    chunk_rows: int
     workspace: float
     copies: bool
     passing: float

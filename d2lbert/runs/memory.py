@@ -29,8 +29,6 @@ from d2lbert.micro_batches import micro_batches, rows_at_a_time
 from d2lbert.runs.config import MAX_POSITIONS, Config
 
 FLOAT_BYTES = 4
-#: Rows of logits that exist at a time.
-CHUNK_ROWS = 512
 #: A training that takes more is announced.
 LARGE = 2e9
 #: In so many steps the largest micro-batch is looked for.
@@ -229,11 +227,12 @@ class Prediction:
     ) -> float:
         """Return what the output layer and its chunk of logits take."""
         num_queries = num_rows * min(num_tokens, num_slots(config.max_len))
+        kept = self.footprint
         width = (
-            self.footprint.vocabulary * config.num_hiddens
-            + self.footprint.chunks * CHUNK_ROWS
-            + min(CHUNK_ROWS, num_queries)
-        )  # fmt: skip
+            kept.vocabulary * config.num_hiddens
+            + kept.chunks * kept.chunk_rows
+            + min(kept.chunk_rows, num_queries)
+        )
         return FLOAT_BYTES * width * self.vocab_size
 
 

@@ -242,7 +242,7 @@ def prepare(config: Config, progress: bool, group: Group) -> Prepared:
     tab = load_tab(config.backend)
     devices = devices_of(tab, config, group)
     examples, vocab = load_examples(config, progress)
-    num_shards = sum(group.gather(len(devices)))
+    _, num_shards = group.share(len(devices))
     check_shards(config, examples.num_examples, num_shards)
     return Prepared(tab, devices, examples, vocab)
 
