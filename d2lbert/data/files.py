@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -314,6 +315,33 @@ def load_arrays(data: bytes) -> dict[str, np.ndarray]:
         ) from error
 
 
+def safetensors_header(
+    layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    metadata: Mapping[str, str],
+) -> tuple[bytes, dict[str, int]]:
+    """Return how a safetensors file begins, and where each array starts.
+
+    `layout`: the type, of integers or floats, and the shape of each array;
+    `metadata`: texts. The starts are counted from the end of the header, in
+    the order of the file.
+    """
+    about: dict[str, Any] = {'__metadata__': dict(metadata)}
+    starts, end = {}, 0
+    # The widest numbers first, so that each array is aligned
+    for name in sorted(layout, key=lambda name: -layout[name][0].itemsize):
+        dtype, shape = layout[name]
+        starts[name] = end
+        end += dtype.itemsize * math.prod(shape)
+        about[name] = {
+            'dtype': f'{dtype.kind.upper()}{8 * dtype.itemsize}',
+            'shape': shape,
+            'data_offsets': [starts[name], end],
+        }
+    header = json.dumps(about).encode()
+    header += b' ' * (-len(header) % 8)
+    return len(header).to_bytes(8, 'little') + header, starts
+
+
 def to_safetensors(
     arrays: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
@@ -321,26 +349,18 @@ def to_safetensors(
     """Return the header of a safetensors file of arrays, and their bytes.
 
     The package safetensors copies all bytes twice; a large network has no
-    memory for that. `metadata`: texts for the header. The types are those
-    of integers and floats.
+    memory for that. `metadata`: texts for the header.
     """
-    about: dict[str, Any] = {'__metadata__': dict(metadata or {})}
-    parts, end = [], 0
-    # The widest numbers first, so that each array is aligned
-    by_width = sorted(arrays, key=lambda name: -arrays[name].itemsize)
-    for name in by_width:
-        array, start = arrays[name], end
-        end += array.nbytes
-        about[name] = {
-            'dtype': f'{array.dtype.kind.upper()}{8 * array.itemsize}',
-            'shape': array.shape,
-            'data_offsets': [start, end],
-        }
-        little = array.astype(array.dtype.newbyteorder('<'), 'C', copy=False)
+    header, starts = safetensors_header(
+        {name: (A.dtype, A.shape) for name, A in arrays.items()},
+        metadata or {},
+    )
+    parts = []
+    for name in starts:
+        dtype = arrays[name].dtype.newbyteorder('<')
+        little = arrays[name].astype(dtype, 'C', copy=False)
         parts.append(memoryview(little.reshape(-1).view('u1').data))
-    header = json.dumps(about).encode()
-    header += b' ' * (-len(header) % 8)
-    return len(header).to_bytes(8, 'little') + header, parts
+    return header, parts
 
 
 def write_arrays(

@@ -21,6 +21,7 @@ from d2lbert.data.files import (
     chunks,
     new_file,
     read_header,
+    safetensors_header,
     sha256_of,
     without,
 )
@@ -34,7 +35,6 @@ DTYPES = {
     'U32': np.uint32,
     'U64': np.uint64,
 }
-NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 #: The types of a `Batch`.
 TYPES = {
     name: empty.dtype for name, empty in Batch.empty(0, 0)._asdict().items()
@@ -127,13 +127,10 @@ def write_examples(
     layout = layout_of(num_examples, max_len, len(vocab)) | {
         name: (array.dtype, array.shape) for name, array in others.items()
     }
-    # Wide numbers first, so that each lies at a multiple of its size
-    names = sorted(layout, key=lambda name: -layout[name][0].itemsize)
-    starts, end = {}, 0
-    for name in names:
-        starts[name] = end
-        end += num_bytes({name: layout[name]})
-    header = header_of(path.stem, layout, starts)
+    manifest = json.dumps({'format': FORMAT, 'key': path.stem})
+    header, starts = safetensors_header(
+        layout, {'manifest': manifest, 'sha256': NO_CHECKSUM}
+    )
     with new_file(path) as file:
         file.write(header)
         row = 0
@@ -152,29 +149,6 @@ def write_examples(
         checksum = sha256_of(parts_of(before, after, file))
         file.seek(len(before))
         file.write(checksum.encode())
-
-
-def header_of(key: str, layout: Layout, starts: Mapping[str, int]) -> bytes:
-    """Return the start of a safetensors file, not yet sealed."""
-    header: dict[str, Any] = {
-        '__metadata__': {
-            'manifest': json.dumps({'format': FORMAT, 'key': key}),
-            'sha256': NO_CHECKSUM,
-        }
-    }
-    for name, (dtype, shape) in layout.items():
-        start = starts[name]
-        header[name] = {
-            'dtype': NAMES[dtype],
-            'shape': shape,
-            'data_offsets': [
-                start,
-                start + num_bytes({name: (dtype, shape)}),
-            ],
-        }
-    text = json.dumps(header).encode()
-    text += b' ' * (-len(text) % 8)
-    return len(text).to_bytes(8, 'little') + text
 
 
 def read_examples(path: Path) -> tuple[StoredExamples, Vocab]:
