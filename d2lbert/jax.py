@@ -91,20 +91,13 @@ class MultiHeadAttention(Rngs, bert.MultiHeadAttention, Module):
     def __init__(
         self,
         num_hiddens: int,
-        num_heads: int,
-        dropout: float,
-        bias: bool = False,
-        *,
+        *arguments: Any,
         num_inputs: int | None = None,
         **others: Any,
     ) -> None:
+        num_inputs = num_inputs or num_hiddens
         super().__init__(
-            num_hiddens,
-            num_heads,
-            dropout,
-            bias,
-            num_inputs=num_inputs or num_hiddens,
-            **others,
+            num_hiddens, *arguments, num_inputs=num_inputs, **others
         )
 
 
