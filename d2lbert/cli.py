@@ -316,9 +316,12 @@ def parity(
     training. The exit status is 1 where a tensor differs by more than is
     allowed.
     """
-    from d2lbert.parity.report import Report, compare_backends
+    from d2lbert.parity.report import REPORT_FILE, Report, compare_backends
 
     pairs = pairs_of(names)
+
+    def folder_of(pair: tuple[str, str], folder: Path) -> Path:
+        return folder / '-'.join(pair) if len(pairs) > 1 else folder
 
     def compare(folder: Path) -> list[Report]:
         return [
@@ -326,7 +329,7 @@ def parity(
                 pair,
                 dtype=dtype,
                 twin=twin,
-                out=folder / '-'.join(pair) if len(pairs) > 1 else folder,
+                out=folder_of(pair, folder),
                 **options,
             )
             for pair in pairs
@@ -339,10 +342,12 @@ def parity(
         print(report.table())
         if not report.passed:
             print(report.failures_text())
-    for file in sorted(out.rglob('parity.*')):
-        kind = {'.png': 'Curves', '.json': 'Numbers'}.get(file.suffix)
-        if kind:
-            print(f'{kind}: {file}')
+    for pair in pairs:
+        folder = folder_of(pair, out)
+        picture = folder / 'parity.png'
+        if picture.exists():
+            print(f'Curves: {picture}')
+        print(f'Numbers: {folder / REPORT_FILE}')
     if as_json:
         found = [report.as_dict() for report in reports]
         print(json.dumps(found if len(found) > 1 else found[0]))
@@ -536,9 +541,10 @@ def with_all(arguments: list[str]) -> list[str]:
 
     An option of two values cannot have one.
     """
-    if ['--backends', 'all'] in map(list, pairwise(arguments)):
-        i = arguments.index('--backends')
-        return [*arguments[: i + 1], 'all', *arguments[i + 1 :]]
+    for i, words in enumerate(pairwise(arguments)):
+        follows = arguments[i + 2 : i + 3] or ['-']
+        if words == ('--backends', 'all') and follows[0].startswith('-'):
+            return [*arguments[: i + 1], 'all', *arguments[i + 1 :]]
     return arguments
 
 

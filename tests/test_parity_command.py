@@ -171,6 +171,8 @@ def test_every_option_reaches_the_comparison(compare):
         'vocab_size': 40,
         'steps': 1,
         'batch_size': 9,
+        'preset': 'chapter',
+        'checkpoint_blocks': False,
         'max_len': 24,
         'num_hiddens': 12,
         'ffn_num_hiddens': 20,
