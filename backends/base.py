@@ -289,16 +289,8 @@ class Backend(Devices):
         Raises `ValueError` for a device that is given twice where it cannot
         serve two shards, and for a precision that is not supported.
         """
-        return self.Parallel(
-            self,
-            net,
-            losses,
-            devices,
-            precision,
-            shared_masks,
-            group,
-            recompute,
-        )
+        options = precision, shared_masks, group, recompute
+        return self.Parallel(self, net, losses, devices, *options)
 
     @abstractmethod
     def Adam(
