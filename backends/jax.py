@@ -39,6 +39,8 @@ from backends.recompute import noted_calls
 # How many rows of logits exist at a time
 CHUNK_ROWS = 128
 NUM_CPU_DEVICES = 8
+# Of all programs that are kept
+MOST_BYTES = 1 << 30
 ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 _thread = local()
@@ -55,6 +57,9 @@ def keep_programs(folder: Path) -> None:
     """Let JAX keep what it has compiled in a folder, unless it has one."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', str(folder))
+        # Where there is a limit, JAX locks the folder: without, a process
+        # may read what another one is writing
+        jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
         # Of many small programs, too, a start is made
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from benchmarks import workload
 from benchmarks.numbers import Results, column
 from d2lbert.book.animator import DPI
 from d2lbert.frameworks import FRAMEWORKS
@@ -20,8 +21,8 @@ def draw_growth(results: Results, path: Path) -> None:
     for axes, (name, sizes) in zip(
         panels, results['curves'].items(), strict=True
     ):
-        for framework, known in FRAMEWORKS.items():
-            runs = results[framework]
+        for framework in workload.FRAMEWORKS:
+            runs, known = results[framework], FRAMEWORKS[framework]
             label, color = known.label, known.color
             seconds = np.array([column(run[name], 'seconds') for run in runs])
             medians = np.median(seconds, axis=0)

@@ -45,6 +45,7 @@ os.environ.setdefault(
     'JAX_COMPILATION_CACHE_DIR', str(helpers.ROOT / '.pytest_cache' / 'jax')
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(1 << 30))
 
 
 def tabs(*names):

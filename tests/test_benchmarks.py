@@ -21,6 +21,7 @@ from benchmarks.numbers import Spread, paired
 from benchmarks.sections import check_equal_examples
 from benchmarks.targets import Target
 from d2lbert.pytest_plugin import require
+from helpers import BOOK_BACKENDS
 
 ORACLE = Path(__file__).parent.parent / '.oracle' / 'bin' / 'python'
 
@@ -449,7 +450,9 @@ def test_printed_speed():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('backend_name', BOOK_BACKENDS)
 def test_training_is_measured(backend_name, tmp_path):
+    require(backend_name)
     bench = Bench(tmp_path, QUICK, sys.executable)
     run = bench.measure(
         'ours',
@@ -467,7 +470,7 @@ def test_training_is_measured(backend_name, tmp_path):
 def test_a_failed_measurement_says_why(tmp_path):
     bench = Bench(tmp_path, QUICK, sys.executable)
     with pytest.raises(MeasurementError, match='No module named'):
-        bench.measure('ours', 'jax', 'matrix_rate')
+        bench.measure('ours', 'tensorflow', 'matrix_rate')
 
 
 @pytest.mark.oracle

@@ -57,12 +57,13 @@ WORKING = """
         device_count = staticmethod(lambda: 2)
     class context:
         num_gpus = staticmethod(lambda: 3)
+    devices = list
 """
 
 
-def working(folder):
-    """Packages that stand for both frameworks, and import fast."""
-    for name in FRAMEWORKS:
+def working(folder, *others):
+    """Packages that stand for the frameworks but some, and import fast."""
+    for name in ({*FRAMEWORKS, 'flax', 'optax'}).difference(others):
         package(folder, name, WORKING)
 
 
@@ -86,6 +87,7 @@ def test_neither_framework_is_installed(tmp_path):
 
 
 def test_a_framework_that_crashes_or_hangs(tmp_path):
+    working(tmp_path, 'mxnet', 'torch')
     package(
         tmp_path,
         'torch',

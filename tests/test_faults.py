@@ -168,7 +168,7 @@ def test_a_network_larger_than_the_machine(run, backend_name, tmp_path):
 def test_memory_that_is_not_there(command, backend_name, tmp_path):
     done = command(
         *('pretrain', *TINY, '--backend', backend_name, '--out', 'run'),
-        *('--num-hiddens', 8000, '--num-heads', 1),
+        *('--num-hiddens', 4000, '--num-heads', 1),
         before='set -- prlimit --as=3000000000 "$@"',
     )
     # Before it, the line about the memory of a large training

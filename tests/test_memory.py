@@ -294,7 +294,10 @@ def test_a_device_that_was_not_measured(monkeypatch, one_backend):
 # ---- the command -----------------------------------------------------
 
 
-def test_dry_run_lists_the_parts_and_writes_nothing(run, measured_name):
+def test_dry_run_lists_the_parts_and_writes_nothing(
+    run, measured_name, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
     done = run(
         *('pretrain', '--backend', measured_name, '--devices', 'cpu'),
         *('--dry-run', '--json'),
