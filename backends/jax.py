@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from threading import local
 from typing import Any, ClassVar
 
@@ -31,6 +30,7 @@ from backends.jax_arrays import (
     width_of,
     words_of,
 )
+from backends.jax_programs import make_room
 from backends.jax_training import Adam, DataParallel
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
@@ -39,8 +39,6 @@ from backends.recompute import noted_calls
 # How many rows of logits exist at a time
 CHUNK_ROWS = 128
 NUM_CPU_DEVICES = 8
-# Of all programs that are kept
-MOST_BYTES = 1 << 30
 ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 _thread = local()
@@ -51,17 +49,6 @@ _thread = local()
 if jax.config.jax_num_cpu_devices < 1:
     with suppress(RuntimeError):
         jax.config.update('jax_num_cpu_devices', NUM_CPU_DEVICES)
-
-
-def keep_programs(folder: Path) -> None:
-    """Let JAX keep what it has compiled in a folder, unless it has one."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update('jax_compilation_cache_dir', str(folder))
-        # Where there is a limit, JAX locks the folder: without, a process
-        # may read what another one is writing
-        jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
-        # Of many small programs, too, a start is made
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 # ---- layers ----------------------------------------------------------
@@ -374,6 +361,7 @@ class JaxBackend(base.Backend):
         device = self.device_of(net)
         graph, state = nnx.split(net)
         outputs = []
+        make_room()
         with width_of(state):
             for batch in batches:
                 inputs = [self.tensor(X, device) for X in batch]

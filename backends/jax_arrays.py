@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from threading import local
 from typing import Any
 
@@ -50,9 +51,16 @@ def turned(path: Sequence[Any], X: Any) -> Any:
 def shapes_of(state: nnx.State) -> dict[str, tuple[int, ...]]:
     """Return the shape of each array by its parameter's name."""
     return {
-        name_of(path): turned(path, X[...]).shape
+        name_of(path): X.shape[::-1] if path[-1] == 'kernel' else X.shape
         for path, X in nnx.to_flat_state(state)
     }
+
+
+# With its argument the result is on the same device
+@partial(jax.jit, keep_unused=True)
+def zeros_like(state: nnx.State) -> nnx.State:
+    """Return zeros for parameters, all of them by one program."""
+    return jax.tree.map(jnp.zeros_like, state)
 
 
 def named(state: nnx.State, ending: str = '') -> dict[str, np.ndarray]:
@@ -114,7 +122,8 @@ def to_device(data: Any, device: Device = None) -> jax.Array:
     if X.dtype.kind != 'f':
         X = X.astype(np.int32)
     with enable_x64(X.dtype == np.float64):
-        return jnp.array(X, device=device)
+        # Of a copy, because on a processor JAX may go on using its memory
+        return jax.device_put(X.copy(), device)
 
 
 @contextmanager

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import zip_longest
-from threading import Timer
 from typing import Any
 
 import jax
@@ -28,20 +26,14 @@ from backends.jax_arrays import (
     state_of,
     to_device,
     width_of,
+    zeros_like,
 )
+from backends.jax_programs import make_room, told
 from backends.parameters import check_parameters
 from backends.recompute import recomputing
 from backends.types import Losses, Part
 
-logger = logging.getLogger(__name__)
-
 CPU_TOKENS, GPU_TOKENS = 8192, 32768
-# A compilation that takes longer is told to the user, seconds
-PATIENCE = 1.0
-COMPILING = (
-    'JAX compiles the training for %d rows of %d tokens: a few seconds, and '
-    'none the next time'
-)
 
 
 class DataParallel(base.DataParallel):
@@ -85,7 +77,7 @@ class DataParallel(base.DataParallel):
         with width_of(parameters):
             # New ones for each, because several may share a device
             sums = [
-                jax.device_put(jax.tree.map(jnp.zeros_like, parameters), each)
+                jax.device_put(zeros_like(parameters), each)
                 for each in self.devices
             ]
             copies = [
@@ -132,6 +124,7 @@ class DataParallel(base.DataParallel):
         shapes = tuple(X.shape for X in inputs)
         is_new = shapes not in self.asked
         if is_new:
+            make_room()
             self.asked[shapes] = masks_asked(*self.program, *copy, inputs)
         if part.masks is None:
             masks = self.rngs.dropout()
@@ -216,20 +209,6 @@ class DrawnMasks:
         return jax.random.bernoulli(key, 1 - p, shape)
 
 
-@contextmanager
-def told(shape: tuple[int, ...]) -> Iterator[None]:
-    """Say that a program is compiled within this context, if it takes long.
-
-    `shape`: rows and tokens of the micro-batch.
-    """
-    timer = Timer(PATIENCE, logger.warning, [COMPILING, *shape])
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 class Gradients(base.Gradients):
     """Gradients on the first device, and the losses they are of."""
 
@@ -288,9 +267,7 @@ class Adam(base.Optimizer):
         self.is_learned = is_learned
         parameters = nnx.state(net, is_learned)
         with width_of(parameters):
-            self.m, self.v = (
-                jax.tree.map(jnp.zeros_like, parameters) for _ in 'mv'
-            )
+            self.m, self.v = (zeros_like(parameters) for _ in 'mv')
         single = jax.tree.leaves(parameters)[0].dtype == jnp.float32
         self.rounding = base.GLUON_ROUNDING if single else 1.0
         self.num_steps = 0

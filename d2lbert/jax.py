@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from backends.jax import BACKEND, Module, keep_programs
+from backends.jax import BACKEND, Module
 from backends.jax_arrays import random_numbers
+from backends.jax_programs import keep_programs
 from backends.types import Array
 from d2lbert import bert
 from d2lbert.book import chapter, transformer

@@ -202,11 +202,28 @@ def test_programs_are_few(d2l, loaded, monkeypatch):
     assert jax_training.add_gradients._cache_size() <= 4
 
 
-def test_a_long_compilation_is_told(d2l, monkeypatch, caplog):
-    from backends import jax_training
+def test_programs_are_forgotten_in_time(d2l, monkeypatch, tmp_path):
+    """XLA ends a process that has all mappings that Linux allows."""
+    from backends import jax_programs
+    from backends.jax import BACKEND, evaluated
 
-    monkeypatch.setattr(jax_training, 'PATIENCE', 0)
-    with jax_training.told((64, 32)):
+    few = tmp_path / 'few'
+    few.write_text('10')
+    net = d2l.BERTModel(**SIZES)
+    batches = [inputs(d2l)]
+    expected = BACKEND.evaluate(net, batches)
+    assert evaluated._cache_size() > 0
+    monkeypatch.setattr(jax_programs, 'MOST_MAPPINGS', few)
+    again = BACKEND.evaluate(net, batches)
+    assert evaluated._cache_size() == 1
+    np.testing.assert_equal(again, expected)
+
+
+def test_a_long_compilation_is_told(d2l, monkeypatch, caplog):
+    from backends import jax_programs
+
+    monkeypatch.setattr(jax_programs, 'PATIENCE', 0)
+    with jax_programs.told((64, 32)):
         while not caplog.records:
             pass
     assert 'compiles the training for 64 rows of 32 tokens' in caplog.text

@@ -1,0 +1,65 @@
+"""The programs that JAX compiles: kept, told to the user, and forgotten."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Timer
+
+import jax
+
+logger = logging.getLogger(__name__)
+
+# A compilation that takes longer is told to the user, seconds
+PATIENCE = 1.0
+COMPILING = (
+    'JAX compiles the training for %d rows of %d tokens: a few seconds, and '
+    'none the next time'
+)
+# Of all programs in the folder, bytes
+MOST_BYTES = 1 << 30
+MAPPINGS = Path('/proc/self/maps')
+MOST_MAPPINGS = Path('/proc/sys/vm/max_map_count')
+
+
+def keep_programs(folder: Path) -> None:
+    """Let JAX keep what it has compiled in a folder, unless it has one."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update('jax_compilation_cache_dir', str(folder))
+        # Where there is a limit, JAX locks the folder: without, a process
+        # may read what another one is writing
+        jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
+        # Of many small programs, too, a start is made
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def make_room() -> None:
+    """Forget all programs where they fill half of what Linux allows.
+
+    A program of a training has hundreds of memory mappings. Where the
+    process may have no more of them, XLA ends it.
+    """
+    try:
+        with open(MAPPINGS, 'rb') as mappings:
+            used = sum(1 for _ in mappings)
+        most = int(MOST_MAPPINGS.read_text())
+    except OSError:  # not on Linux
+        return
+    if used > most // 2:
+        jax.clear_caches()
+
+
+@contextmanager
+def told(shape: tuple[int, ...]) -> Iterator[None]:
+    """Say that a program is compiled within this context, if it takes long.
+
+    `shape`: rows and tokens of the micro-batch.
+    """
+    timer = Timer(PATIENCE, logger.warning, [COMPILING, *shape])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
