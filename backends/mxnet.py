@@ -7,8 +7,10 @@ with the `np` ones.
 
 from __future__ import annotations
 
+import atexit
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import numpy
@@ -40,6 +42,16 @@ CHUNK_ROWS = 512
 # Smaller logits, below the greatest, count nothing: exp(−60) is 1e-26. Their
 # exponentials would be numbers with which processors are slow.
 LEAST_LOGIT = -60
+
+
+def shut_down() -> None:
+    """Let MXNet end without the error of an operation that has failed."""
+    with suppress(mx.MXNetError):
+        mx.base._notify_shutdown()
+
+
+atexit.unregister(mx.base._notify_shutdown)
+atexit.register(shut_down)
 
 
 class Module(gluon.Block):

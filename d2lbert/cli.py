@@ -558,8 +558,12 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), BAD_INPUT
     if isinstance(error, errors.D2LBertError):
         return str(error), FAILED
-    # A framework's message can have many lines
-    text = ' '.join(str(error).split())
+    # A framework's message can have many lines, and MXNet's a traceback,
+    # whose last line says what happened
+    message = str(error)
+    if message.startswith('Traceback'):
+        _, message = message.strip().rsplit('\n', 1)
+    text = ' '.join(message.split())
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and NO_MEMORY.search(text)
     ):

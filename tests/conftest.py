@@ -48,6 +48,42 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(1 << 30))
 
 
+# Tests that start processes try one framework by default, and JAX, which
+# compiles each network, is tried by default where it differs
+ONE_FRAMEWORK = {
+    'test_faults',
+    'test_memory',
+    'test_processes',
+    'test_signals',
+    'test_threads',
+}
+WITH_JAX = {
+    'test_backends',
+    'test_bert',
+    'test_numerics',
+    'test_parity',
+    'test_tabs',
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark the other frameworks' variants of a test as slow."""
+    for item in items:
+        name, module = framework_of(item), item.module.__name__
+        if (name == 'jax' and module not in WITH_JAX) or (
+            name in ('jax', 'mxnet') and module in ONE_FRAMEWORK
+        ):
+            item.add_marker(pytest.mark.slow)
+
+
+def framework_of(item):
+    """The framework that a test was parametrized with, or `None`."""
+    call = getattr(item, 'callspec', None)
+    values = call.params.values() if call else ()
+    return next((name for name in values if name in backends.names()), None)
+
+
 def tabs(*names):
     for name in names:
         require(name)

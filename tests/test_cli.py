@@ -269,6 +269,7 @@ def test_without_out_each_run_has_a_folder(
     }
 
 
+@pytest.mark.slow
 def test_at_once_without_out_each_run_has_a_folder(
     text_file, one_backend, tmp_path, monkeypatch
 ):

@@ -19,6 +19,8 @@ from helpers import ROOT, TINY, Done, assert_refused, unix
 
 pytestmark = unix
 
+slow = pytest.mark.slow
+
 
 @pytest.fixture
 def command(tmp_path):
@@ -280,9 +282,13 @@ def test_a_user_without_a_home(command, one_backend, tmp_path):
     ('setting', 'content'),
     [
         ('nonsense', b''),
-        ('', b'backend: nonsense\nfont.size: x\n'),
         ('', b'\xff\xfe'),
-        ('', b'text.usetex: True\ntext.latex.preamble: \\nonsense\n'),
+        pytest.param('', b'backend: nonsense\nfont.size: x\n', marks=slow),
+        pytest.param(
+            '',
+            b'text.usetex: True\ntext.latex.preamble: \\nonsense\n',
+            marks=slow,
+        ),
     ],
 )
 def test_settings_of_matplotlib_that_cannot_be_used(
@@ -301,7 +307,7 @@ def test_settings_of_matplotlib_that_cannot_be_used(
     assert len(load_run(tmp_path / 'run').history) == 1
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize('name', ['chapter', 'parity'])
 def test_numbers_that_cannot_be_drawn(
     command, both_tabs, text_file, tmp_path, name

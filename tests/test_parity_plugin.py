@@ -49,6 +49,7 @@ def check(tmp_path):
     return check
 
 
+@pytest.mark.slow
 def test_once_for_each_backend(both_tabs, check):
     status, out = check(test=TEST)
     assert status == 0, out

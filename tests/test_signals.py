@@ -27,6 +27,8 @@ from helpers import (
 pytestmark = unix
 LONG = ('--steps=1000000',)
 
+slow = pytest.mark.slow
+
 
 def start(backend_name, out, *args, code=MAIN):
     return python(
@@ -138,6 +140,7 @@ def test_a_killed_training_goes_on(text_file, train, one_backend, tmp_path):
     assert_same_runs(out, tmp_path / 'uninterrupted')
 
 
+@slow
 def test_two_trainings_in_one_folder(text_file, one_backend, tmp_path):
     options = (*TINY, f'--corpus={text_file}', '--save-every=1')
     first = start(one_backend, tmp_path, *options, *LONG, code=HANGING + MAIN)
@@ -204,7 +207,9 @@ display.save_figure = interrupted
 """
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    'number', [pytest.param(signal.SIGINT, marks=slow), signal.SIGTERM]
+)
 def test_a_signal_while_a_picture_is_drawn_stops_at_once(
     text_file, both_tabs, tmp_path, number
 ):

@@ -10,6 +10,8 @@ import pytest
 import d2lbert
 from helpers import finish, python
 
+slow = pytest.mark.slow
+
 
 def in_a_thread(function):
     """Return what a function gives in a thread of its own."""
@@ -125,7 +127,14 @@ def test_a_forked_process(backend_name, before, after, tmp_path):
 # ---- what the environment says of threads ----------------------------
 
 
-@pytest.mark.parametrize('wanted', ['abc', '4,2', '9' * 30, '64', ''])
+@pytest.mark.parametrize(
+    'wanted',
+    [
+        '4,2',
+        '64',
+        *(pytest.param(text, marks=slow) for text in ('abc', '9' * 30, '')),
+    ],
+)
 def test_omp_num_threads_of_any_kind(backend_name, wanted):
     """MXNet ends the process where it is not one number."""
     code = (

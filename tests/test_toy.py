@@ -53,7 +53,7 @@ def two_steps(tab, backend, recipe, devices):
     [
         ('mxnet', 'cpu:2'),
         pytest.param('pytorch', 'cpu', marks=pytest.mark.slow),
-        ('corrected', 'cpu:2'),
+        pytest.param('corrected', 'cpu:2', marks=pytest.mark.slow),
     ],
 )
 def test_two_steps_are_those_of_pytorch(recipe, devices):
