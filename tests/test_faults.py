@@ -85,7 +85,13 @@ def test_a_reader_that_has_left():
     assert (done.returncode, done.stderr) == (1, b'')
 
 
-@pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&-', '>&- 2>&- <&-'])
+@pytest.mark.parametrize(
+    'closed',
+    [
+        *(pytest.param(one, marks=slow) for one in ('>&-', '2>&-', '<&-')),
+        '>&- 2>&- <&-',
+    ],
+)
 def test_streams_that_are_closed(
     command, saved, one_backend, tmp_path, closed
 ):
@@ -166,6 +172,7 @@ def test_a_network_larger_than_the_machine(run, backend_name, tmp_path):
     refused('--num-blks', 2_000_000_000)
 
 
+@slow
 @pytest.mark.skipif(not shutil.which('prlimit'), reason='needs util-linux')
 def test_memory_that_is_not_there(command, backend_name, tmp_path):
     done = command(
@@ -282,7 +289,7 @@ def test_a_user_without_a_home(command, one_backend, tmp_path):
     ('setting', 'content'),
     [
         ('nonsense', b''),
-        ('', b'\xff\xfe'),
+        pytest.param('', b'\xff\xfe', marks=slow),
         pytest.param('', b'backend: nonsense\nfont.size: x\n', marks=slow),
         pytest.param(
             '',

@@ -325,6 +325,7 @@ def test_a_process_with_something_else(
 # ---- stopping and going on -------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_at_one_rank_stops_all(
     launch, backend_name, text_file, tmp_path, number

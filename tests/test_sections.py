@@ -557,7 +557,11 @@ RANDOM_TOKENS = {
 }
 #: Whose functions a program uses: the reader's, the reader's
 #: `load_data_wiki` over the package's, or the package's.
-LOADERS = ('own', 'own load_data_wiki', 'package')
+LOADERS = (
+    pytest.param('own', marks=pytest.mark.slow),
+    'own load_data_wiki',
+    'package',
+)
 
 
 def dataset_cells(tab, edition, functions, batch_size):

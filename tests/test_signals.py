@@ -207,9 +207,8 @@ display.save_figure = interrupted
 """
 
 
-@pytest.mark.parametrize(
-    'number', [pytest.param(signal.SIGINT, marks=slow), signal.SIGTERM]
-)
+@slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_picture_is_drawn_stops_at_once(
     text_file, both_tabs, tmp_path, number
 ):
@@ -255,6 +254,7 @@ Run.draw = limited
 """
 
 
+@slow
 @pytest.mark.skipif(
     not os.path.exists('/proc/self/statm'), reason='only Linux tells'
 )

@@ -99,7 +99,7 @@ print(compute())
     ('before', 'after'),
     [
         ('pretrain', 'pretrain'),
-        ('pretrain', 'represent'),
+        pytest.param('pretrain', 'represent', marks=slow),
         ('load_run', 'represent'),
     ],
 )
@@ -131,8 +131,10 @@ def test_a_forked_process(backend_name, before, after, tmp_path):
     'wanted',
     [
         '4,2',
-        '64',
-        *(pytest.param(text, marks=slow) for text in ('abc', '9' * 30, '')),
+        *(
+            pytest.param(text, marks=slow)
+            for text in ('abc', '9' * 30, '64', '')
+        ),
     ],
 )
 def test_omp_num_threads_of_any_kind(backend_name, wanted):
