@@ -383,7 +383,7 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            metavar='torch-state-dict|mxnet-params|safetensors|run',
+            metavar='torch-state-dict|mxnet-params|flax-state|safetensors|run',
             help='What to write.',
         ),
     ],

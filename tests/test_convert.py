@@ -24,6 +24,7 @@ NAMES = {
     'torch-state-dict': 'net.pt',
     'mxnet-params': 'net.params',
     'safetensors': 'net.safetensors',
+    'flax-state': 'flax.safetensors',
 }
 
 
@@ -67,7 +68,7 @@ def textbook_weights():
 # ---- there and back --------------------------------------------------
 
 
-@pytest.mark.parametrize('via', ['mxnet-params', 'safetensors'])
+@pytest.mark.parametrize('via', ['mxnet-params', 'safetensors', 'flax-state'])
 def test_a_network_in_another_framework(
     all_tabs, backend_name, saved, tmp_path, via
 ):
@@ -116,6 +117,29 @@ def test_params_written_by_mxnet(both_tabs, saved, tmp_path):
     assert_equal(convert.read_weights(path), get_weights(run.net))
 
 
+@pytest.mark.jax
+def test_flax_reads_a_state(all_tabs, saved, tmp_path):
+    from flax import nnx
+    from flax.traverse_util import unflatten_dict
+    from safetensors.flax import load_file as load_flax
+
+    path = tmp_path / 'flax.safetensors'
+    convert.convert(saved('torch'), 'flax-state', path)
+    net = d2lbert.load_run(saved('jax')).net
+    paths = {
+        tuple(int(word) if word.isdigit() else word for word in name): X
+        for name, X in (
+            (name.split('.'), X) for name, X in load_flax(path).items()
+        )
+    }
+    assert (
+        paths.keys()
+        == dict(nnx.to_flat_state(nnx.state(net, nnx.Param))).keys()
+    )
+    nnx.update(net, unflatten_dict(paths))
+    assert_equal(get_weights(net), convert.read_weights(saved('torch')))
+
+
 def test_the_textbooks_own_file():
     """As d2l 1.0.3 has written it; its names are those of its torch tab."""
     path = GOLDEN / 'textbook-mxnet-odd.params'
@@ -125,7 +149,7 @@ def test_the_textbooks_own_file():
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float64'])
-@pytest.mark.parametrize('to', ['mxnet-params', 'safetensors'])
+@pytest.mark.parametrize('to', ['mxnet-params', 'safetensors', 'flax-state'])
 def test_every_bit_survives(file, to, dtype):
     weights = {
         name: W.astype(dtype) for name, W in textbook_weights().items()

@@ -5,7 +5,7 @@
 
 It reads the folder of a run, a safetensors file, or a file of Gluon's
 `save_parameters`, with the names of any tab of the textbook. It writes
-these and PyTorch's state dict.
+these, PyTorch's state dict, and safetensors with the paths of a Flax state.
 
 Nothing is ever unpickled, because a pickle can run any code. MXNet's files
 are read and written here without MXNet, which does not notice damage.
@@ -62,6 +62,10 @@ NO_PICKLE = (
 MAX_WEIGHTS = 8 << 30
 #: The sizes of a tiny network; none is 1 or 2, as some axes always are.
 TINY = {'vocab_size': 3, 'num_hiddens': 4, 'ffn_num_hiddens': 5, 'max_len': 6}
+
+#: What Flax calls a weight: that of a table, of a linear layer (whose axes
+#: it has the other way round) and of layer normalisation.
+FLAX_WEIGHTS = ('embedding', 'kernel', 'scale')
 
 # MXNet's binary list: `NDArray::Save` and `MXNDArraySave` of MXNet 1.9.1
 LIST_MAGIC = 0x112
@@ -161,9 +165,35 @@ def neutral(arrays: Mapping[str, np.ndarray]) -> Weights:
     """Return arrays by neutral names, from the names of any tab."""
     if arrays and all(name.startswith(PARALLEL) for name in arrays):
         arrays = {name[len(PARALLEL) :]: W for name, W in arrays.items()}
-    if not any(name.endswith('.gamma') for name in arrays):
-        return dict(arrays)
-    return {renamed(name, MXNET_NAMES): W for name, W in arrays.items()}
+    if any(name.endswith('.gamma') for name in arrays):
+        return {renamed(name, MXNET_NAMES): W for name, W in arrays.items()}
+    if any(name.endswith('.kernel') for name in arrays):
+        return from_flax(arrays)
+    return dict(arrays)
+
+
+def from_flax(arrays: Mapping[str, np.ndarray]) -> Weights:
+    """Return arrays by neutral names, from paths in a Flax state."""
+    weights = {}
+    for path, W in arrays.items():
+        *words, last = path.replace('layers.', '').split('.')
+        name = '.'.join([*words, 'weight' if last in FLAX_WEIGHTS else last])
+        weights[name] = W.T if last == 'kernel' else W
+    return weights
+
+
+def flax_path(name: str, num_axes: int) -> str:
+    """Return the path, with dots, of a parameter in a Flax state."""
+    *words, last = [
+        f'layers.{word}' if word.isdigit() else word
+        for word in name.split('.')
+    ]
+    if last == 'weight':
+        embedding, kernel, scale = FLAX_WEIGHTS
+        last = kernel if num_axes == 2 else scale
+        if words[-1].endswith('embedding'):
+            last = embedding
+    return '.'.join([*words, last])
 
 
 def check_weights(weights: Weights) -> None:
@@ -348,8 +378,19 @@ def to_mxnet(weights: Weights) -> bytes:
     return b''.join(parts)
 
 
+def to_flax(weights: Weights) -> bytes:
+    """Return the bytes of a safetensors file with the paths of Flax."""
+    arrays = {}
+    for name, W in weights.items():
+        path = flax_path(name, W.ndim)
+        turned = W.T if path.endswith('kernel') else W
+        arrays[path] = np.ascontiguousarray(turned)
+    return to_safetensors(arrays)
+
+
 WRITERS: dict[str, Callable[[Weights], bytes]] = {
     'torch-state-dict': to_torch,
     'mxnet-params': to_mxnet,
     'safetensors': to_safetensors,
+    'flax-state': to_flax,
 }
