@@ -68,6 +68,9 @@ class Backend(Devices):
     #: The class of what `data_parallel` returns.
     Parallel: type[Any]
 
+    #: Whether it compiles each shape of inputs, so that few are faster.
+    compiles: bool = False
+
     #: The memory of a training on a processor, where it was measured.
     footprint: Footprint | None = None
 

@@ -226,6 +226,7 @@ linear_cross_entropy.defvjp(with_gradients, backward)
 
 class JaxBackend(base.Backend):
     name = 'jax'
+    compiles = True
     Module = Module
     Parallel = DataParallel
 

@@ -52,14 +52,14 @@ def represent(
         [len(tokens) for tokens, _ in encoded], TOKENS_AT_A_TIME, batch_size
     )
     inputs = (
-        encoder_inputs([encoded[i] for i in batch], vocab[PAD])
+        encoder_inputs(net, [encoded[i] for i in batch], vocab[PAD])
         for batch in batches
     )
     arrays = encode(net, inputs)
     results: list[Any] = [None] * len(encoded)
     for batch, array in zip(batches, arrays, strict=True):
-        for i, X in zip(batch, array, strict=True):
-            results[i] = X[: len(encoded[i][0])]
+        for row, i in enumerate(batch):
+            results[i] = array[row, : len(encoded[i][0])]
     return results
 
 
@@ -159,17 +159,31 @@ def batches_of(
 
 
 def encoder_inputs(
-    encoded: Sequence[tuple[list[int], list[int]]], pad: int
+    net: BERTModel,
+    encoded: Sequence[tuple[list[int], list[int]]],
+    pad: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return texts as one padded batch of B rows of T tokens.
 
     The arguments of `BERTEncoder.forward`: tokens `(B, T)`, segments
-    `(B, T)` and valid lengths `(B,)`.
+    `(B, T)` and valid lengths `(B,)`. Where each shape is compiled, B and T
+    are powers of two, or T all positions of `net`; the rows after the last
+    text are padding.
     """
-    valid_lens = np.array([len(tokens) for tokens, _ in encoded], np.float32)
-    shape = len(encoded), int(valid_lens.max())
+    num_rows, num_tokens = len(encoded), max(len(one) for one, _ in encoded)
+    if net.backend.compiles:
+        num_rows = power_of_two(num_rows)
+        num_tokens = min(power_of_two(num_tokens), net.max_len)
+    shape = num_rows, num_tokens
     tokens, segments = np.full(shape, pad), np.zeros(shape, int)
+    valid_lens = np.ones(num_rows, np.float32)
+    valid_lens[: len(encoded)] = [len(one) for one, _ in encoded]
     for row, (its_tokens, its_segments) in enumerate(encoded):
         tokens[row, : len(its_tokens)] = its_tokens
         segments[row, : len(its_tokens)] = its_segments
     return tokens, segments, valid_lens
+
+
+def power_of_two(number: int) -> int:
+    """Return the least power of two that is `number` or more."""
+    return 1 << (number - 1).bit_length()

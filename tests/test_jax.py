@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+import d2lbert
 from d2lbert.pytest_plugin import require
 from helpers import (
     POSITIONS,
@@ -200,6 +201,23 @@ def test_programs_are_few(d2l, loaded, monkeypatch):
         len(vocab), [d2l.cpu()], 12,
     )  # fmt: skip
     assert jax_training.add_gradients._cache_size() <= 4
+
+
+def test_texts_of_all_lengths_share_programs(d2l):
+    from backends.jax import evaluated
+    from d2lbert.data.vocab import RESERVED_TOKENS, UNKNOWN, Vocab
+
+    vocab = Vocab.from_tokens([*RESERVED_TOKENS, UNKNOWN, 'a', 'b'])
+    net = d2l.BERTModel(len(vocab), 8, 8, 2, 1, max_len=60)
+    texts = [' '.join(['a', 'b'] * n) for n in range(1, 30)]
+    evaluated.clear_cache()
+    for many in (texts, texts[:3], texts[-1:]):
+        d2lbert.represent(net, vocab, many)
+    for text in texts:
+        X = d2l.get_bert_encoding(net, text.split(), vocab=vocab)
+        assert X.shape == (1, len(text.split()) + 2, 8)
+    # Of 4 to 60 tokens, in 1, 4 or 32 rows
+    assert evaluated._cache_size() <= 7
 
 
 def test_programs_are_forgotten_in_time(d2l, monkeypatch, tmp_path):

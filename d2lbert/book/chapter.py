@@ -331,6 +331,8 @@ class Functions:
             )
         net = model_of(net, len(vocab))
         tokens, segments = get_tokens_and_segments(tokens_a, tokens_b)
-        inputs = encoder_inputs([(vocab[tokens], segments)], vocab[PAD])
+        indices = vocab[tokens]
+        inputs = encoder_inputs(net, [(indices, segments)], vocab[PAD])
         (X,) = encode(net, [inputs])
+        X = X[:, : len(indices)]
         return self.backend.tensor(X, self.backend.device_of(net))
