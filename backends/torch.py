@@ -17,6 +17,7 @@ from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.recompute import noted_calls
 from backends.threads import scratch
+from backends.torch_replicas import to_array
 from backends.torch_training import (
     LEAST_TOKENS,
     THREADS,
@@ -24,7 +25,6 @@ from backends.torch_training import (
     DataParallel,
     mode,
     num_cores,
-    to_array,
 )
 from backends.types import Footprint
 

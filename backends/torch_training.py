@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import (
     AbstractContextManager,
@@ -31,7 +29,15 @@ from backends.threads import (
     count_workers,
     sums,
 )
-from backends.types import Arrays, Losses
+from backends.torch_replicas import (
+    gradients_of,
+    new_gradients,
+    replicas_of,
+    set_gradients,
+    to_array,
+    trainable_parameters,
+)
+from backends.types import Losses
 
 # A GPU wants more work at a time than a core
 GPU_TOKENS = 32768
@@ -266,74 +272,6 @@ class Gradients(base.Gradients):
         }
 
 
-def replicas_of(
-    net: nn.Module, devices: Sequence[torch.device]
-) -> list[nn.Module]:
-    """Return a network for each device, each with its own gradients.
-
-    `net` is the first one. Those on one device share their values.
-    """
-    replicas = [net.to(devices[0])]
-    for i, device in enumerate(devices[1:], 1):
-        if device not in devices[:i]:
-            replicas.append(copy.deepcopy(net).to(device))
-            continue
-        twin = replicas[devices.index(device)]
-        shared: dict[int, Any] = {
-            id(parameter): nn.Parameter(
-                parameter.data, requires_grad=parameter.requires_grad
-            )
-            for parameter in twin.parameters()
-        }
-        shared |= {id(buffer): buffer for buffer in twin.buffers()}
-        replicas.append(copy.deepcopy(twin, shared))
-    return replicas
-
-
-def trainable_parameters(net: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the parameters that are not frozen, by their names."""
-    return {
-        name: parameter
-        for name, parameter in net.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def new_gradients(
-    net: nn.Module,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return buffers, and in them a gradient for each learned parameter.
-
-    There is one buffer for each type: what is done to all gradients is done
-    to few arrays.
-    """
-    parameters = list(trainable_parameters(net).values())
-    buffers: dict[torch.dtype, torch.Tensor] = {}
-    ends: Counter[torch.dtype] = Counter()
-    starts = []
-    for parameter in parameters:
-        starts.append(ends[parameter.dtype])
-        # Vector instructions are faster at multiples of 64 bytes
-        ends[parameter.dtype] += -(-parameter.numel() // 16) * 16
-    for dtype, size in ends.items():
-        device = parameters[0].device
-        buffers[dtype] = torch.zeros(size, dtype=dtype, device=device)
-    gradients = [
-        buffers[parameter.dtype][start : start + parameter.numel()].view(
-            parameter.shape
-        )
-        for parameter, start in zip(parameters, starts, strict=True)
-    ]
-    return list(buffers.values()), gradients
-
-
-def gradients_of(net: nn.Module) -> list[torch.Tensor]:
-    """Return the gradients of all parameters that are not frozen."""
-    return [
-        parameter.grad for parameter in trainable_parameters(net).values()
-    ]
-
-
 @contextmanager
 def mode(net: nn.Module, training: bool) -> Iterator[None]:
     """Put each part of `net` in one mode, and back into its own after."""
@@ -389,11 +327,6 @@ def start_thread() -> None:
     # Probabilities below 1e-38, of which a network that is sure of itself
     # has many, would make products several times slower
     torch.set_flush_denormal(True)
-
-
-def to_array(X: torch.Tensor) -> np.ndarray:
-    """Return a copy in NumPy."""
-    return X.detach().cpu().numpy().copy()
 
 
 # ---- the optimizer step ----------------------------------------------
@@ -467,17 +400,6 @@ class Adam(base.Optimizer):
             moment.copy_(torch.from_numpy(arrays[name]))
         for state in self.adam.state.values():
             state['step'].fill_(num_steps)
-
-
-def set_gradients(net: nn.Module, arrays: Arrays) -> None:
-    """Set the gradient of each parameter that is not frozen."""
-    learned = trainable_parameters(net)
-    check_parameters(
-        {name: tuple(parameter.shape) for name, parameter in learned.items()},
-        arrays,
-    )
-    for name, parameter in learned.items():
-        parameter.grad = torch.tensor(arrays[name]).to(parameter)
 
 
 THREADS = Threads(start_thread, one_core, num_cores)
