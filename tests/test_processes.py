@@ -32,7 +32,7 @@ from helpers import (
 pytestmark = unix
 slow = pytest.mark.long
 #: Seconds; a busy machine needs some to import a framework.
-TIMEOUT = 20
+TIMEOUT = 30
 
 
 def free_port():
