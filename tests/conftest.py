@@ -64,17 +64,21 @@ WITH_JAX = {
     'test_parity',
     'test_tabs',
 }
+# They have many shapes, and JAX compiles each
+LONG_IN_JAX = {'test_memory', 'test_parity_shards'}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark the other frameworks' variants of a test as slow.
 
-    Those of a slow test, which has many networks, take longest in JAX.
+    Those of a slow test take longest in JAX.
     """
     for item in items:
         name, module = framework_of(item), item.module.__name__
-        if name == 'jax' and item.get_closest_marker('slow'):
+        if name == 'jax' and (
+            module in LONG_IN_JAX or item.get_closest_marker('slow')
+        ):
             item.add_marker(pytest.mark.long)
         elif (name == 'jax' and module not in WITH_JAX) or (
             name in ('jax', 'mxnet') and module in ONE_FRAMEWORK

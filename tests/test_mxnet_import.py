@@ -469,9 +469,18 @@ def test_a_folder_that_cannot_be_written_to(tmp_path):
 # --- the matrix ------------------------------------------------------------
 
 
-@pytest.mark.slow
+def marked(combination):
+    """`make test-all` tries a Python's oldest and newest NumPy only."""
+    *_, newest = numpys = mxnet_matrix.NUMPYS[combination.python]
+    at_an_end = combination.numpy in (numpys[0], newest)
+    mark = pytest.mark.slow if at_an_end else pytest.mark.long
+    return pytest.param(combination, marks=mark)
+
+
 @pytest.mark.mxnet
-@pytest.mark.parametrize('combination', mxnet_matrix.COMBINATIONS, ids=str)
+@pytest.mark.parametrize(
+    'combination', [*map(marked, mxnet_matrix.COMBINATIONS)], ids=str
+)
 def test_trainings_on_each_combination(combination, request, tmp_path):
     if mxnet_matrix.find_python(combination.python) is None:
         pytest.skip(f'no Python {combination.python} here')
