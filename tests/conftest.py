@@ -66,18 +66,21 @@ WITH_JAX = {
 }
 # They have many shapes, and JAX compiles each
 LONG_IN_JAX = {'test_memory', 'test_parity_shards'}
+# They train for minutes
+LONG_IN_MXNET = {'test_notebooks', 'test_senses'}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark the other frameworks' variants of a test as slow.
 
-    Those of a slow test take longest in JAX.
+    Those of a slow test take longest in JAX, and a few in MXNet.
     """
     for item in items:
         name, module = framework_of(item), item.module.__name__
-        if name == 'jax' and (
-            module in LONG_IN_JAX or item.get_closest_marker('slow')
+        is_slow = item.get_closest_marker('slow')
+        if (name == 'jax' and (is_slow or module in LONG_IN_JAX)) or (
+            name == 'mxnet' and is_slow and module in LONG_IN_MXNET
         ):
             item.add_marker(pytest.mark.long)
         elif (name == 'jax' and module not in WITH_JAX) or (
