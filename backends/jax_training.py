@@ -95,7 +95,7 @@ class DataParallel(base.DataParallel):
                         losses.append(each)
             total, *others = jax.device_put(sums, self.devices[0])
             for other in others:
-                total = jax.tree.map(jnp.add, total, other)
+                total = added(total, other)
             summed = np.array(jax.device_get(losses), np.float64).sum(0)
             if self.group.size > 1:
                 total = self.sum_over_all(total, summed)
@@ -132,8 +132,15 @@ class DataParallel(base.DataParallel):
             masks = jax.random.key(part.masks.device_seed % 2**32)
         else:
             masks = [part.masks(*each) for each in self.asked[shapes]]
-        with told(shapes[0]) if is_new else nullcontext():
+        num_arrays = len(jax.tree.leaves(sums))
+        with told(shapes[0], num_arrays) if is_new else nullcontext():
             return add_gradients(*self.program, sums, *copy, inputs, masks)
+
+
+@partial(jax.jit, donate_argnums=0)
+def added(gradients: nnx.State, others: nnx.State) -> nnx.State:
+    """Return the sum of the gradients of two shards, by one program."""
+    return jax.tree.map(jnp.add, gradients, others)
 
 
 # Compiled for each network, loss and shape, and for all that train it

@@ -66,8 +66,8 @@ WITH_JAX = {
 }
 # They have many shapes, and JAX compiles each
 LONG_IN_JAX = {'test_memory', 'test_parity_shards'}
-# They train for minutes
-LONG_IN_MXNET = {'test_notebooks', 'test_senses'}
+# They train for minutes, or wait for processes
+LONG_IN_MXNET = {'test_notebooks', 'test_processes', 'test_senses'}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -241,10 +241,10 @@ def test_a_long_compilation_is_told(d2l, monkeypatch, caplog):
     from backends import jax_programs
 
     monkeypatch.setattr(jax_programs, 'PATIENCE', 0)
-    with jax_programs.told((64, 32)):
+    with jax_programs.told((64, 32), 45):
         while not caplog.records:
             pass
-    assert 'compiles the training for 64 rows of 32 tokens' in caplog.text
+    assert 'for 64 rows of 32 tokens: about 4 seconds' in caplog.text
 
 
 def test_shards_are_host_devices(d2l):

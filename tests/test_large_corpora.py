@@ -353,6 +353,7 @@ def test_processes_at_once_make_one_build(tmp_path):
     assert len({output.split()[-1] for output in outputs}) == 1
 
 
+@pytest.mark.slow
 def test_what_is_told(tmp_path, large, one_backend, run, monkeypatch):
     """The disk space before, and the time that is left."""
     monkeypatch.setattr(examples, 'BLOCK', 8)

@@ -214,6 +214,7 @@ needs_proc = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_small_training_takes_what_is_predicted(measured_name, tmp_path):
     predicted, measured = predicted_and_measured(

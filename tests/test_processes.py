@@ -233,7 +233,11 @@ def test_more_shards_stay_within_rounding(
 
 LONG = ('--steps=1000', '--save-every=1')
 ENDS = [
-    pytest.param(1, send(signal.SIGKILL), 'does not answer', id='killed'),
+    pytest.param(
+        *(1, send(signal.SIGKILL), 'does not answer'),
+        id='killed',
+        marks=pytest.mark.slow,
+    ),
     pytest.param(
         *(0, send(signal.SIGKILL), 'does not answer'),
         id='rank 0 killed',

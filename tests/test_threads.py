@@ -98,7 +98,7 @@ print(compute())
 @pytest.mark.parametrize(
     ('before', 'after'),
     [
-        ('pretrain', 'pretrain'),
+        pytest.param('pretrain', 'pretrain', marks=slow),
         pytest.param('pretrain', 'represent', marks=slow),
         ('load_run', 'represent'),
     ],
