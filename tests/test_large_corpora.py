@@ -399,7 +399,7 @@ print(examples.num_examples, batch.tokens.sum(), peak / 1e9,
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads memory in kB')
 def test_wikitext2_fifty_times_over(tmp_path, wikitext2):
     """In GB and seconds: 1.2 and 90 the first time, then 0.4 and 2."""
