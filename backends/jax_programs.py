@@ -18,7 +18,7 @@ COMPILING = (
     'JAX compiles the training for %d rows of %d tokens: about %d seconds, '
     'and less the next time'
 )
-# Measured on two cores, for 2 and 12 blocks
+# Measured on two cores with the chapter's network
 SECONDS_PER_ARRAY = 0.1
 # Of all programs in the folder, bytes
 MOST_BYTES = 1 << 30
