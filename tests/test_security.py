@@ -297,7 +297,7 @@ def test_every_fault_has_a_test_that_exists():
             faults.add(int(number[1]))
             *_, tests, _ = line.split('|')
             assert_tests_exist(tests)
-    assert faults == set(range(1, 87))
+    assert faults == set(range(1, 89))
 
 
 def assert_tests_exist(text):
