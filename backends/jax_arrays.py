@@ -119,11 +119,10 @@ def to_device(data: Any, device: Device = None) -> jax.Array:
     """Copy a NumPy array to a device: see `Backend.tensor`."""
     check_process()
     X = np.asarray(data)
-    if X.dtype.kind != 'f':
-        X = X.astype(np.int32)
+    # A copy, because on a processor JAX may go on using its memory
+    X = X.astype(X.dtype if X.dtype.kind == 'f' else np.int32)
     with enable_x64(X.dtype == np.float64):
-        # Of a copy, because on a processor JAX may go on using its memory
-        return jax.device_put(X.copy(), device)
+        return jax.device_put(X, device)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -122,18 +122,18 @@ class DataParallel(base.DataParallel):
         """Add the gradients of a micro-batch to `sums`; return its losses."""
         inputs = [to_device(X, device) for X in part.inputs]
         shapes = tuple(X.shape for X in inputs)
-        is_new = shapes not in self.asked
-        if is_new:
+        compiling: AbstractContextManager[None] = nullcontext()
+        if shapes not in self.asked:
             make_room()
             self.asked[shapes] = masks_asked(*self.program, *copy, inputs)
+            compiling = told(shapes[0], len(jax.tree.leaves(sums)))
         if part.masks is None:
             masks = self.rngs.dropout()
         elif self.draws_masks:
             masks = jax.random.key(part.masks.device_seed % 2**32)
         else:
             masks = [part.masks(*each) for each in self.asked[shapes]]
-        num_arrays = len(jax.tree.leaves(sums))
-        with told(shapes[0], num_arrays) if is_new else nullcontext():
+        with compiling:
             return add_gradients(*self.program, sums, *copy, inputs, masks)
 
 

@@ -562,7 +562,7 @@ def explain(error: Exception) -> tuple[str, int]:
     # whose last line says what happened
     message = str(error)
     if message.startswith('Traceback'):
-        _, message = message.strip().rsplit('\n', 1)
+        *_, message = message.strip().splitlines()
     text = ' '.join(message.split())
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and NO_MEMORY.search(text)

@@ -79,13 +79,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         name, module = framework_of(item), item.module.__name__
         is_slow = item.get_closest_marker('slow')
-        if (name == 'jax' and (is_slow or module in LONG_IN_JAX)) or (
-            name == 'mxnet' and is_slow and module in LONG_IN_MXNET
-        ):
+        if name == 'jax':
+            is_long = is_slow or module in LONG_IN_JAX
+            is_slow = module not in WITH_JAX
+        elif name == 'mxnet':
+            is_long = is_slow and module in LONG_IN_MXNET
+            is_slow = module in ONE_FRAMEWORK
+        else:
+            continue
+        if is_long:
             item.add_marker(pytest.mark.long)
-        elif (name == 'jax' and module not in WITH_JAX) or (
-            name in ('jax', 'mxnet') and module in ONE_FRAMEWORK
-        ):
+        elif is_slow:
             item.add_marker(pytest.mark.slow)
 
 

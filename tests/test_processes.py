@@ -30,7 +30,7 @@ from helpers import (
 )
 
 pytestmark = unix
-slow = pytest.mark.long
+long = pytest.mark.long
 #: Seconds; a busy machine needs some to import a framework.
 TIMEOUT = 30
 
@@ -151,12 +151,12 @@ def assert_done(done):
 
 CASES = [
     pytest.param('pytorch', 2, 'cpu', (), id='pytorch'),
-    pytest.param('mxnet', 2, 'cpu', (), id='mxnet', marks=slow),
-    pytest.param('corrected', 2, 'cpu', (), id='corrected', marks=slow),
+    pytest.param('mxnet', 2, 'cpu', (), id='mxnet', marks=long),
+    pytest.param('corrected', 2, 'cpu', (), id='corrected', marks=long),
     pytest.param(
         *('pytorch', 2, 'cpu', ('--micro-batch=3',)),
         id='micro-batches',
-        marks=slow,
+        marks=long,
     ),
 ]
 
@@ -193,7 +193,7 @@ def test_two_processes_draw_the_curve_of_one(
     np.testing.assert_allclose(results['history'], history, atol=1e-4)
 
 
-@slow
+@long
 @pytest.mark.jax
 def test_two_processes_in_jax(launch, train, tmp_path):
     """To rounding: its threads share out the sums of each process."""
@@ -209,7 +209,7 @@ def test_two_processes_in_jax(launch, train, tmp_path):
     np.testing.assert_allclose(history, alone.history, rtol=0, atol=1e-4)
 
 
-@slow
+@long
 @pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.parametrize('more', [(), ('--micro-batch=2',)])
 def test_more_shards_stay_within_rounding(
@@ -241,17 +241,17 @@ ENDS = [
     pytest.param(
         *(0, send(signal.SIGKILL), 'does not answer'),
         id='rank 0 killed',
-        marks=slow,
+        marks=long,
     ),
     pytest.param(
         *(1, send(signal.SIGSTOP), 'does not answer'),
         id='stopped',
-        marks=slow,
+        marks=long,
     ),
     pytest.param(
         *(1, 'raise MemoryError("no more")', 'no more'),
         id='out of memory',
-        marks=slow,
+        marks=long,
     ),
 ]
 
@@ -297,9 +297,9 @@ if sys.argv.count('--out') == 2:
 @pytest.mark.parametrize(
     ('last', 'words'),
     [
-        pytest.param(('--seed=1',), 'seed is 1 instead of 0', marks=slow),
+        pytest.param(('--seed=1',), 'seed is 1 instead of 0', marks=long),
         # A launcher of MXNet does not decide which rank is which
-        pytest.param('version', "'0.0.9'", marks=slow),
+        pytest.param('version', "'0.0.9'", marks=long),
         ('corpus', 'examples is'),
     ],
 )
@@ -367,7 +367,7 @@ def test_a_signal_at_one_rank_stops_all(
     )
 
 
-@slow
+@long
 def test_more_processes_go_on(launch, train, backend_name, tmp_path):
     out = tmp_path / 'run'
     options = {'steps': 2, 'save_every': 2, 'recipe': 'corrected'}
@@ -395,7 +395,7 @@ def torchrun(out, text_file, *args, code):
 
 
 @pytest.mark.torch
-@slow
+@long
 def test_torchrun_goes_on_by_itself(text_file, train, tmp_path):
     """The first start has nothing to resume from, the second one has."""
     out = tmp_path / 'run'
@@ -415,7 +415,7 @@ def test_torchrun_goes_on_by_itself(text_file, train, tmp_path):
     )
 
 
-@slow
+@long
 def test_rank_0_cannot_write(launch, backend_name, tmp_path):
     """A limit of file sizes, as a full disk: the others end, too."""
     out = tmp_path / 'run'
@@ -428,7 +428,7 @@ def test_rank_0_cannot_write(launch, backend_name, tmp_path):
     assert Checkpoints(out).find() == [2, 1]
 
 
-@slow
+@long
 @pytest.mark.parametrize(
     ('last', 'words'),
     [
@@ -448,7 +448,7 @@ def test_a_process_that_cannot_begin(
     assert not out.exists() or not Checkpoints(out).find()
 
 
-@slow
+@long
 def test_a_process_that_does_not_come(text_file, backend_name, tmp_path):
     first, *_ = variables_of(backend_name, 2)
     done = finish(
@@ -551,7 +551,7 @@ def start_on(machines, backend_name, *args):
     ]
 
 
-@slow
+@long
 def test_two_machines(machines, train, text_file, backend_name, tmp_path):
     out = tmp_path / 'run'
     done = [
@@ -568,7 +568,7 @@ def test_two_machines(machines, train, text_file, backend_name, tmp_path):
     )
 
 
-@slow
+@long
 def test_a_cut_cable(machines, text_file, backend_name, tmp_path):
     """Each machine ends and says whom it misses; nothing is half written."""
     out = tmp_path / 'run'
