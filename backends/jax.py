@@ -20,6 +20,7 @@ from flax import nnx
 
 from backends import base
 from backends.dropout import current_masks, dropout_masks
+from backends.flax_names import words_of
 from backends.jax_arrays import (
     current_rngs,
     named,
@@ -28,7 +29,6 @@ from backends.jax_arrays import (
     state_of,
     to_device,
     width_of,
-    words_of,
 )
 from backends.jax_programs import make_room
 from backends.jax_training import Adam, DataParallel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from threading import local
@@ -15,10 +15,9 @@ import numpy as np
 from flax import nnx
 from jax.experimental import enable_x64
 
+from backends.flax_names import is_turned, name_of, turned
 from backends.types import Arrays, Device
 
-# What Flax calls the parameter that the interface calls `weight`
-WEIGHTS = ('kernel', 'embedding', 'scale')
 PROCESS = os.getpid()
 
 _thread = local()
@@ -32,26 +31,10 @@ def parameters_of(net: nnx.Module) -> nnx.State:
     return nnx.state(net, nnx.Param)
 
 
-def words_of(path: Sequence[Any]) -> list[str]:
-    """Return the words of a structural name; `layers` is Flax's own."""
-    return [str(key) for key in path if key != 'layers']
-
-
-def name_of(path: Sequence[Any]) -> str:
-    """Return the structural name of a parameter."""
-    *words, last = words_of(path)
-    return '.'.join([*words, 'weight' if last in WEIGHTS else last])
-
-
-def turned(path: Sequence[Any], X: Any) -> Any:
-    """Turn a parameter from Flax's axes to the interface's, or back."""
-    return X.T if path[-1] == 'kernel' else X
-
-
 def shapes_of(state: nnx.State) -> dict[str, tuple[int, ...]]:
     """Return the shape of each array by its parameter's name."""
     return {
-        name_of(path): X.shape[::-1] if path[-1] == 'kernel' else X.shape
+        name_of(path): X.shape[::-1] if is_turned(path) else X.shape
         for path, X in nnx.to_flat_state(state)
     }
 

@@ -16,10 +16,10 @@ from flax import nnx
 
 from backends import base
 from backends.dropout import dropout_masks
+from backends.flax_names import name_of
 from backends.groups import Group
 from backends.jax_arrays import (
     current_rngs,
-    name_of,
     named,
     parameters_of,
     shapes_of,

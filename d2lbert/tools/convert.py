@@ -27,6 +27,7 @@ import numpy as np
 from safetensors.numpy import save as to_safetensors
 
 import backends
+from backends.flax_names import is_turned, name_of, path_of, turned
 from backends.parameters import check_parameters
 from d2lbert.data.files import (
     check_new_file,
@@ -62,10 +63,6 @@ NO_PICKLE = (
 MAX_WEIGHTS = 8 << 30
 #: The sizes of a tiny network; none is 1 or 2, as some axes always are.
 TINY = {'vocab_size': 3, 'num_hiddens': 4, 'ffn_num_hiddens': 5, 'max_len': 6}
-
-#: What Flax calls a weight: that of a table, of a linear layer (whose axes
-#: it has the other way round) and of layer normalisation.
-FLAX_WEIGHTS = ('embedding', 'kernel', 'scale')
 
 # MXNet's binary list: `NDArray::Save` and `MXNDArraySave` of MXNet 1.9.1
 LIST_MAGIC = 0x112
@@ -167,33 +164,13 @@ def neutral(arrays: Mapping[str, np.ndarray]) -> Weights:
         arrays = {name[len(PARALLEL) :]: W for name, W in arrays.items()}
     if any(name.endswith('.gamma') for name in arrays):
         return {renamed(name, MXNET_NAMES): W for name, W in arrays.items()}
-    if any(name.endswith('.kernel') for name in arrays):
-        return from_flax(arrays)
+    paths = {name: name.split('.') for name in arrays}
+    if any(map(is_turned, paths.values())):
+        return {
+            name_of(paths[name]): turned(paths[name], W)
+            for name, W in arrays.items()
+        }
     return dict(arrays)
-
-
-def from_flax(arrays: Mapping[str, np.ndarray]) -> Weights:
-    """Return arrays by neutral names, from paths in a Flax state."""
-    weights = {}
-    for path, W in arrays.items():
-        *words, last = path.replace('layers.', '').split('.')
-        name = '.'.join([*words, 'weight' if last in FLAX_WEIGHTS else last])
-        weights[name] = W.T if last == 'kernel' else W
-    return weights
-
-
-def flax_path(name: str, num_axes: int) -> str:
-    """Return the path, with dots, of a parameter in a Flax state."""
-    *words, last = [
-        f'layers.{word}' if word.isdigit() else word
-        for word in name.split('.')
-    ]
-    if last == 'weight':
-        embedding, kernel, scale = FLAX_WEIGHTS
-        last = kernel if num_axes == 2 else scale
-        if words[-1].endswith('embedding'):
-            last = embedding
-    return '.'.join([*words, last])
 
 
 def check_weights(weights: Weights) -> None:
@@ -382,9 +359,8 @@ def to_flax(weights: Weights) -> bytes:
     """Return the bytes of a safetensors file with the paths of Flax."""
     arrays = {}
     for name, W in weights.items():
-        path = flax_path(name, W.ndim)
-        turned = W.T if path.endswith('kernel') else W
-        arrays[path] = np.ascontiguousarray(turned)
+        path = path_of(name, W.ndim)
+        arrays['.'.join(path)] = np.ascontiguousarray(turned(path, W))
     return to_safetensors(arrays)
 
 
