@@ -29,6 +29,7 @@ import os
 import re
 import sys
 import sysconfig
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -68,6 +69,9 @@ def import_mxnet() -> types.ModuleType:
         return importlib.import_module('mxnet')
 
 
+_omp_lock = threading.Lock()
+
+
 @contextmanager
 def omp_variables() -> Iterator[None]:
     """Within this context MXNet and OpenMP read variables that suit them.
@@ -75,22 +79,25 @@ def omp_variables() -> Iterator[None]:
     MXNet ends the process where `OMP_NUM_THREADS` is not one number, and
     with more threads than cores it hardly computes. OpenMP's threads take
     the cores from other threads where they do not sleep while they wait.
+    One thread at a time is in this context, or the second would take the
+    first one's variables for the user's own.
     """
     variables = {'OMP_WAIT_POLICY': 'PASSIVE'}
-    if 'OMP_NUM_THREADS' in os.environ:
-        # Not above: the hook runs this file where `backends` is not found
-        from backends.cores import num_cores
+    with _omp_lock:
+        if 'OMP_NUM_THREADS' in os.environ:
+            # Not above: the hook runs this file where `backends` is not found
+            from backends.cores import num_cores
 
-        variables['OMP_NUM_THREADS'] = str(num_cores())
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+            variables['OMP_NUM_THREADS'] = str(num_cores())
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
 
 
 # ---- the builtins of MXNet's modules ---------------------------------

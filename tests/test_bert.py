@@ -214,6 +214,9 @@ def test_xavier_is_gluons(both_tabs):
 
 @pytest.mark.torch
 def test_torch_initialization_is_torchs(both_tabs):
+    import torch
+
+    torch.manual_seed(0)
     net = both_tabs[1].BERTModel(**SIZES | {'num_hiddens': 60})
     theirs = net.backend.get_parameters(net)
     ours = initial_weights(neutral_shapes(net), 'torch', 0)

@@ -12,6 +12,9 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -164,6 +167,30 @@ def test_two_threads_import_it_at_once():
         """)
         == '1\n'
     )
+
+
+def test_variables_of_two_threads_at_once(monkeypatch):
+    """Each thread finds the user's variables, not the other thread's."""
+    monkeypatch.setenv('OMP_WAIT_POLICY', 'ACTIVE')
+    first_is_in = threading.Event()
+    seen = []
+
+    def first():
+        with mxnet_import.omp_variables():
+            first_is_in.set()
+            time.sleep(0.1)
+
+    def second():
+        first_is_in.wait()
+        with mxnet_import.omp_variables():
+            seen.append(os.environ['OMP_WAIT_POLICY'])
+            time.sleep(0.2)
+
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(first), pool.submit(second)]:
+            job.result()
+    assert seen == ['PASSIVE']
+    assert os.environ['OMP_WAIT_POLICY'] == 'ACTIVE'
 
 
 def test_only_mxnet_sees_it(tmp_path):
