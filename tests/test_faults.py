@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from d2lbert import cli, frameworks
+from d2lbert import frameworks
+from d2lbert.cli.status import explain
 from d2lbert.errors import InputError
 from d2lbert.runs.config import LEAST
 from d2lbert.runs.folder import to_manifest
@@ -190,9 +191,9 @@ def test_memory_that_is_not_there(command, backend_name, tmp_path):
 def test_a_frameworks_own_traceback():
     lines = 'Traceback (most recent call last):', '  File "a.h"', 'No more'
     for error in ('\n'.join(lines), 'No more'):
-        message, status = cli.explain(MemoryError(error))
+        message, status = explain(MemoryError(error))
         assert 'memory (No more): give' in message and status == 1
-    message, _ = cli.explain(MemoryError('Traceback'))
+    message, _ = explain(MemoryError('Traceback'))
     assert 'memory (Traceback): give' in message
 
 

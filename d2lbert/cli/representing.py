@@ -1,0 +1,90 @@
+"""The subcommand `encode`, which represents text."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from d2lbert.cli.options import (
+    NAMES,
+    ForceOption,
+    JsonOption,
+    path_argument,
+    path_option,
+)
+
+
+def encode(
+    folder: Annotated[
+        Path, path_argument(metavar='DIR', help='The folder of a run.')
+    ],
+    text: Annotated[
+        str,
+        typer.Argument(
+            metavar='TEXT', help='A sentence, its words separated by spaces.'
+        ),
+    ],
+    second: Annotated[
+        str | None,
+        typer.Argument(
+            metavar='TEXT2', help='A second sentence, for a pair.'
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            metavar=NAMES,
+            help='The framework that computes.',
+            show_default="the run's",
+        ),
+    ] = None,
+    npy: Annotated[
+        Path | None,
+        path_option(
+            metavar='FILE',
+            help='Write all features to a NumPy file, '
+            'float32 (tokens, features).',
+        ),
+    ] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Represent a sentence or a pair of sentences."""
+    from d2lbert.data.files import check_new_file
+    from d2lbert.representation import represent, to_tokens
+    from d2lbert.runs.run import load_run
+
+    if npy:
+        check_new_file(npy, '--npy', force)
+    run = load_run(folder, backend)
+    given = text if second is None else (text, second)
+    tokens, _ = to_tokens(given, run.vocab)
+    (X,) = represent(run.net, run.vocab, [given])
+    if npy:
+        save_array(npy, X, force)
+    print(f'encoded text {(1, *X.shape)}, <cls> {(1, X.shape[1])}')
+    width = max(map(len, tokens))
+    for token, features in zip(tokens, X, strict=True):
+        unknown = '' if token in run.vocab.token_to_idx else '  (unknown)'
+        values = ' '.join(f'{value:8.4f}' for value in features[:3])
+        print(f'{token:{width}}  {values} …{unknown}')
+    if as_json:
+        results = {'tokens': tokens, 'shape': X.shape, 'features': X.tolist()}
+        print(json.dumps(results))
+
+
+def save_array(path: Path, array: Any, force: bool) -> None:
+    """Write a NumPy file, under exactly this name."""
+    import numpy as np
+
+    from d2lbert.data.files import check_new_file, output_errors, write_file
+
+    check_new_file(path, '--npy', force)
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    with output_errors(path, '--npy'):
+        write_file(path, file.getvalue())
