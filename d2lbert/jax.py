@@ -9,6 +9,7 @@ of the output.
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -229,4 +230,6 @@ load_data_wiki = _functions.load_data_wiki
 train_bert = _functions.train_bert
 get_bert_encoding = _functions.get_bert_encoding
 
-keep_programs(cache_folder() / 'jax')
+# Whoever has no cache can compute all the same
+with suppress(InputError):
+    keep_programs(cache_folder() / 'jax')

@@ -16,9 +16,11 @@ from helpers import (
     SIZES,
     TOKENS,
     VALID_LENS,
+    finish,
     make_batch,
     new_net,
     new_trainer,
+    python,
 )
 
 pytestmark = pytest.mark.jax
@@ -284,3 +286,9 @@ def test_more_shards_than_host_devices(d2l):
     expected = new_trainer(d2l).step(batch)
     found = new_trainer(d2l, devices='cpu:10').step(batch)
     np.testing.assert_allclose(found[:2], expected[:2], rtol=1e-4)
+
+
+def test_the_tab_needs_no_cache():
+    code = 'from d2lbert import jax as d2l; print(d2l.BACKEND.name)'
+    done = finish(python(code, D2LBERT_CACHE='~nosuchuser/x'))
+    assert done == (0, 'jax\n', '')
