@@ -13,7 +13,7 @@ NOTEBOOK ?= en/bert-torch.ipynb
 TWO := --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help venv pretrain test test-all test-long lint format audit test-matrix \
+.PHONY: help venv pretrain test test-all test-long lint format audit stale test-matrix \
   oracle bench bench-gpu soak lab notebooks site clean
 
 help:  ## Show this list
@@ -70,6 +70,9 @@ audit: .audit/.ready  ## Look for known vulnerabilities in constraints.txt
 	.audit/bin/pip install --disable-pip-version-check --quiet \
 	  --requirement $<
 	touch $@
+
+stale:  ## List pages whose numbers are of older code
+	$(PYTHON) docs/stale.py
 
 test-matrix: $(READY)  ## Run the tests on every Python from 3.10 to 3.13
 	$(BIN)/nox

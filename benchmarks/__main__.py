@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.compare import QUICK, Bench, MeasurementError, Settings
+from benchmarks.compare import (
+    QUICK,
+    Bench,
+    MeasurementError,
+    Settings,
+    commit,
+)
 from benchmarks.sections import SECTIONS
 from d2lbert.data.files import write_file
 from d2lbert.errors import D2LBertError
@@ -82,13 +87,6 @@ def measure(
         }
         text = json.dumps(results, indent=1) + '\n'
         write_file(out / report.RESULTS_FILE, text.encode())
-
-
-def commit() -> str:
-    """Return which commit is measured, or that nobody knows."""
-    command = ['git', 'describe', '--always', '--dirty']
-    git = subprocess.run(command, capture_output=True, cwd=report.HERE)
-    return git.stdout.decode().strip() or 'unknown'
 
 
 def earlier_results(out: Path, head: dict[str, Any]) -> dict[str, Any]:

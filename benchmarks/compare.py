@@ -34,6 +34,13 @@ def progress(message: str) -> None:
     print(time.strftime('%H:%M:%S'), message, file=sys.stderr, flush=True)
 
 
+def commit() -> str:
+    """Return which commit is measured, or that nobody knows."""
+    command = ['git', 'describe', '--always', '--dirty']
+    git = subprocess.run(command, capture_output=True, cwd=ROOT)
+    return git.stdout.decode().strip() or 'unknown'
+
+
 def in_turn(
     title: str, rounds: int, sides: Mapping[str, Callable[[], Any]]
 ) -> dict[str, list[Any]]:

@@ -20,9 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import Bench, MeasurementError, Settings, in_turn
+from benchmarks.compare import (
+    Bench,
+    MeasurementError,
+    Settings,
+    commit,
+    in_turn,
+)
 from benchmarks.numbers import column, ratio, table, text
-from benchmarks.report import SIDES
+from benchmarks.report import MEASURED, SIDES
 from benchmarks.targets import Target, targets_table
 from d2lbert.data.files import write_file
 
@@ -70,6 +76,7 @@ def main() -> int:
         machine = bench.machine()
     results = {
         'date': time.strftime('%Y-%m-%d %H:%M'),
+        'commit': commit(),
         'card': torch.cuda.get_device_name(),
         'cuda': torch.version.cuda,
         'machine': machine,
@@ -141,6 +148,7 @@ def describe(results: Mapping[str, Any]) -> str:
             targets=targets_table(targets),
             num_rounds=len(rounds['ours']),
             table=table(head, rows),
+            measured=MEASURED.format(results['commit']),
         )
     )
 

@@ -22,8 +22,11 @@ class Spread(NamedTuple):
         """Write the numbers, by default with three digits or so."""
         if digits is None:
             digits = 2 if self.median < 10 else 1
-        median, least, greatest = (f'{x:,.{digits}f}' for x in self)
-        return f'{median}{unit} ({least}–{greatest})'
+        # A browser breaks a line after a hyphen, but not after a minus sign
+        median, least, greatest = (
+            f'{x:,.{digits}f}'.replace('-', '−') for x in self
+        )
+        return f'{median}{unit} ({least} to {greatest})'
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -310,6 +310,11 @@ def display(results: Results) -> Gaps:
     }
 
 
+#: What `make stale` looks for.
+MEASURED = (
+    'Measured at commit `{}` with the code of `backends/`, `d2lbert/`, '
+    '`benchmarks/`.'
+)
 #: The title of each section in page.md, and what fills its gaps.
 SECTIONS: Mapping[str, Callable[[Results], Gaps]] = {
     'Training': training,
@@ -341,6 +346,7 @@ def machine(results: Results) -> Gaps:
         for name, section in results['sections'].items()
     ]
     head = ('section', 'measured', 'commit', 'minutes', 'load before it')
+    commits = {section['commit'] for section in results['sections'].values()}
     variables = [f'{name}={x}' for name, x in found['variables'].items()]
     return {
         **found,
@@ -348,6 +354,7 @@ def machine(results: Results) -> Gaps:
         'memory': f'{found["memory_bytes"] / 2**30:.0f}',
         'variables': ' '.join(variables) or 'none that set threads or memory',
         'table': table(head, rows),
+        'measured': '\n'.join(map(MEASURED.format, sorted(commits))),
     }
 
 

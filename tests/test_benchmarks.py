@@ -327,37 +327,37 @@ def test_page(results):
     }
     for what, expected in {
         'training, PyTorch, pairs/s as printed': (
-            '≥ 3 × | 4 × | 4.60 × (4.50–4.70) | yes, and the aim'
+            '≥ 3 × | 4 × | 4.60 × (4.50 to 4.70) | yes, and the aim'
         ),
         'training, MXNet, pairs/s as printed': (
-            '≥ 4 × | 6 × | 4.60 × (4.50–4.70) | yes, the aim is not'
+            '≥ 4 × | 6 × | 4.60 × (4.50 to 4.70) | yes, the aim is not'
         ),
         'share of the matrix-product rate, PyTorch': (
-            '≥ 35 % | 50 % | 29.8 % (29.2–30.5) | **no**'
+            '≥ 35 % | 50 % | 29.8 % (29.2 to 30.5) | **no**'
         ),
         'loading WikiText-2 the first time, MXNet': (
-            '≥ 15 × | 40 × | 8.00 × (8.00–8.00) | **no**'
+            '≥ 15 × | 40 × | 8.00 × (8.00 to 8.00) | **no**'
         ),
         'loading WikiText-2 again, as `d2lbert pretrain` does': (
-            '≤ 0.3 s |  | 0.20 s (0.20–0.20) | yes'
+            '≤ 0.3 s |  | 0.20 s (0.20 to 0.20) | yes'
         ),
         'representing 10,000 sentences, MXNet': (
-            '≥ 10 × |  | 18.0 × (18.0–18.0) | yes'
+            '≥ 10 × |  | 18.0 × (18.0 to 18.0) | yes'
         ),
         '`d2lbert --help`, the whole process': (
-            '≤ 0.5 s |  | 0.65 s (0.60–0.70) | **no**'
+            '≤ 0.5 s |  | 0.65 s (0.60 to 0.70) | **no**'
         ),
         "growth with length, MXNet, exponent less the arithmetic's": (
             '≤ 0.1 |  | '
         ),
         'cpu:2, PyTorch, speed against one shard': (
-            '≥ 0.9 × |  | 0.80 × (0.80–0.80) | **no**'
+            '≥ 0.9 × |  | 0.80 × (0.80 to 0.80) | **no**'
         ),
         'batches of 512, MXNet, beside 2 against alone': (
-            '≥ 0.4 × | 0.5 × | 0.33 × (0.33–0.33) | **no**'
+            '≥ 0.4 × | 0.5 × | 0.33 × (0.33 to 0.33) | **no**'
         ),
         'training, PyTorch, against the textbook beside 2': (
-            '≥ 3 × |  | 3.00 × (3.00–3.00) | yes'
+            '≥ 3 × |  | 3.00 × (3.00 to 3.00) | yes'
         ),
         'the progress line, of our fastest step': '≤ 1 % | ',
     }.items():
@@ -365,6 +365,7 @@ def test_page(results):
     assert 'An abacus' in page
     assert 'Not measured' not in page
     assert 'not to be quoted' not in page
+    assert 'Measured at commit `abc` with the code of `backends/`' in page
 
 
 def test_page_says_what_could_be_reached_at_most(results):
@@ -409,6 +410,7 @@ def test_gpu_page(results):
     page = gpu.describe(
         {
             'date': '2026-01-01',
+            'commit': 'abc',
             'card': 'Voodoo 2',
             'cuda': '1',
             'machine': results['machine'],
@@ -418,7 +420,8 @@ def test_gpu_page(results):
         }
     )
     assert 'training on a Voodoo 2, pairs/s as printed | ≥ 5 ×' in page
-    assert '4.60 × (4.50–4.70) | **no** |' in page
+    assert '4.60 × (4.50 to 4.70) | **no** |' in page
+    assert 'Measured at commit `abc`' in page
 
 
 def test_gpu_page_without_a_card(tmp_path, monkeypatch, capsys):

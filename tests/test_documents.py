@@ -3,11 +3,14 @@
 import configparser
 import importlib.util
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+
+from docs import stale
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
@@ -219,3 +222,71 @@ def test_every_requirement_is_pinned():
     pins = re.findall(r'^([\w.-]+)==', read('constraints.txt'), re.MULTILINE)
     assert {name.lower() for name in names} <= {pin.lower() for pin in pins}
     assert len(pins) == len(set(pins))
+
+
+# ---- pages with numbers ----------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with one commit of some code, and git for it."""
+
+    def git(*arguments):
+        command = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b.c']
+        done = subprocess.run(
+            [*command, '-C', str(tmp_path), *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.strip()
+
+    git('init', '--quiet')
+    (tmp_path / 'fast').mkdir()
+    (tmp_path / 'fast' / 'code.py').write_text('x = 1')
+    git('add', '.')
+    git('commit', '--quiet', '--message', 'Fast code')
+    return git
+
+
+def test_a_page_is_stale_when_its_code_has_changed(repository, tmp_path):
+    commit = repository('rev-parse', '--short', 'HEAD')
+    page = tmp_path / 'README.md'
+    measured = 'Measured at commit\n`{}` with the code of `fast/`, `x.py`.'
+    page.write_text(measured.format(commit))
+    assert not list(stale.stale(tmp_path))
+    (tmp_path / 'slow.py').write_text('')
+    assert not list(stale.stale(tmp_path))
+    (tmp_path / 'fast' / 'code.py').write_text('x = 2')
+    (line,) = stale.stale(tmp_path)
+    assert line == f'README.md, measured at {commit}: fast/code.py'
+
+
+@pytest.mark.parametrize(
+    ('commit', 'why'),
+    [
+        ('1234567', 'bad revision'),
+        ('HEAD-dirty', 'had not been committed'),
+    ],
+)
+def test_a_page_of_a_commit_that_nobody_has(
+    repository, tmp_path, commit, why
+):
+    page = tmp_path / 'README.md'
+    page.write_text(
+        f'Measured at commit `{commit}` with the code of `fast/`.'
+    )
+    (line,) = stale.stale(tmp_path)
+    assert why in line
+
+
+def test_every_measurement_names_code_that_exists():
+    found = [
+        path
+        for document in DOCUMENTS
+        for _, paths in stale.measurements(read(document))
+        for path in paths
+    ]
+    assert found
+    for path in found:
+        assert (ROOT / path).exists(), path
