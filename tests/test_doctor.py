@@ -303,3 +303,16 @@ def test_the_report_fits_a_terminal():
 )
 def test_what_to_do(error, mend):
     assert mend in doctor.mend_of(error, FRAMEWORKS['mxnet'].reinstall)
+
+
+def test_products_for_an_old_processor(tmp_path):
+    code = (
+        'from d2lbert.tools import doctor\n'
+        'print(doctor.report(list(doctor._about_products()) or '
+        "[doctor.Finding('a', 'b')]))"
+    )
+    _, text = examine(tmp_path, code, OPENBLAS_CORETYPE='Prescott')
+    assert 'for a Prescott: its matrix products' in text
+    assert 'set OPENBLAS_CORETYPE=' in text
+    _, text = examine(tmp_path, code, OPENBLAS_CORETYPE='Haswell')
+    assert 'Prescott' not in text

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from backends.blas import choose_kind
 from d2lbert import errors
 from d2lbert.cli.comparing import parity
 from d2lbert.cli.options import flag
@@ -94,6 +95,7 @@ def run(settings: dict[str, Any]) -> None:
     """Run the command; all that it prints is then written."""
     check_package()
     check_process()
+    choose_kind()
     logging.basicConfig(format='d2lbert: %(message)s')
     with warnings.catch_warnings():
         warnings.simplefilter('always', errors.RunWarning)

@@ -22,7 +22,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
-from backends import mxnet_import
+from backends import blas, mxnet_import
 from d2lbert import __version__
 from d2lbert.errors import InputError, expand_home
 from d2lbert.frameworks import FRAMEWORKS, Framework
@@ -181,6 +181,28 @@ def _about_python() -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         mend = 'pip install numpy'
         yield Finding('NumPy', 'not installed', 'problem', mend)
+    else:
+        yield from _about_products()
+
+
+def _about_products() -> Iterator[Finding]:
+    chosen, best = blas.slow_kind(), blas.best_kind()
+    mend = (
+        f'set {blas.VARIABLE}={best} before Python starts, or install a '
+        'newer NumPy'
+    )
+    if chosen:
+        text = (
+            f"NumPy's OpenBLAS takes this processor for a {chosen}: its "
+            'matrix products are several times slower than they could be'
+        )
+        yield Finding('OpenBLAS', text, 'note', mend)
+    elif blas.is_new():
+        text = (
+            "NumPy's OpenBLAS may not know this processor. The command "
+            'd2lbert mends this for itself, but not for your own programs'
+        )
+        yield Finding('OpenBLAS', text, 'note', mend)
 
 
 def _about_frameworks(found: Mapping[str, Probe]) -> Iterator[Finding]:

@@ -1,0 +1,79 @@
+"""The processor for which NumPy's matrix products are made.
+
+OpenBLAS has kernels for each kind of processor and chooses when it is
+loaded. One that is newer than the library is taken for a Prescott of 2004,
+whose kernels are several times slower. `OPENBLAS_CORETYPE` names another
+kind (OpenBLAS, "Runtime variables").
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+
+CPUINFO = Path('/proc/cpuinfo')
+VARIABLE = 'OPENBLAS_CORETYPE'
+#: What a kind needs of the processor, the fastest first.
+KINDS = {
+    'SkylakeX': {'avx512f', 'avx512bw', 'avx512cd', 'avx512dq', 'avx512vl'},
+    'Haswell': {'avx2', 'fma'},
+}
+#: Kinds without AVX, for which OpenBLAS takes what it does not know.
+OLD_KINDS = {'katmai', 'coppermine', 'northwood', 'prescott', 'generic'}
+#: Intel's models with AVX-512 that OpenBLAS 0.3.23 knows (family 6).
+KNOWN = {85, 102, 106, 108, 125, 126, 140, 141, 143, 167}
+
+
+def best_kind(cpuinfo: Path = CPUINFO) -> str | None:
+    """Return the fastest kind that this processor can run, if any is."""
+    flags = set(value_of('flags', cpuinfo).split())
+    return next((kind for kind, need in KINDS.items() if need <= flags), None)
+
+
+def is_new(cpuinfo: Path = CPUINFO) -> bool:
+    """Return whether OpenBLAS 0.3.23 does not know this Intel processor."""
+    model = value_of('model', cpuinfo)
+    return (
+        value_of('vendor_id', cpuinfo) == 'GenuineIntel'
+        and value_of('cpu family', cpuinfo) == '6'
+        and best_kind(cpuinfo) == 'SkylakeX'
+        and not (model.isdecimal() and int(model) in KNOWN)
+    )
+
+
+def choose_kind(cpuinfo: Path = CPUINFO) -> None:
+    """Name the kind of a new processor, for libraries that load later.
+
+    Changes the environment of this process, unless the user has named a
+    kind or NumPy is loaded already.
+    """
+    if 'numpy' not in sys.modules and is_new(cpuinfo):
+        os.environ.setdefault(VARIABLE, best_kind(cpuinfo) or '')
+
+
+def slow_kind(cpuinfo: Path = CPUINFO) -> str | None:
+    """Return the kind that NumPy has chosen, where a better one runs here.
+
+    Loads NumPy.
+    """
+    import_module('numpy')
+    from threadpoolctl import threadpool_info
+
+    for library in threadpool_info():
+        kind = library.get('architecture')
+        if kind and kind.lower() in OLD_KINDS and best_kind(cpuinfo):
+            return str(kind)
+    return None
+
+
+def value_of(name: str, cpuinfo: Path) -> str:
+    """Return a value of the first processor, or an empty string."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:  # not on Linux
+        return ''
+    found = re.search(rf'^{name}\s*: (.*)$', text, re.MULTILINE)
+    return found[1] if found else ''
