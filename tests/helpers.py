@@ -35,14 +35,14 @@ BIRD = {
     'the crane and her nest',
     'the crane watchers',
     'the flight to the south',
-    'what a crane is , the bird',
+    'the life of a crane',
 }
 MACHINE = {
     'the crane on the quay',
     'the crane on the building site',
     'the crane driver',
     'the log of the foreman',
-    'what a crane is , the machine',
+    'the work of a crane',
 }
 
 
