@@ -64,8 +64,8 @@ WITH_JAX = {
     'test_parity',
     'test_tabs',
 }
-# They have many shapes, and JAX compiles each
-LONG_IN_JAX = {'test_memory', 'test_parity_shards'}
+# They have many shapes, or processes, and JAX compiles for each
+LONG_IN_JAX = {'test_cli', 'test_memory', 'test_parity_shards'}
 # They train for minutes, or wait for processes
 LONG_IN_MXNET = {'test_notebooks', 'test_processes', 'test_senses'}
 

@@ -280,7 +280,7 @@ def test_blocks_are_computed_again(d2l):
     assert 'remat' not in program(False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_shards_than_host_devices(d2l):
     batch = make_batch(10)
     expected = new_trainer(d2l).step(batch)
