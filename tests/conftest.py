@@ -62,7 +62,6 @@ WITH_JAX = {
     'test_bert',
     'test_numerics',
     'test_parity',
-    'test_tabs',
 }
 # They have many shapes, or processes, and JAX compiles for each
 LONG_IN_JAX = {'test_cli', 'test_memory', 'test_parity_shards'}
