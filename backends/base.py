@@ -17,7 +17,6 @@ become the framework's index type (int64 in PyTorch, int32 in MXNet).
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -44,13 +43,6 @@ MASKED_SCORE = -1e6
 PRECISIONS = ('float32', 'tf32', 'bf16')
 #: 1e-5 as float32 has it: MXNet knows no other, even in float64.
 LAYER_NORM_EPSILON = float(np.float32(1e-5))
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPSILON = 1e-8
-#: Gluon computes 1 − β₂ in float32, which is off by 1e-5. Its √v differs
-#: from the formula by this factor.
-GLUON_ROUNDING = math.sqrt(
-    float(1 - np.float32(ADAM_BETAS[1])) / (1 - ADAM_BETAS[1])
-)
 
 
 class Backend(Devices):
@@ -302,6 +294,7 @@ class Backend(Devices):
         lr: float,
         epsilon_inside: bool,
         frozen: Sequence[str] = (),
+        weight_decay: float = 0.0,
     ) -> Optimizer:
         """Return an Adam optimizer for `net`, β = (0.9, 0.999), ε = 1e-8.
 
@@ -309,7 +302,8 @@ class Backend(Devices):
         `epsilon_inside`: ε is added to √v before v's bias is corrected
         (the last formula of their section 2, as in Gluon) instead of after
         (their algorithm 1, as in PyTorch). Parameters whose names end in
-        one of `frozen` are left as they are.
+        one of `frozen` are left as they are. Before a step at the rate lr,
+        lr · `weight_decay` · W is subtracted from each W of two axes or more.
         """
 
 
@@ -380,11 +374,18 @@ class Optimizer(ABC):
     num_steps: int
 
     @abstractmethod
-    def step(self, gradients: Gradients | Arrays) -> None:
-        """Apply one update.
+    def step(
+        self,
+        gradients: Gradients | Arrays,
+        lr: float | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Apply one update, without waiting for the device.
 
         `gradients`: of a `DataParallel` of the same network, or arrays by
-        the parameters' names. Raises `ValueError` where these do not fit.
+        the parameters' names. `lr`: the rate of this step, by default the
+        optimizer's; `scale`: what the gradients are multiplied by, perhaps
+        in place. Raises `ValueError` where the gradients do not fit.
         """
 
     @abstractmethod

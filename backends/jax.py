@@ -390,8 +390,8 @@ class JaxBackend(base.Backend):
             outputs, result = run(state, arrays)
             return named_arrays(outputs, result, self.to_numpy)
 
-    def Adam(self, net, lr, epsilon_inside, frozen=()):
-        return Adam(net, lr, epsilon_inside, tuple(frozen))
+    def Adam(self, net, lr, epsilon_inside, frozen=(), weight_decay=0.0):
+        return Adam(net, lr, epsilon_inside, tuple(frozen), weight_decay)
 
 
 @partial(jax.jit, static_argnums=0)

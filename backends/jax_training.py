@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from backends import base
+from backends import adam, base
 from backends.dropout import dropout_masks
 from backends.flax_names import name_of
 from backends.groups import Group
@@ -264,8 +264,10 @@ class Adam(base.Optimizer):
         lr: float,
         epsilon_inside: bool,
         frozen: tuple[str, ...],
+        weight_decay: float,
     ) -> None:
         self.net, self.lr, self.epsilon_inside = net, lr, epsilon_inside
+        self.weight_decay = weight_decay
 
         def is_learned(path: Any, value: Any) -> bool:
             is_parameter = isinstance(value, nnx.Param)
@@ -276,31 +278,34 @@ class Adam(base.Optimizer):
         with width_of(parameters):
             self.m, self.v = (zeros_like(parameters) for _ in 'mv')
         single = jax.tree.leaves(parameters)[0].dtype == jnp.float32
-        self.rounding = base.GLUON_ROUNDING if single else 1.0
+        self.rounding = adam.GLUON_ROUNDING if single else 1.0
         self.num_steps = 0
 
-    def step(self, gradients):
+    def step(self, gradients, lr=None, scale=1.0):
         if isinstance(gradients, Mapping):
             parameters = parameters_of(self.net)
             check_parameters(shapes_of(parameters), gradients)
             given = state_of(parameters, gradients)
         else:
             given = gradients.gradients
+        rate = self.lr if lr is None else lr
         self.num_steps += 1
-        beta1, beta2 = base.ADAM_BETAS
+        beta1, beta2 = adam.BETAS
         root = math.sqrt(1 - beta2**self.num_steps)
-        lr = self.lr * root / (1 - beta1**self.num_steps)
+        lr = rate * root / (1 - beta1**self.num_steps)
         rounding = self.rounding if self.epsilon_inside else 1.0
-        epsilon = base.ADAM_EPSILON * (1 if self.epsilon_inside else root)
+        epsilon = adam.EPSILON * (1 if self.epsilon_inside else root)
         parameters = nnx.state(self.net, self.is_learned)
         with width_of(parameters):
-            parameters, self.m, self.v = adam(
+            parameters, self.m, self.v = updated(
                 parameters,
                 nnx.filter_state(given, self.is_learned),
                 self.m,
                 self.v,
                 lr / rounding,
                 epsilon / rounding,
+                None if scale == 1 else scale,
+                rate * self.weight_decay if self.weight_decay else None,
             )
         nnx.update(self.net, parameters)
 
@@ -320,14 +325,22 @@ class Adam(base.Optimizer):
 
 
 @partial(jax.jit, donate_argnums=(2, 3))
-def adam(parameters, gradients, m, v, lr, epsilon):
-    """Return parameters and moments after an update."""
-    beta1, beta2 = base.ADAM_BETAS
+def updated(parameters, gradients, m, v, lr, epsilon, scale, decay):
+    """Return parameters and moments after an update.
+
+    Without `scale` and `decay` they are no part of the program.
+    """
+    beta1, beta2 = adam.BETAS
     tree = jax.tree
+    if scale is not None:
+        gradients = tree.map(lambda g: scale * g, gradients)
     m = tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, m, gradients)
     v = tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, v, gradients)
 
-    def updated(W, m, v):
-        return W - lr * m / (jnp.sqrt(v) + epsilon)
+    def new(W, m, v):
+        change = lr * m / (jnp.sqrt(v) + epsilon)
+        if decay is not None and adam.decays(W.shape):
+            W = W - decay * W
+        return W - change
 
-    return tree.map(updated, parameters, m, v), m, v
+    return tree.map(new, parameters, m, v), m, v

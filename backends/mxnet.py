@@ -408,8 +408,8 @@ class MXNetBackend(base.Backend):
                 hook.detach()
         return named_arrays(outputs, result, self.to_numpy)
 
-    def Adam(self, net, lr, epsilon_inside, frozen=()):
-        return Adam(net, lr, epsilon_inside, frozen)
+    def Adam(self, net, lr, epsilon_inside, frozen=(), weight_decay=0.0):
+        return Adam(net, lr, epsilon_inside, frozen, weight_decay)
 
 
 def _layers(block: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:

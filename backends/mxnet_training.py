@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy
 from threadpoolctl import ThreadpoolController, threadpool_limits
 
-from backends import base
+from backends import adam, base
 from backends.cores import num_cores
 from backends.dropout import dropout_masks
 from backends.groups import Group
@@ -218,6 +218,11 @@ class Gradients(base.Gradients):
         return self.sums
 
     def norm(self):
+        return self.size
+
+    @functools.cached_property
+    def size(self) -> float:
+        """The norm, which a step may ask for twice."""
         # NumPy, because MXNet's sums take ten times as long
         parameters = parameters_of(self.net).values()
         for X in (
@@ -268,11 +273,15 @@ def parameters_of(net: Any) -> dict[str, Any]:
 
 
 def update_in_float64(
-    data: Any, grad: Any, m: Any, v: Any, lr: float, epsilon: float
+    data: Any,
+    g: numpy.ndarray,
+    m: Any,
+    v: Any,
+    lr: float,
+    epsilon: float,
 ) -> None:
     """Do what `adam_update` does, whose own constants are float32."""
-    beta1, beta2 = base.ADAM_BETAS
-    g = grad.asnumpy()
+    beta1, beta2 = adam.BETAS
     m[:] = new_m = beta1 * m.asnumpy() + (1 - beta1) * g
     v[:] = new_v = beta2 * v.asnumpy() + (1 - beta2) * g**2
     data[:] = data.asnumpy() - lr * new_m / (numpy.sqrt(new_v) + epsilon)
@@ -287,7 +296,12 @@ class Adam(base.Optimizer):
     """
 
     def __init__(
-        self, net: Any, lr: float, epsilon_inside: bool, frozen: Sequence[str]
+        self,
+        net: Any,
+        lr: float,
+        epsilon_inside: bool,
+        frozen: Sequence[str],
+        weight_decay: float,
     ) -> None:
         self.net = net
         # A parameter that layers share has several names: keep one
@@ -302,6 +316,7 @@ class Adam(base.Optimizer):
         }
         self.lr = lr
         self.epsilon_inside = epsilon_inside
+        self.weight_decay = weight_decay
         self.num_steps = 0
         self.moments = {
             f'{name}.{moment}': nd.zeros_like(data)
@@ -313,33 +328,38 @@ class Adam(base.Optimizer):
         for name, parameter in self.parameters.items():
             yield name, parameter.list_data()[0].as_nd_ndarray()
 
-    def step(self, gradients):
+    def step(self, gradients, lr=None, scale=1.0):
         if isinstance(gradients, Mapping):
             set_gradients(self.net, gradients)
+        rate = self.lr if lr is None else lr
         self.num_steps += 1
-        beta1, beta2 = base.ADAM_BETAS
+        beta1, beta2 = adam.BETAS
         root = (1 - beta2**self.num_steps) ** 0.5
-        lr = self.lr * root / (1 - beta1**self.num_steps)
-        epsilon = base.ADAM_EPSILON * (1 if self.epsilon_inside else root)
+        lr = rate * root / (1 - beta1**self.num_steps)
+        epsilon = adam.EPSILON * (1 if self.epsilon_inside else root)
         for name, data in self._data():
             grad = self.parameters[name].list_grad()[0].as_nd_ndarray()
             m, v = self.moments[f'{name}.m'], self.moments[f'{name}.v']
+            if self.weight_decay and adam.decays(data.shape):
+                data -= (rate * self.weight_decay) * data
             if data.dtype == numpy.float64:
-                update_in_float64(data, grad, m, v, lr, epsilon)
+                g = scale * grad.asnumpy()
+                update_in_float64(data, g, m, v, lr, epsilon)
                 continue
             # The operator rounds 1 − β₂, so that its v is slightly too small.
             # Gluon's Adam has the same error; PyTorch's, which the other
             # recipes follow, has not.
-            scale = 1.0 if self.epsilon_inside else base.GLUON_ROUNDING
+            rounding = 1.0 if self.epsilon_inside else adam.GLUON_ROUNDING
             nd.adam_update(
                 data,
                 grad,
                 m,
                 v,
-                lr=lr * scale,
+                lr=lr * rounding,
                 beta1=beta1,
                 beta2=beta2,
-                epsilon=epsilon * scale,
+                epsilon=epsilon * rounding,
+                rescale_grad=scale,
                 wd=0,
                 lazy_update=False,
                 out=data,

@@ -304,8 +304,8 @@ class TorchBackend(base.Backend):
                 hook.remove()
         return named_arrays(outputs, result, self.to_numpy)
 
-    def Adam(self, net, lr, epsilon_inside, frozen=()):
-        return Adam(net, lr, epsilon_inside, frozen)
+    def Adam(self, net, lr, epsilon_inside, frozen=(), weight_decay=0.0):
+        return Adam(net, lr, epsilon_inside, frozen, weight_decay)
 
 
 def _scratch(shape: tuple[int, int], X: torch.Tensor) -> torch.Tensor:

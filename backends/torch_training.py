@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from backends import base
+from backends import adam, base
 from backends.cores import available_cores
 from backends.dropout import dropout_masks
 from backends.groups import Group
@@ -341,6 +341,7 @@ class Adam(base.Optimizer):
         lr: float,
         epsilon_inside: bool,
         frozen: Sequence[str],
+        weight_decay: float,
     ) -> None:
         self.net = net
         self.parameters = {
@@ -351,8 +352,8 @@ class Adam(base.Optimizer):
         self.adam = torch.optim.Adam(
             self.parameters.values(),
             lr,
-            betas=base.ADAM_BETAS,
-            eps=base.ADAM_EPSILON,
+            betas=adam.BETAS,
+            eps=adam.EPSILON,
             fused=True,
         )
         for parameter in self.parameters.values():
@@ -369,23 +370,37 @@ class Adam(base.Optimizer):
         }
         self.lr = lr
         self.epsilon_inside = epsilon_inside
+        self.weight_decay = weight_decay
+        self.decayed = [
+            parameter
+            for parameter in self.parameters.values()
+            if adam.decays(parameter.shape)
+        ]
         single = next(net.parameters()).dtype == torch.float32
-        self.rounding = base.GLUON_ROUNDING if single else 1.0
+        self.rounding = adam.GLUON_ROUNDING if single else 1.0
         self.num_steps = 0
 
-    def step(self, gradients):
+    @torch.no_grad()
+    def step(self, gradients, lr=None, scale=1.0):
         if isinstance(gradients, Mapping):
             set_gradients(self.net, gradients)
+        lr = self.lr if lr is None else lr
         self.num_steps += 1
+        group, rounding = self.adam.param_groups[0], 1.0
         if self.epsilon_inside:
             # PyTorch divides √v by this root before it adds epsilon
-            root = math.sqrt(1 - base.ADAM_BETAS[1] ** self.num_steps)
-            self.adam.param_groups[0].update(
-                lr=self.lr / self.rounding,
-                eps=base.ADAM_EPSILON / (root * self.rounding),
-            )
+            root = math.sqrt(1 - adam.BETAS[1] ** self.num_steps)
+            rounding = self.rounding
+            group['eps'] = adam.EPSILON / (root * rounding)
+        group['lr'] = lr / rounding
         # See `DataParallel.value_and_grad`
         with one_core():
+            if scale != 1:
+                torch._foreach_mul_(gradients_of(self.net), scale)
+            if self.weight_decay:
+                torch._foreach_add_(
+                    self.decayed, self.decayed, alpha=-lr * self.weight_decay
+                )
             self.adam.step()
 
     def state(self):

@@ -1,7 +1,9 @@
 """What the two tabs of the chapter compute differently, as data.
 
 The chapter's two printed results differ because of these recipes and not
-because of the frameworks: any recipe runs on any backend.
+because of the frameworks: any recipe runs on any backend. The recipe `bert`
+trains as Devlin et al., "BERT: pre-training of deep bidirectional
+transformers for language understanding" (2019).
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ import numpy as np
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError, check_choice
 
+Initialization = Literal['xavier', 'torch', 'truncated_normal']
+INITIALIZATIONS = ('xavier', 'torch', 'truncated_normal')
+SCHEDULES = ('constant', 'linear')
+
 #: An update with a larger one, or one over it, could leave float32, which
 #: begins at 1e-38 and ends at 3e38.
 MAX_LR = 1e30
@@ -22,10 +28,11 @@ MAX_LR = 1e30
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to start, what to average the loss over, where epsilon goes.
+    """How to start, what to average the loss over, how to step.
 
     `initialization`: `'xavier'` (Gluon's Xavier on every matrix, zero
-    biases) or `'torch'` (PyTorch's defaults).
+    biases), `'torch'` (PyTorch's defaults) or `'truncated_normal'` (that of
+    BERT, zero biases).
 
     `mlm_average`: the masked language modelling loss is the mean over the
     real `'predictions'`, or over all `'slots'`, padding included.
@@ -35,14 +42,49 @@ class Recipe:
     has one loss, whatever shards it is cut into.
 
     `epsilon_inside`: Adam's epsilon is added before the bias correction.
+
+    `schedule`: after the warm-up the learning rate is `'constant'` or falls
+    to zero on a line, see `Schedule`; `warmup`: the warm-up's share of the
+    steps.
+
+    `weight_decay`: see `Backend.Adam`; `clip_norm`: the largest norm of the
+    gradient, a larger one is scaled to it. 0 is for neither.
+
+    Raises `InputError` for a value that cannot be used.
     """
 
     name: str
-    initialization: Literal['xavier', 'torch']
+    initialization: Initialization
     mlm_average: Literal['predictions', 'slots']
     per_shard: bool
     epsilon_inside: bool
     lr: float = 0.01
+    schedule: Literal['constant', 'linear'] = 'constant'
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice('initialization', self.initialization, INITIALIZATIONS)
+        check_choice('schedule', self.schedule, SCHEDULES)
+        if not 0 <= self.weight_decay <= 1:
+            raise InputError(
+                f'weight_decay = {self.weight_decay!r}: expected from 0 to 1'
+            )
+        if self.clip_norm != 0 and not 1 / MAX_LR <= self.clip_norm <= MAX_LR:
+            raise InputError(
+                f'clip_norm = {self.clip_norm!r}: expected 0, which clips '
+                f'nothing, or from {1 / MAX_LR} to {MAX_LR}'
+            )
+
+    @property
+    def clips(self) -> bool:
+        """Whether a step depends on the norm of the gradient."""
+        return self.clip_norm > 0
+
+    def scale(self, norm: float) -> float:
+        """Return what a gradient with this norm is multiplied by."""
+        return min(1.0, self.clip_norm / norm) if norm > 0 else 1.0
 
     def loss_weights(
         self, batch: Batch, shards: Sequence[slice]
@@ -69,6 +111,37 @@ class Recipe:
         return loss / num_shards if self.per_shard else loss
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Which share of the learning rate each step has, counted from 1.
+
+    It grows on a line to 1, which it reaches after `warmup` steps. With
+    `num_steps` it then falls on a line, to zero for the step after these;
+    else it stays. Raises `InputError` for a longer warm-up.
+    """
+
+    warmup: int = 0
+    num_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps is not None and self.warmup > self.num_steps:
+            raise InputError(
+                f'warmup = {self.warmup}: expected at most the '
+                f'{self.num_steps} steps of the schedule'
+            )
+
+    def __call__(self, step: int) -> float:
+        """Return the share of a step."""
+        top = max(self.warmup, 1)
+        share = min(1.0, step / top)
+        if self.num_steps is not None:
+            left = self.num_steps + 1 - step
+            share = min(share, max(left, 0) / (self.num_steps + 1 - top))
+        return share
+
+
+CONSTANT = Schedule()
+
 RECIPES = {
     recipe.name: recipe
     for recipe in (
@@ -92,6 +165,17 @@ RECIPES = {
             mlm_average='predictions',
             per_shard=False,
             epsilon_inside=False,
+        ),
+        Recipe(
+            'bert',
+            initialization='truncated_normal',
+            mlm_average='predictions',
+            per_shard=False,
+            epsilon_inside=False,
+            schedule='linear',
+            warmup=0.1,
+            weight_decay=0.01,
+            clip_norm=1.0,
         ),
     )
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from d2lbert.divergence import (
 from d2lbert.errors import check_positive, input_errors
 from d2lbert.micro_batches import micro_batches, rows_at_a_time
 from d2lbert.randomness import DropoutMasks
-from d2lbert.recipes import Recipe, check_lr
+from d2lbert.recipes import CONSTANT, Recipe, check_lr
 from d2lbert.slots import loss_inputs
 
 
@@ -55,11 +55,11 @@ class Trainer:
     """Trains a network on batches by a recipe.
 
     `net`: a `BERTModel` of any tab with its parameters set; `devices`: the
-    backend's devices, a shard for each; `micro_batch`: rows that go through
-    the network at a time, by default as many as keep the device busy;
-    `seed`: of the dropout masks; `checkpoint_blocks`: compute the encoder's
-    blocks again in the backward pass; `options`: see
-    `Backend.data_parallel`.
+    backend's devices, a shard for each; `schedule`: the share of `lr` that a
+    step has, by its number from 1; `micro_batch`: rows that go through the
+    network at a time, by default as many as keep the device busy; `seed`: of
+    the dropout masks; `checkpoint_blocks`: compute the encoder's blocks
+    again in the backward pass; `options`: see `Backend.data_parallel`.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Trainer:
         *,
         lr: float,
         devices: Sequence[Device],
+        schedule: Callable[[int], float] = CONSTANT,
         micro_batch: int | None = None,
         seed: int = 0,
         checkpoint_blocks: bool = False,
@@ -80,6 +81,7 @@ class Trainer:
         self.net = net
         self.recipe = recipe
         self.lr = lr
+        self.schedule = schedule
         self.micro_batch = micro_batch
         self.seed = seed
         with input_errors():
@@ -91,7 +93,11 @@ class Trainer:
                 **options,
             )
         self.optimizer = net.backend.Adam(
-            net, lr, recipe.epsilon_inside, ZERO_GRADIENT
+            net,
+            lr,
+            recipe.epsilon_inside,
+            ZERO_GRADIENT,
+            recipe.weight_decay,
         )
         self.num_steps = 0
 
@@ -106,7 +112,7 @@ class Trainer:
         of a step is that from the caller's request to the report. Raises
         `RunError` for numbers that are not finite, also after the last step.
         """
-        lag = int(self.parallel.asynchronous)
+        lag = int(self.runs_ahead)
         waiting: deque[PendingStep] = deque()
         start = time.perf_counter()
         for batch in islice(batches, num_steps):
@@ -129,14 +135,31 @@ class Trainer:
         self.parallel.close()
 
     def launch(self, batch: Batch) -> PendingStep:
-        """Compute a step, without waiting for an asynchronous device."""
+        """Compute a step, and wait for it unless the trainer runs ahead."""
         gradients, number = self.value_and_grad(batch), self.num_steps + 1
         pending = PendingStep(gradients, number, len(batch.tokens))
-        if not self.parallel.asynchronous:
+        if not self.runs_ahead:
             self.check_finite(pending)
-        self.optimizer.step(pending.gradients)
+        self.optimizer.step(gradients, self.next_lr(), self.scale(gradients))
         self.num_steps += 1
         return pending
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step is launched before the last one is finished.
+
+        To clip a gradient its norm must be known.
+        """
+        return self.parallel.asynchronous and not self.recipe.clips
+
+    def next_lr(self) -> float:
+        """Return the learning rate of the next step."""
+        return self.lr * self.schedule(self.num_steps + 1)
+
+    def scale(self, gradients: Gradients) -> float:
+        """Return what clips the gradients, or 1."""
+        recipe = self.recipe
+        return recipe.scale(gradients.norm()) if recipe.clips else 1.0
 
     def value_and_grad(self, batch: Batch) -> Gradients:
         """Return the losses and gradients of a batch for the next step.
@@ -207,7 +230,7 @@ class Trainer:
 
         `start`: the time at which the caller has asked for it.
         """
-        if self.parallel.asynchronous:
+        if self.runs_ahead:
             self.check_finite(pending)
         mlm_loss, nsp_loss = self.losses_of(pending)
         seconds = time.perf_counter() - start

@@ -111,7 +111,11 @@ def initial_weights(
     `shapes`: by neutral names; `initialization`: see `Recipe`.
     """
     rng = generator(seed, 'weights')
-    draw = {'xavier': xavier, 'torch': torch_default}[initialization]
+    draw = {
+        'xavier': xavier,
+        'torch': torch_default,
+        'truncated_normal': truncated_normal,
+    }[initialization]
     # In alphabetical order, which is the same in both frameworks
     return {
         name: _norm(name, shapes[name])
@@ -148,3 +152,18 @@ def torch_default(name: str, shapes: Shapes, rng: Generator) -> np.ndarray:
     *_, fan_in = shapes[name.replace('.bias', '.weight')]
     bound = 1 / np.sqrt(fan_in)
     return rng.uniform(-bound, bound, shapes[name])
+
+
+def truncated_normal(name: str, shapes: Shapes, rng: Generator) -> np.ndarray:
+    """Draw as BERT does: N(0, 0.02), without what is beyond ±0.04.
+
+    Devlin et al. (2019), for every array with two axes or more; biases are
+    zero. What is beyond two standard deviations is drawn again.
+    """
+    shape = shapes[name]
+    if len(shape) < 2:
+        return np.zeros(shape)
+    Z = rng.standard_normal(shape)
+    while (outside := abs(Z) > 2).any():
+        Z[outside] = rng.standard_normal(np.count_nonzero(outside))
+    return 0.02 * Z

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from backends import base
+from backends.adam import BETAS, EPSILON
 from d2lbert.data.batches import Batches
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
@@ -104,11 +104,11 @@ def padding(figure: Figure, runs: Path) -> None:
 def epsilon(figure: Figure, runs: Path) -> None:
     """Draw Adam's first step for gradients of all sizes."""
     gradients = np.logspace(-12, -3, 28).astype(np.float32)
-    root = np.sqrt(1 - base.ADAM_BETAS[1])
+    root = np.sqrt(1 - BETAS[1])
     axes = figure.subplots()
     for label, epsilon, style in (
-        ('formula, ε after the correction', base.ADAM_EPSILON, '-'),
-        ('formula, ε before it', base.ADAM_EPSILON / root, '--'),
+        ('formula, ε after the correction', EPSILON, '-'),
+        ('formula, ε before it', EPSILON / root, '--'),
     ):
         axes.plot(
             gradients,
@@ -164,9 +164,7 @@ def key_bias(figure: Figure, runs: Path) -> None:
         ):
             sizes = np.abs(gradients[f'encoder.blks.0.attention.{bias}'])
             axes.plot(np.sort(sizes)[::-1], color=color, label=bias)
-        axes.axhline(
-            base.ADAM_EPSILON, color='0.5', linestyle=':', label="Adam's ε"
-        )
+        axes.axhline(EPSILON, color='0.5', linestyle=':', label="Adam's ε")
         axes.set(
             title=label_of(backend), yscale='log', xlabel='element, sorted'
         )
@@ -217,7 +215,7 @@ def gluon_steps() -> dict[str, np.ndarray]:
 
     from backends.mxnet import nd
 
-    num_steps, (beta1, beta2) = 30, base.ADAM_BETAS
+    num_steps, (beta1, beta2) = 30, BETAS
     w, g, m, v = (nd.array([x]) for x in (0.0, 1.0, 0.0, 0.0))
     weight = torch.nn.Parameter(torch.zeros(1))
     adam = torch.optim.Adam([weight], lr=1.0)

@@ -90,8 +90,8 @@ def test_a_gradient_that_differs_for_some_weights_is_at_a_kink(
 
 @pytest.mark.parametrize('recipe', ['mxnet', 'pytorch'])
 def test_epsilon_in_the_wrong_place(wrap, recipe):
-    def flip(Adam, self, net, lr, epsilon_inside, frozen=()):
-        return Adam(self, net, lr, not epsilon_inside, frozen)
+    def flip(Adam, self, net, lr, epsilon_inside, *others):
+        return Adam(self, net, lr, not epsilon_inside, *others)
 
     wrap('Adam', flip)
     assert kinds(caught(recipe=recipe)) == {'step'}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from backends import base
+from backends import adam, base
 from backends.dropout import current_masks, dropout_masks
 from backends.parameters import check_parameters
 from d2lbert import bert
@@ -186,8 +186,8 @@ class ToyBackend(base.Backend):
     def data_parallel(self, net, losses, devices, **options):
         return DataParallel(net, losses, devices)
 
-    def Adam(self, net, lr, epsilon_inside, frozen=()):
-        return Adam(net, lr, epsilon_inside, tuple(frozen))
+    def Adam(self, net, lr, epsilon_inside, frozen=(), weight_decay=0.0):
+        return Adam(net, lr, epsilon_inside, tuple(frozen), weight_decay)
 
 
 class DataParallel(base.DataParallel):
@@ -240,8 +240,8 @@ class Gradients(base.Gradients):
 
 
 class Adam(base.Optimizer):
-    def __init__(self, net, lr, epsilon_inside, frozen):
-        self.net, self.lr, self.inside = net, lr, epsilon_inside
+    def __init__(self, net, lr, epsilon_inside, frozen, weight_decay):
+        self.net, self.inside, self.decay = net, epsilon_inside, weight_decay
         self.num_steps = 0
         self.moments = {
             name: [np.zeros(shape), np.zeros(shape)]
@@ -249,19 +249,20 @@ class Adam(base.Optimizer):
             if not name.endswith(frozen)
         }
 
-    def step(self, gradients):
+    def step(self, gradients, lr, scale):
         self.num_steps += 1
-        b1, b2 = base.ADAM_BETAS
+        b1, b2 = adam.BETAS
         root = np.sqrt(1 - b2**self.num_steps)
         for name, (m, v) in self.moments.items():
-            gradient = gradients.arrays()[name]
+            gradient = scale * gradients.arrays()[name]
             m += (1 - b1) * (gradient - m)
             v += (1 - b2) * (gradient**2 - v)
-            epsilon = base.ADAM_EPSILON * (1 if self.inside else root)
-            change = m / (np.sqrt(v) + epsilon)
-            parameters(self.net)[name].data -= (
-                self.lr * root / (1 - b1**self.num_steps) * change
-            )
+            epsilon = adam.EPSILON * (1 if self.inside else root)
+            data = parameters(self.net)[name].data
+            if adam.decays(data.shape):
+                data *= 1 - lr * self.decay
+            rate = lr * root / (1 - b1**self.num_steps)
+            data -= rate * m / (np.sqrt(v) + epsilon)
 
     state = load_state = unused
 

@@ -26,7 +26,8 @@ from d2lbert.frameworks import label_of
     *('recipe', 'corpus', 'tokenizer', 'vocab_size'),
     *('steps', 'batch_size', 'max_len'),
     *('num_hiddens', 'ffn_num_hiddens', 'num_heads', 'num_blks', 'dropout'),
-    *('lr', 'devices', 'micro_batch', 'seed'),
+    *('lr', 'schedule', 'schedule_steps', 'warmup', 'weight_decay'),
+    *('clip_norm', 'initialization', 'devices', 'micro_batch', 'seed'),
     recipe='corrected',
 )
 def parity(

@@ -357,7 +357,11 @@ def take_step(
         }
         losses = zip(('mlm', 'nsp'), computed.losses(), strict=True)
         given = gradients or found
-        trainer.optimizer.step({name: given[names[name]] for name in names})
+        trainer.optimizer.step(
+            {name: given[names[name]] for name in names},
+            trainer.next_lr(),
+            trainer.scale(computed),
+        )
     return {
         'losses': dict(losses),
         'gradients': found,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d2lbert.errors import InputError, check_choice, input_errors
 from d2lbert.frameworks import FRAMEWORKS, check_backend
+
+if TYPE_CHECKING:
+    from d2lbert.recipes import Recipe, Schedule
 
 #: The longest sequence that the network has positions for.
 MAX_POSITIONS = 1000
@@ -43,10 +46,15 @@ PRESETS = {
         'bert-large': (512, 1024, 4096, 16, 24),
     }.items()
 }
+#: What a recipe decides unless it is given.
+RECIPE_FIELDS = ('initialization', 'schedule', 'weight_decay', 'clip_norm')
 #: The least value of each whole number.
-LEAST = dict.fromkeys(
-    ('steps', 'batch_size', 'max_len', *SIZES, 'micro_batch', 'save_every'), 1
-) | {'seed': 0, 'keep': MIN_KEEP, 'vocab_size': MIN_VOCAB_SIZE}
+LEAST = (
+    dict.fromkeys(('steps', 'batch_size', 'max_len', *SIZES), 1)
+    | dict.fromkeys(('micro_batch', 'save_every', 'schedule_steps'), 1)
+    | dict.fromkeys(('seed', 'warmup'), 0)
+    | {'keep': MIN_KEEP, 'vocab_size': MIN_VOCAB_SIZE}
+)
 
 
 def option(default: Any, help: str, **about: Any) -> Any:
@@ -70,9 +78,9 @@ class Config:
     """The options of a run, by the names of the command line.
 
     `d2lbert pretrain --help` explains each one. `recipe` may be given as
-    `None`, for the recipe of the backend's own tab, `lr`, for the recipe's
-    learning rate, and each size of `PRESETS`, for the preset's. Raises
-    `InputError` for a value that cannot be used.
+    `None`, for the recipe of the backend's own tab, `lr`, `warmup` and each
+    of `RECIPE_FIELDS`, for the recipe's, and each size of `PRESETS`, for the
+    preset's. Raises `InputError` for a value that cannot be used.
     """
 
     backend: str = option(
@@ -82,8 +90,8 @@ class Config:
     )
     recipe: str = option(
         None,
-        'How to draw the initial weights and to average the loss.',
-        metavar='mxnet|pytorch|corrected',
+        'How to draw the initial weights, to average the loss and to step.',
+        metavar='mxnet|pytorch|corrected|bert',
         show_default="that of the backend's own tab",
     )
     corpus: str | tuple[str, ...] = option(
@@ -128,6 +136,41 @@ class Config:
     lr: float = option(
         None, "Adam's learning rate.", show_default="the recipe's, 0.01"
     )
+    schedule: str = option(
+        None,
+        'How the learning rate goes on after the warm-up: linear falls to '
+        'zero.',
+        metavar='constant|linear',
+        show_default='constant, linear for bert',
+    )
+    schedule_steps: int | None = option(
+        None,
+        'Steps until a linear schedule is at zero. A resumed run keeps it.',
+        metavar='N',
+        show_default='--steps',
+    )
+    warmup: int | None = option(
+        None,
+        'Steps in which the learning rate grows from zero.',
+        metavar='N',
+        show_default='0, a tenth of the steps for bert',
+    )
+    weight_decay: float = option(
+        None,
+        'Decoupled weight decay, not of biases and layer norms.',
+        show_default='0, 0.01 for bert',
+    )
+    clip_norm: float = option(
+        None,
+        'The largest norm of the gradient, 0 for any.',
+        show_default='0, 1 for bert',
+    )
+    initialization: str = option(
+        None,
+        'How to draw the initial weights.',
+        metavar='xavier|torch|truncated_normal',
+        show_default="the recipe's",
+    )
     devices: str = option(
         'all',
         'Where to compute: all GPUs or else the processor; the processor; '
@@ -170,8 +213,9 @@ class Config:
         if self.recipe is None:
             self._set('recipe', FRAMEWORKS[self.backend].recipe)
         recipe = get_recipe(self.recipe)
-        if self.lr is None:
-            self._set('lr', recipe.lr)
+        for name in ('lr', *RECIPE_FIELDS):
+            if getattr(self, name) is None:
+                self._set(name, getattr(recipe, name))
         self._set('corpus', one_or_more(self.corpus))
         if not isinstance(self.tokenizer, (str, os.PathLike)):
             raise InputError(
@@ -200,7 +244,7 @@ class Config:
                 f'checkpoint_blocks = {self.checkpoint_blocks!r}: expected '
                 'True or False'
             )
-        for name in ('dropout', 'lr'):
+        for name in ('dropout', 'lr', 'weight_decay', 'clip_norm'):
             value = getattr(self, name)
             # JSON does not know other types, such as NumPy's float32
             if not is_number(value, (int, float)):
@@ -219,6 +263,44 @@ class Config:
                 f'dropout = {self.dropout!r}: expected from 0 to below 1'
             )
         check_lr(self.lr)
+        self.own_recipe()  # raises for what it cannot have
+        self._set_schedule(recipe.warmup)
+
+    def _set_schedule(self, warmup: float) -> None:
+        """Set the numbers of steps of the schedule that are not given.
+
+        `warmup`: the share that the recipe has.
+        """
+        if self.schedule == 'linear' and self.schedule_steps is None:
+            self._set('schedule_steps', self.steps)
+        num_steps = self.schedule_steps or self.steps
+        if self.schedule == 'constant' and self.schedule_steps:
+            raise InputError(
+                f'schedule_steps = {num_steps}: a constant schedule has no '
+                "end; leave it out, or give schedule = 'linear'"
+            )
+        if self.steps > num_steps:
+            raise InputError(
+                f'steps = {self.steps}: the learning rate is zero after the '
+                f'{num_steps} steps of the schedule; give at most so many, '
+                'or a new run with more schedule_steps'
+            )
+        if self.warmup is None:
+            self._set('warmup', round(warmup * num_steps))
+        self.own_schedule()  # raises for a warm-up that is too long
+
+    def own_recipe(self) -> Recipe:
+        """Return the recipe with the options of this run."""
+        from d2lbert.recipes import get_recipe
+
+        own = {name: getattr(self, name) for name in RECIPE_FIELDS}
+        return replace(get_recipe(self.recipe), **own)
+
+    def own_schedule(self) -> Schedule:
+        """Return which share of the learning rate each step has."""
+        from d2lbert.recipes import Schedule
+
+        return Schedule(self.warmup or 0, self.schedule_steps)
 
     def _set(self, name: str, value: object) -> None:
         """Set a field although the class is frozen."""

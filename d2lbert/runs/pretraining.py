@@ -77,7 +77,8 @@ def pretrain(
     `options`: the fields of `Config`, with its defaults: `backend`,
     `recipe`, `corpus`, `tokenizer`, `vocab_size`, `steps`, `batch_size`,
     `preset`, `max_len`, `num_hiddens`, `ffn_num_hiddens`, `num_heads`,
-    `num_blks`, `dropout`, `lr`, `devices`, `micro_batch`,
+    `num_blks`, `dropout`, `lr`, `schedule`, `schedule_steps`, `warmup`,
+    `weight_decay`, `clip_norm`, `initialization`, `devices`, `micro_batch`,
     `checkpoint_blocks`, `seed`, `save_every`, `keep`, `precision`. `out`:
     the folder for the run, which must not hold one; `progress`: show a
     progress bar on stderr. `resume`: go on with the run in `out` from its

@@ -45,7 +45,6 @@ from d2lbert.data.vocab import Vocab
 from d2lbert.data.wordpiece import tokens_of, vocab_of
 from d2lbert.errors import FolderTaken, InputError, RunError, input_errors
 from d2lbert.frameworks import load_tab
-from d2lbert.recipes import get_recipe
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.config import Config
@@ -117,8 +116,9 @@ class Run:
         """
         return Trainer(
             self.net,
-            get_recipe(self.config.recipe),
+            self.config.own_recipe(),
             lr=self.config.lr,
+            schedule=self.config.own_schedule(),
             devices=self.devices,
             micro_batch=self.config.micro_batch,
             seed=self.config.seed,
@@ -296,9 +296,8 @@ def new_net(
     """Return the network of a run with its initial weights."""
     check_memory(config, len(vocab), num_copies=4)  # gradients, two moments
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
-    initialization = get_recipe(config.recipe).initialization
     weights = initial_weights(
-        neutral_shapes(net), initialization, config.seed
+        neutral_shapes(net), config.initialization, config.seed
     )
     set_weights(net, weights, devices)
     return net
