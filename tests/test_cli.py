@@ -20,7 +20,7 @@ from backends.base import PRECISIONS
 from d2lbert import errors, frameworks
 from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.pytest_plugin import require
-from d2lbert.recipes import RECIPES
+from d2lbert.recipes import INITIALIZATIONS, RECIPES, SCHEDULES
 from d2lbert.runs import pretraining
 from d2lbert.runs.config import Config
 from helpers import (
@@ -108,6 +108,10 @@ def test_every_field_of_config_is_an_option_with_help():
     }
     assert about['backend']['metavar'].split('|') == list(FRAMEWORKS)
     assert about['recipe']['metavar'].split('|') == list(RECIPES)
+    assert about['schedule']['metavar'].split('|') == list(SCHEDULES)
+    assert about['initialization']['metavar'].split('|') == list(
+        INITIALIZATIONS
+    )
     assert about['precision']['metavar'].split('|') == list(PRECISIONS)
 
 
@@ -135,6 +139,10 @@ def test_help_lists_the_options_and_their_defaults(run):
         '--num-blks': '2',
         '--dropout': '0.2',
         '--lr': '0.01',
+        '--schedule': 'linear for bert',
+        '--warmup': 'a tenth of the steps for bert',
+        '--weight-decay': '0.01 for bert',
+        '--clip-norm': '1 for bert',
         '--devices': 'all',
         '--micro-batch': '4,096 tokens',
         '--seed': '0',
@@ -323,7 +331,7 @@ def test_the_sample_is_the_default_corpus(run, backend_name, tmp_path):
     [
         ('--backend', 'numpy', "'jax', 'mxnet', 'torch'"),
         ('--backend', 'x' * 300, "'mxnet', 'torch'"),
-        ('--recipe', 'keras', "'mxnet', 'pytorch', 'corrected'"),
+        ('--recipe', 'keras', "'mxnet', 'pytorch', 'corrected', 'bert'"),
         ('--devices', 'nonsense', "'cpu:N'"),
         ('--devices', '', "'cpu:N'"),
         ('--devices', 'cpu:0', "'cpu:N'"),
@@ -350,6 +358,12 @@ def test_the_sample_is_the_default_corpus(run, backend_name, tmp_path):
         ('--lr', 'inf', 'positive number'),
         ('--lr', '1e999', 'positive number'),
         ('--lr', '1e-300', 'positive number'),
+        ('--schedule', 'cosine', "'constant', 'linear'"),
+        ('--schedule-steps', '9', 'a constant schedule has no end'),
+        ('--warmup', '-1', 'whole number from 0'),
+        ('--weight-decay', '-0.01', 'from 0 to 1'),
+        ('--clip-norm', '-1', 'which clips nothing'),
+        ('--initialization', 'zeros', "'truncated_normal'"),
         ('--micro-batch', '0', 'whole number from 1'),
         ('--seed', '-1', 'whole number from 0'),
         ('--save-every', '0', 'whole number from 1'),

@@ -143,6 +143,27 @@ def test_the_end_of_an_epoch_and_its_uneven_last_batch(
         )
 
 
+def test_a_run_cut_in_its_warm_up_equals_the_uncut_one(
+    train, resume, backend_name, tmp_path
+):
+    options = {
+        'recipe': 'bert',
+        'warmup': 3,
+        'clip_norm': 0.5,
+        'num_blks': 1,
+        'save_every': 10,
+    }
+    train(backend_name, out=tmp_path / 'uninterrupted', steps=5, **options)
+    out = tmp_path / 'cut'
+    train(backend_name, out=out, steps=2, schedule_steps=5, **options)
+    resume(out, steps=5)
+    assert_same_runs(out, tmp_path / 'uninterrupted')
+    with pytest.raises(InputError, match=r'steps = 6: .* the 5 steps'):
+        resume(out, steps=6)
+    with pytest.raises(InputError, match=r'schedule_steps is 6, was 5'):
+        resume(out, steps=6, schedule_steps=6)
+
+
 def test_from_an_older_checkpoint_where_the_newest_is_damaged(
     train, resume, backend_name, tmp_path
 ):

@@ -54,6 +54,7 @@ def two_steps(tab, backend, recipe, devices):
         ('mxnet', 'cpu:2'),
         pytest.param('pytorch', 'cpu', marks=pytest.mark.slow),
         pytest.param('corrected', 'cpu:2', marks=pytest.mark.slow),
+        pytest.param('bert', 'cpu', marks=pytest.mark.slow),
     ],
 )
 def test_two_steps_are_those_of_pytorch(recipe, devices):

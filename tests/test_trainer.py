@@ -28,6 +28,9 @@ from helpers import (
     train,
 )
 
+#: Of `bert` it is that of `corrected`.
+BY_LOSS = [name for name in RECIPES if name != 'bert']
+
 # ---- recipes ---------------------------------------------------------
 
 
@@ -47,7 +50,7 @@ def tab_losses(net, batch, recipe, num_shards):
     weights = batch.mlm_weights
     if recipe == 'pytorch':
         return [mlm_l.mean(), nsp_l.mean()]
-    if recipe == 'corrected':
+    if recipe in ('corrected', 'bert'):
         return [(mlm_l * weights).sum() / weights.sum(), nsp_l.mean()]
     shards = np.array_split(np.arange(len(nsp_l)), num_shards)
     return np.mean(
@@ -111,7 +114,7 @@ def test_corrected_does_not_depend_on_the_shards(tab, num_shards):
         np.testing.assert_allclose(array, v[name], atol=1e-3, err_msg=name)
 
 
-@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('recipe', BY_LOSS)
 @pytest.mark.parametrize('micro_batch', [1, 4])
 def test_micro_batches_change_nothing(tab, recipe, micro_batch):
     whole, _ = train(new_trainer(tab, recipe))
@@ -366,7 +369,7 @@ def plain(tab, recipe, batch):
     return losses_and_gradients(new_trainer(plain_tab, recipe), batch)
 
 
-@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('recipe', BY_LOSS)
 @pytest.mark.parametrize('num_threads', [1, 3])
 @pytest.mark.parametrize('micro_batch', [None, 2])
 def test_fast_is_plain(tab, recipe, num_threads, micro_batch, monkeypatch):
@@ -379,7 +382,7 @@ def test_fast_is_plain(tab, recipe, num_threads, micro_batch, monkeypatch):
     check_equal(losses_and_gradients(trainer, batch), expected)
 
 
-@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize('recipe', BY_LOSS)
 def test_fast_is_plain_with_one_prediction(tab, recipe):
     """Rows so short that every token is a query."""
     batch = make_batch(5, num_tokens=4, num_slots=4)
