@@ -43,9 +43,9 @@ class Recipe:
 
     `epsilon_inside`: Adam's epsilon is added before the bias correction.
 
-    `schedule`: after the warm-up the learning rate is `'constant'` or falls
-    to zero on a line, see `Schedule`; `warmup`: the warm-up's share of the
-    steps.
+    `lr`: the learning rate, unless another is given; `schedule`: after the
+    warm-up it is `'constant'`, or it falls to zero on a line, see
+    `Schedule`; `warmup`: the warm-up's share of the steps.
 
     `weight_decay`: see `Backend.Adam`; `clip_norm`: the largest norm of the
     gradient, a larger one is scaled to it. 0 is for neither.
@@ -172,6 +172,7 @@ RECIPES = {
             mlm_average='predictions',
             per_shard=False,
             epsilon_inside=False,
+            lr=0.001,
             schedule='linear',
             warmup=0.1,
             weight_decay=0.01,

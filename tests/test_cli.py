@@ -235,6 +235,9 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
         *('--save-every', 2, '--keep', 3, '--precision', 'float32'),
         *('--tokenizer', 'words', '--vocab-size', 40),
         *('--preset', 'bert-large', '--checkpoint-blocks'),
+        *('--schedule', 'linear', '--schedule-steps', 5, '--warmup', 2),
+        *('--weight-decay', 0.1, '--clip-norm', 3),
+        *('--initialization', 'torch'),
     )
     assert done.status == 0
     config = d2lbert.load_run(tmp_path).config.as_dict()
@@ -255,6 +258,12 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
         'num_blks': 1,
         'dropout': 0,
         'lr': 0.002,
+        'schedule': 'linear',
+        'schedule_steps': 5,
+        'warmup': 2,
+        'weight_decay': 0.1,
+        'clip_norm': 3,
+        'initialization': 'torch',
         'devices': 'cpu:2',
         'micro_batch': 4,
         'seed': 7,

@@ -171,7 +171,7 @@ def test_the_other_recipes_are_neutral():
 
 def test_options_replace_what_the_recipe_has():
     config = Config(recipe='bert', steps=40)
-    assert config.own_recipe() == BERT
+    assert config.own_recipe() == BERT and config.lr == BERT.lr == 0.001
     assert config.own_schedule() == Schedule(4, 40)
     config = Config(
         recipe='corrected', warmup=3, weight_decay=0.1, clip_norm=2

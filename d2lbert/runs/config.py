@@ -134,7 +134,9 @@ class Config:
     num_blks: int = size('num_blks', 'Encoder blocks.')
     dropout: float = option(0.2, 'Dropout probability, from 0 to below 1.')
     lr: float = option(
-        None, "Adam's learning rate.", show_default="the recipe's, 0.01"
+        None,
+        "Adam's learning rate.",
+        show_default='0.01, 0.001 for bert',
     )
     schedule: str = option(
         None,
