@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError, check_choice
 
 Initialization = Literal['xavier', 'torch', 'truncated_normal']
-INITIALIZATIONS = ('xavier', 'torch', 'truncated_normal')
-SCHEDULES = ('constant', 'linear')
+AfterWarmup = Literal['constant', 'linear']
+INITIALIZATIONS, SCHEDULES = get_args(Initialization), get_args(AfterWarmup)
 
 #: An update with a larger one, or one over it, could leave float32, which
 #: begins at 1e-38 and ends at 3e38.
@@ -59,7 +59,7 @@ class Recipe:
     per_shard: bool
     epsilon_inside: bool
     lr: float = 0.01
-    schedule: Literal['constant', 'linear'] = 'constant'
+    schedule: AfterWarmup = 'constant'
     warmup: float = 0.0
     weight_decay: float = 0.0
     clip_norm: float = 0.0
