@@ -1,12 +1,14 @@
 """Make the table and the picture of docs/learning.md.
 
     python docs/recipes.py --held-out wikitext-2/wiki.valid.tokens \\
-        [--corpus wikitext-2] [--steps 300] [--runs runs/recipes]
+        [--corpus wikitext-2] [--steps 600] [--batch-size 512] \\
+        [--runs runs/recipes]
 
 Trains each recipe for the same number of steps, or goes on with the runs
-that are there, and measures both losses and accuracies on a text that no
-network was trained on. Prints the table in Markdown and draws the training
-losses as docs/images/recipes.png.
+that are there, and measures both losses and accuracies on examples of
+another text. (With the text of training these have other pairs and masks.)
+Prints the table in Markdown and draws the training losses as
+docs/images/recipes.png.
 """
 
 import argparse
@@ -32,7 +34,7 @@ HEADS = ('MLM loss', 'MLM accuracy', 'NSP loss', 'NSP accuracy')
 
 
 def get_run(folder: Path, **options: object) -> d2lbert.Run:
-    """Read a run, or train it, or train it further."""
+    """Read a run, or train it to its end."""
     if not folder.exists():
         return d2lbert.pretrain(out=folder, save_every=50, **options)
     return d2lbert.pretrain(out=folder, resume=True, **options)
@@ -111,7 +113,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--held-out', required=True)
     parser.add_argument('--corpus', default='wikitext-2')
-    parser.add_argument('--steps', type=int, default=300)
+    parser.add_argument('--steps', type=int, default=600)
+    parser.add_argument('--batch-size', type=int, default=512)
     parser.add_argument('--runs', type=Path, default=Path('runs/recipes'))
     options = parser.parse_args()
     runs = {
@@ -120,6 +123,7 @@ def main() -> None:
             recipe=recipe,
             corpus=options.corpus,
             steps=options.steps,
+            batch_size=options.batch_size,
         )
         for recipe in RECIPES
     }

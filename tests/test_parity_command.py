@@ -161,6 +161,9 @@ def test_every_option_reaches_the_comparison(compare):
         *('--num-heads', 3, '--num-blks', 1, '--dropout', 0),
         *('--lr', '2e-3', '--devices', 'cpu:2', '--micro-batch', 4),
         *('--seed', 7, '--vocab-size', 40, '--json'),
+        *('--schedule', 'linear', '--schedule-steps', 4, '--warmup', 2),
+        *('--weight-decay', 0.1, '--clip-norm', 3),
+        *('--initialization', 'truncated_normal'),
     )
     config = strictly(done.out.splitlines()[-1])['config']
     del config['corpus']
@@ -180,6 +183,12 @@ def test_every_option_reaches_the_comparison(compare):
         'num_blks': 1,
         'dropout': 0,
         'lr': 0.002,
+        'schedule': 'linear',
+        'schedule_steps': 4,
+        'warmup': 2,
+        'weight_decay': 0.1,
+        'clip_norm': 3,
+        'initialization': 'truncated_normal',
         'devices': 'cpu:2',
         'micro_batch': 4,
         'seed': 7,
