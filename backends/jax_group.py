@@ -1,13 +1,12 @@
 """Several processes in JAX, which its own variables name.
 
 `jax.distributed` joins them. The sums go over gloo between processors and
-over NCCL between cards. The service that rank 0 keeps for all is where a
-process shows that it is alive.
+over NCCL between cards. JAX's service of the ranks, which rank 0 starts, is
+where a process shows that it is alive.
 """
 
 from __future__ import annotations
 
-import math
 import os
 
 import jax
@@ -19,6 +18,7 @@ from jax.experimental import enable_x64, multihost_utils
 
 from backends import groups
 from backends.groups import number_in
+from backends.jax_service import Service, connected
 
 
 def join(timeout: float) -> groups.Group:
@@ -28,7 +28,7 @@ def join(timeout: float) -> groups.Group:
         return groups.ALONE
     group = JaxGroup(size, timeout, 'jax')
     group.rank = number_in('JAX_PROCESS_ID')
-    group.keeper = 'rank 0, which keeps the service of the ranks,'
+    group.keeper = 'the service of the ranks on the machine of rank 0'
     group.connect(group.initialize)
     return group
 
@@ -38,13 +38,15 @@ class JaxGroup(groups.Processes):
 
     def initialize(self) -> None:
         jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-        jax.distributed.initialize(
-            os.environ['JAX_COORDINATOR_ADDRESS'],
-            self.size,
-            self.rank,
-            initialization_timeout=math.ceil(self.timeout),
-        )
-        self.service = global_state.client
+        address = os.environ['JAX_COORDINATOR_ADDRESS']
+        if self.rank == 0:
+            self.kept = Service(address, self.size, self.timeout)
+        self.service = connected(address, self.rank, self.timeout)
+        # As `jax.distributed.initialize` does, but for its service
+        global_state.coordinator_address = address
+        global_state.num_processes = self.size
+        global_state.process_id = self.rank
+        global_state.client = self.service
 
     def sum_over_all(self, arrays):
         for X in arrays:
@@ -67,12 +69,7 @@ class JaxGroup(groups.Processes):
                 return ''
             raise
 
-    def fail(self, error):
-        super().fail(error)
-        if self.rank == 0:
-            # JAX ends all processes when the service is gone: they shall
-            # have read why by then
-            self.heart.wait(8)
-
     def leave(self):
         jax.distributed.shutdown()
+        if self.rank == 0:
+            self.kept.close()

@@ -79,6 +79,18 @@ def backend_name(request):
     return request.param
 
 
+@pytest.fixture(
+    params=[
+        *BOOK_BACKENDS,
+        pytest.param('jax', marks=[pytest.mark.jax, long]),
+    ]
+)
+def any_name(request):
+    """All frameworks."""
+    require(request.param)
+    return request.param
+
+
 @pytest.fixture
 def launch(text_file):
     """Starts the command as several processes and waits for their ends.
@@ -249,6 +261,11 @@ ENDS = [
         marks=long,
     ),
     pytest.param(
+        *(0, send(signal.SIGSTOP), 'does not answer'),
+        id='rank 0 stopped',
+        marks=long,
+    ),
+    pytest.param(
         *(1, 'raise MemoryError("no more")', 'no more'),
         id='out of memory',
         marks=long,
@@ -258,11 +275,11 @@ ENDS = [
 
 @pytest.mark.parametrize(('rank', 'action', 'reason'), ENDS)
 def test_the_others_end_and_name_it(
-    launch, train, backend_name, tmp_path, rank, action, reason
+    launch, train, any_name, tmp_path, rank, action, reason
 ):
     out = tmp_path / 'run'
     done = launch(
-        *(backend_name, 3, *LONG, '--out', out),
+        *(any_name, 3, *LONG, '--out', out),
         code=at_step_3(rank, action),
         stopped=int(action == send(signal.SIGSTOP)),
     )
