@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from backends.groups import ALONE, Group
 from d2lbert.bert import BERTModel
 from d2lbert.data.examples import join_pair
 from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
@@ -23,6 +25,7 @@ def represent(
     vocab: Vocab,
     texts: Sequence[Text],
     batch_size: int | None = None,
+    group: Group = ALONE,
 ) -> list[np.ndarray]:
     """Return BERT's representation of every token of many texts.
 
@@ -31,13 +34,17 @@ def represent(
     tokens where it has pieces of words. The network is in evaluation mode
     meanwhile, and serves one caller at a time. `batch_size`: how many texts
     go through it at a time, by default as many as keep the device busy.
+    `group`: the processes that share the texts, from
+    `d2lbert.runs.processes.joined`; each gives all texts and gets all arrays.
 
     Returns a float32 array `(num_tokens, num_hiddens)` for each text, where
     the tokens are those of `to_tokens`: `<cls>`, the words, `<sep>`.
 
     Raises `InputError` for a text that is empty, too long for the network,
     or all unknown words, and for a vocabulary that is not the network's;
-    `RunError` where the network gives numbers that are not finite.
+    `RunError` where the network gives numbers that are not finite;
+    `InputError` where a process has other texts or another network than rank
+    0, and `GroupError` where one does not answer.
     """
     if isinstance(texts, str):
         raise InputError(
@@ -55,7 +62,11 @@ def represent(
         encoder_inputs(net, [encoded[i] for i in batch], vocab[PAD])
         for batch in batches
     )
-    arrays = encode(net, inputs)
+    if group.size == 1:
+        arrays = encode(net, inputs)
+    else:
+        check_same(net, encoded, batches, group)
+        arrays = encode_together(net, list(inputs), group)
     results: list[Any] = [None] * len(encoded)
     for batch, array in zip(batches, arrays, strict=True):
         for row, i in enumerate(batch):
@@ -78,6 +89,39 @@ def encode(
             'training that diverged; train again with a smaller --lr'
         )
     return arrays
+
+
+def encode_together(
+    net: BERTModel, inputs: Sequence[Sequence[np.ndarray]], group: Group
+) -> list[np.ndarray]:
+    """Return what `encode` does; each process computes its share of it."""
+    own = encode(net, inputs[group.rank :: group.size])
+    # One without a batch has nothing to tell
+    width = max(group.gather(own[0].shape[-1] if own else 0))
+    arrays = []
+    for i, (tokens, *_) in enumerate(inputs):
+        X = np.zeros((*tokens.shape, width), np.float32)
+        if i % group.size == group.rank:
+            X[...] = own[i // group.size]
+        group.all_reduce([X])
+        arrays.append(X)
+    return arrays
+
+
+def check_same(
+    net: BERTModel, encoded: object, batches: object, group: Group
+) -> None:
+    """Raise `InputError` where a process has other texts or weights."""
+    found = hashlib.sha256(repr((encoded, batches)).encode())
+    for name, X in net.backend.get_parameters(net).items():
+        found.update(name.encode() + np.ascontiguousarray(X).tobytes())
+    first, *others = group.gather(found.hexdigest())
+    for rank, other in enumerate(others, 1):
+        if other != first:
+            raise InputError(
+                f'rank {rank} has other texts, or another network, than '
+                'rank 0: give all ranks the same texts and the same run'
+            )
 
 
 def to_tokens(

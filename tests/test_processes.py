@@ -6,6 +6,7 @@ set; `torchrun` itself starts some of them, too.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -219,6 +220,56 @@ def test_two_processes_in_jax(launch, train, tmp_path):
     assert all(each.status == 0 for each in done)
     history = d2lbert.load_run(tmp_path / 'run').history
     np.testing.assert_allclose(history, alone.history, rtol=0, atol=1e-4)
+
+
+TEXTS = [
+    ' '.join(['a', 'crane', 'is', 'flying', 'he', 'left'][: 1 + i % 6])
+    for i in range(30)
+]
+#: Represents texts, saves them in each process, and says whether one with
+#: other texts is refused.
+REPRESENT = """
+import json, sys
+import numpy as np
+import d2lbert
+from d2lbert.errors import InputError
+from d2lbert.runs.processes import joined
+folder, name, texts = sys.argv[1:]
+texts = json.loads(texts)
+with joined(60) as group:
+    run = d2lbert.load_run(folder, name)
+    found = d2lbert.represent(
+        run.net, run.vocab, texts, batch_size=4, group=group)
+    # There are fewer batches than processes
+    found += d2lbert.represent(
+        run.net, run.vocab, texts[:1], group=group)
+    np.save(f'{folder}/{group.rank}.npy', np.concatenate(found))
+    try:
+        d2lbert.represent(
+            run.net, run.vocab, texts[group.rank:], group=group)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_two_processes_represent_texts(saved, any_name, tmp_path):
+    folder = shutil.copytree(saved(any_name), tmp_path / 'run')
+    started = [
+        python(*(REPRESENT, folder, any_name, json.dumps(TEXTS)), **variables)
+        for variables in variables_of(any_name, 2)
+    ]
+    done = [finish(each) for each in started]
+    assert all(each.status == 0 for each in done), done
+    for each in done[:2]:
+        assert 'rank 1 has other texts, or another network' in each.out
+    first, second = (np.load(folder / f'{rank}.npy') for rank in (0, 1))
+    np.testing.assert_array_equal(first, second)
+    run = d2lbert.load_run(folder)
+    alone = d2lbert.represent(run.net, run.vocab, TEXTS, batch_size=4)
+    alone += d2lbert.represent(run.net, run.vocab, TEXTS[:1])
+    np.testing.assert_allclose(
+        first, np.concatenate(alone), rtol=0, atol=1e-6
+    )
 
 
 @long
