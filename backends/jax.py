@@ -31,10 +31,11 @@ from backends.jax_arrays import (
     width_of,
 )
 from backends.jax_programs import make_room
-from backends.jax_training import Adam, DataParallel
+from backends.jax_training import CPU_TOKENS, Adam, DataParallel
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.recompute import noted_calls
+from backends.types import Footprint
 
 # How many rows of logits exist at a time
 CHUNK_ROWS = 128
@@ -229,6 +230,26 @@ class JaxBackend(base.Backend):
     compiles = True
     Module = Module
     Parallel = DataParallel
+    # Peaks of a process that has compiled, too
+    footprint = Footprint(
+        hidden=2.24,
+        ffn=1.8,
+        scores=0.75,
+        dropout_hidden=2,
+        dropout_scores=1,
+        working=3.07,
+        inputs=1,
+        vocabulary=1.6,
+        chunks=1,
+        chunk_rows=CHUNK_ROWS,
+        workspace=190e6,
+        copies=True,
+        passing=1,
+        kept=0.9,
+        least_tokens=0,
+        most_tokens=CPU_TOKENS,
+        side_by_side=False,
+    )
 
     # ---- tensor operations -------------------------------------------
 

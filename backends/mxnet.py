@@ -27,7 +27,7 @@ from backends.mxnet_training import (
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.recompute import noted_calls
-from backends.threads import scratch
+from backends.threads import CPU_TOKENS, scratch
 from backends.types import Footprint
 
 autograd: Any = mx.autograd
@@ -219,6 +219,8 @@ class MXNetBackend(base.Backend):
         passing=0.16,
         kept=0.85,
         least_tokens=DataParallel.least_tokens,
+        most_tokens=CPU_TOKENS,
+        side_by_side=True,
     )
 
     # ---- tensor operations -------------------------------------------

@@ -16,7 +16,7 @@ from backends.dropout import current_masks, dropout_masks, masks_again
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.recompute import noted_calls
-from backends.threads import scratch
+from backends.threads import CPU_TOKENS, scratch
 from backends.torch_replicas import to_array
 from backends.torch_training import (
     LEAST_TOKENS,
@@ -117,6 +117,8 @@ class TorchBackend(base.Backend):
         passing=0,
         kept=0.93,
         least_tokens=LEAST_TOKENS,
+        most_tokens=CPU_TOKENS,
+        side_by_side=True,
     )
 
     # ---- tensor operations -------------------------------------------

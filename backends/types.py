@@ -82,7 +82,9 @@ class Footprint(NamedTuple):
     computes, of `chunk_rows` rows each, and `workspace` bytes. `copies`: each
     worker has the parameters, too; `passing`: how many more copies of all
     parameters a step has for a moment. `kept`: the part of a step's memory
-    that the process keeps after it. `least_tokens`: see `DataParallel`.
+    that the process keeps after it. `least_tokens`: see `DataParallel`, and
+    `most_tokens` its `tokens_at_a_time`. `side_by_side`: each core is a
+    worker; else all cores of a shard compute one micro-batch together.
     """
 
     hidden: float
@@ -100,3 +102,5 @@ class Footprint(NamedTuple):
     passing: float
     kept: float
     least_tokens: int
+    most_tokens: int
+    side_by_side: bool

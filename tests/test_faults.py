@@ -164,7 +164,6 @@ def test_a_network_larger_than_the_machine(run, backend_name, tmp_path):
             *('pretrain', *TINY, '--backend', backend_name, *args),
             *('--out', tmp_path / 'run'),
         )
-        # That of JAX was not measured
         assert_refused(done, 'memory', 'smaller numbers')
         assert not (tmp_path / 'run').exists()
 

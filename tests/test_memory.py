@@ -34,9 +34,11 @@ from helpers import (
 # ---- --checkpoint-blocks ---------------------------------------------
 
 
-@pytest.fixture(params=BOOK_BACKENDS)
+@pytest.fixture(
+    params=[*BOOK_BACKENDS, pytest.param('jax', marks=pytest.mark.jax)]
+)
 def measured_name(request):
-    """The frameworks whose memory was measured."""
+    """Each framework: the memory of all was measured."""
     require(request.param)
     return request.param
 

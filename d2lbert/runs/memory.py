@@ -20,7 +20,6 @@ from typing import Any
 from backends import cgroups
 from backends.base import Backend
 from backends.devices import parse_devices, shard_slices
-from backends.threads import CPU_TOKENS
 from backends.types import Footprint
 from d2lbert.data.batches import Batches
 from d2lbert.data.examples import Examples, num_slots
@@ -126,7 +125,9 @@ class Prediction:
         footprint = self.footprint
         _, shards = parse_devices(config.devices)
         num_shards, num_cores = len(shards) or 1, num_cores or self.num_cores
-        num_each = max(1, num_cores // num_shards)
+        num_each = 1
+        if footprint.side_by_side:
+            num_each = max(1, num_cores // num_shards)
         num_workers = num_each * num_shards
         num_busy = min(num_workers, 2 * num_cores)
         parameters = FLOAT_BYTES * count_parameters(config, self.vocab_size)
@@ -182,7 +183,7 @@ class Prediction:
                     max_len,
                     num_each,
                     self.footprint.least_tokens,
-                    CPU_TOKENS,
+                    self.footprint.most_tokens,
                 )
                 parts = micro_batches(batch, shard, num_each_time)
                 shapes += [
@@ -258,7 +259,9 @@ def predict(
 
 def remedy(prediction: Prediction, config: Config) -> str:
     """Return in words what would make a training fit."""
-    for text, options, num_cores in smaller(config, prediction.num_cores):
+    for text, options, num_cores in smaller(
+        config, prediction.num_cores, prediction.footprint
+    ):
         less = prediction.memory(replace(config, **options), num_cores)
         if less.fits:
             return f'give {text}, with which it takes {less.peak}'
@@ -269,14 +272,15 @@ def remedy(prediction: Prediction, config: Config) -> str:
 
 
 def smaller(
-    config: Config, num_cores: int
+    config: Config, num_cores: int, footprint: Footprint
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
     """Yield options that take less memory, those that cost least first.
 
     Each is in words, as fields of `Config`, and with the number of cores
-    that compute. `num_cores`: how many there are.
+    that compute. `num_cores`: how many there are; `footprint`: that of the
+    framework.
     """
-    rows = config.micro_batch or CPU_TOKENS // config.max_len
+    rows = config.micro_batch or footprint.most_tokens // config.max_len
     rows = max(1, min(rows, config.batch_size))
     halves = [rows >> i for i in range(1, rows.bit_length())]
     cuts: list[tuple[str, dict[str, Any]]] = [
@@ -294,7 +298,7 @@ def smaller(
     one = options | {'devices': 'cpu'}
     if config.devices not in ('all', 'cpu', 'cpu:1'):
         yield f'--devices cpu {text}'.rstrip(), one, num_cores
-    if num_cores > 1:
+    if num_cores > 1 and footprint.side_by_side:
         yield f'OMP_NUM_THREADS=1 and --devices cpu {text}'.rstrip(), one, 1
 
 
