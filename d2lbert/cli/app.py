@@ -16,6 +16,7 @@ import typer
 from backends.blas import choose_kind
 from d2lbert import errors
 from d2lbert.cli.comparing import parity
+from d2lbert.cli.evaluating import evaluate
 from d2lbert.cli.options import flag
 from d2lbert.cli.representing import encode
 from d2lbert.cli.status import FAILED, explain
@@ -48,7 +49,10 @@ def common(
 
 
 # The help lists them in this order
-for subcommand in (pretrain, chapter, encode, parity, convert, doctor):
+for subcommand in (
+    *(pretrain, chapter, evaluate, encode),
+    *(parity, convert, doctor),
+):
     app.command()(subcommand)
 
 

@@ -21,7 +21,11 @@ from d2lbert.errors import CorpusError
 
 Found = TypeVar('Found')
 
-TRAIN_FILE = 'wiki.train.tokens'
+#: The files of WikiText-2 by the names of its parts.
+SPLIT_FILES = {
+    split: f'wiki.{split}.tokens' for split in ('train', 'valid', 'test')
+}
+TRAIN_FILE = SPLIT_FILES['train']
 #: The ends of archives' names.
 SUFFIXES = ('.zip', '.tar.gz', '.tgz', '.tar', '.gz')
 #: An archive with more members is refused before they fill the memory.
@@ -74,14 +78,17 @@ class Bounded(io.RawIOBase):
             raise too_large(self.name, self.max_bytes)
 
 
-def open_text(file: IO[bytes], name: str, max_bytes: int) -> IO[bytes]:
+def open_text(
+    file: IO[bytes], name: str, max_bytes: int, member: str = TRAIN_FILE
+) -> IO[bytes]:
     """Return the text in an archive as a stream, or `file` that is none.
 
     `file`: can be sought in; `name`: where it is from, for errors. Its
-    suffix or the first bytes tell the type of the archive. Raises
-    `CorpusError`, here or where the stream is read, for an archive that is
-    damaged, that does not have exactly one `wiki.train.tokens`, or whose
-    text has more than `max_bytes`.
+    suffix or the first bytes tell the type of the archive. `member`: the
+    name of the text in an archive. Raises `CorpusError`, here or where the
+    stream is read, for an archive that is damaged, that does not have
+    exactly one `member`, or whose text has more than `max_bytes`; and for a
+    text file that has no part of this name.
     """
 
     def bounded(stream: Any) -> Any:
@@ -93,10 +100,12 @@ def open_text(file: IO[bytes], name: str, max_bytes: int) -> IO[bytes]:
         if suffix.endswith(('.gz', '.tgz')) or starts(file, b'\x1f\x8b'):
             file = bounded(gzip.GzipFile(fileobj=file))
         if suffix.endswith('.zip') or starts(file, b'PK\3\4'):
-            return bounded(open_zip(file, name))
+            return bounded(open_zip(file, name, member))
         is_tar = suffix.endswith(('.tar', '.tar.gz', '.tgz'))
         if is_tar or starts(file, b'ustar', 257):
-            return bounded(open_tar(file, name))
+            return bounded(open_tar(file, name, member))
+    if member != TRAIN_FILE and not name.endswith(member):
+        raise no_split(name)
     return file
 
 
@@ -122,18 +131,18 @@ def archive_errors(name: str) -> Iterator[None]:
         ) from error
 
 
-def open_zip(file: IO[bytes], name: str) -> IO[bytes]:
-    """Return the text in a zip as a stream."""
+def open_zip(file: IO[bytes], name: str, text: str) -> IO[bytes]:
+    """Return a text in a zip, of this name, as a stream."""
     check_count(count_members(file))
     archive = zipfile.ZipFile(file)
     found = [
         member
         for member in archive.infolist()
-        if basename(member.filename) == TRAIN_FILE
+        if basename(member.filename) == text
         and stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
         and member.compress_type in METHODS
     ]
-    return archive.open(only_one(found, f'archive {name}'))
+    return archive.open(only_one(found, f'archive {name}', text))
 
 
 def count_members(file: IO[bytes]) -> int:
@@ -148,17 +157,17 @@ def count_members(file: IO[bytes]) -> int:
     return number
 
 
-def open_tar(file: IO[bytes], name: str) -> IO[bytes]:
-    """Return the text in a tar as a stream."""
+def open_tar(file: IO[bytes], name: str, text: str) -> IO[bytes]:
+    """Return a text in a tar, of this name, as a stream."""
     archive = tarfile.TarFile(fileobj=file)
     members = list(islice(archive, MAX_MEMBERS + 1))
     check_count(len(members))
     found = [
         member
         for member in members
-        if basename(member.name) == TRAIN_FILE and member.isfile()
+        if basename(member.name) == text and member.isfile()
     ]
-    stream = archive.extractfile(only_one(found, f'archive {name}'))
+    stream = archive.extractfile(only_one(found, f'archive {name}', text))
     assert stream is not None  # it is a regular file
     return stream
 
@@ -182,12 +191,22 @@ def too_large(name: str, max_bytes: int) -> CorpusError:
     )
 
 
-def only_one(found: Sequence[Found], holder: str) -> Found:
+def no_split(name: str) -> CorpusError:
+    """Return the error about a corpus without a part to evaluate on."""
+    return CorpusError(
+        f'The corpus {name} has no such part to evaluate on: expected was '
+        f'an archive or a folder with {SPLIT_FILES["valid"]} and '
+        f'{SPLIT_FILES["test"]}, or the sample, which has a part valid. Give '
+        'the path of a text as the split.'
+    )
+
+
+def only_one(found: Sequence[Found], holder: str, text: str) -> Found:
     """Return the only text found; raise `CorpusError` for none or more."""
     if len(found) != 1:
         raise CorpusError(
             f'The {holder} holds {len(found) or "no"} files named '
-            f'{TRAIN_FILE}, but exactly one was expected, a regular file '
+            f'{text}, but exactly one was expected, a regular file '
             'and in a zip stored or deflated: give another one, or give the '
             'text file itself.'
         )

@@ -19,7 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from d2lbert.data.archives import CHUNK, TRAIN_FILE, join_chunks, only_one
+from d2lbert.data.archives import (
+    CHUNK,
+    SPLIT_FILES,
+    TRAIN_FILE,
+    join_chunks,
+    no_split,
+    only_one,
+)
 from d2lbert.data.files import (
     check_regular,
     describe_error,
@@ -65,7 +72,7 @@ OTHER_WAYS = (
 Paths = str | os.PathLike | Sequence[str | os.PathLike]
 
 
-def open_corpus(corpus: Paths = 'wikitext-2') -> Corpus:
+def open_corpus(corpus: Paths = 'wikitext-2', split: str = 'train') -> Corpus:
     """Return a corpus, whose lines can be read as a stream.
 
     `corpus` is one of these, or a list of several, whose texts follow each
@@ -79,11 +86,16 @@ def open_corpus(corpus: Paths = 'wikitext-2') -> Corpus:
     * a pattern of such paths with `*`, `?`, `[…]` or `**`, which stands for
       all that match it, sorted.
 
+    `split`: the part of WikiText-2, `'train'`, `'valid'` or `'test'`, whose
+    file is in the same archive or folder, or beside a `wiki.train.tokens`.
+    The sample has a `'valid'` part.
+
     Raises `InputError` for a name or path of no readable file, and
     `CorpusError` for a corpus that could not be fetched. Reading the lines
-    raises `CorpusError` for one that is damaged, not UTF-8 or empty.
+    raises `CorpusError` for one that is damaged, not UTF-8 or empty, or that
+    has no such part.
     """
-    return Corpus(sources_of(corpus))
+    return Corpus(sources_of(corpus, split=split))
 
 
 def read_lines(corpus: Paths = 'wikitext-2') -> list[str]:
@@ -169,7 +181,9 @@ def lines_of(
 # ---- files -----------------------------------------------------------
 
 
-def sources_of(corpus: Paths, most: int | None = None) -> list[Source]:
+def sources_of(
+    corpus: Paths, most: int | None = None, split: str = 'train'
+) -> list[Source]:
     """Return the files of a corpus. See `open_corpus`.
 
     `most`: the largest size of a file that is accepted, in bytes.
@@ -177,21 +191,37 @@ def sources_of(corpus: Paths, most: int | None = None) -> list[Source]:
     if isinstance(corpus, (list, tuple)):
         if not corpus:
             raise InputError('corpus = []: expected one path or more')
-        return [source for one in corpus for source in sources_of(one, most)]
+        return [
+            source
+            for one in corpus
+            for source in sources_of(one, most, split)
+        ]
     if corpus == 'sample':
-        from d2lbert.data import sample
-
-        text = ''.join(f'{line}\n' for line in sample.lines())
+        text = ''.join(f'{line}\n' for line in sample_lines(split))
         return [Source.of_bytes('sample', text.encode())]
     if corpus != 'wikitext-2':
         return [
-            source_of(path, most=most)
+            source_of(path, most=most, split=split)
             for path in matches(corpus)  # type: ignore[arg-type]
         ]
     path = os.environ.get('D2LBERT_WIKITEXT2')
     if path:
-        return [source_of(path, 'D2LBERT_WIKITEXT2=', most)]
-    return [Source.of_bytes(str(cache_folder() / ARCHIVE), fetch())]
+        return [source_of(path, 'D2LBERT_WIKITEXT2=', most, split)]
+    name, member = str(cache_folder() / ARCHIVE), SPLIT_FILES[split]
+    return [Source.of_bytes(name, fetch(), member)]
+
+
+def sample_lines(split: str) -> list[str]:
+    """Return the lines of a part of the embedded corpus.
+
+    Raises `CorpusError` for a part that it does not have.
+    """
+    from d2lbert.data import sample
+
+    parts = {'train': sample.lines, 'valid': sample.held_out_lines}
+    if split not in parts:
+        raise no_split('sample')
+    return parts[split]()
 
 
 def matches(corpus: str | os.PathLike) -> list[str | os.PathLike]:
@@ -211,22 +241,28 @@ def matches(corpus: str | os.PathLike) -> list[str | os.PathLike]:
 
 
 def source_of(
-    corpus: str | os.PathLike, option: str = '', most: int | None = None
+    corpus: str | os.PathLike,
+    option: str = '',
+    most: int | None = None,
+    split: str = 'train',
 ) -> Source:
     """Return a file, or the one in a folder.
 
-    `option`: what precedes the path in errors.
+    `option`: what precedes the path in errors; `split`: see `open_corpus`.
     """
-    name = f'{option}{corpus}'
+    name, member = f'{option}{corpus}', SPLIT_FILES[split]
     try:
         path = expand_home(os.fsdecode(corpus), option)
         if os.path.isdir(path):
             places = (
-                f'{path}/{TRAIN_FILE}',
-                f'{path}/wikitext-2/{TRAIN_FILE}',
+                f'{path}/{member}',
+                f'{path}/wikitext-2/{member}',
             )
             found = list(filter(os.path.exists, places))
-            path = only_one(found, f'folder {name}')
+            path = only_one(found, f'folder {name}', member)
+            name = f'{option}{path}'
+        elif os.path.basename(path) == TRAIN_FILE:
+            path = path.removesuffix(TRAIN_FILE) + member
             name = f'{option}{path}'
         check_regular(path, most)
         open(path, 'rb').close()
@@ -235,6 +271,7 @@ def source_of(
             os.path.getsize(path),
             lambda: open(path, 'rb'),
             partial(state_of, path),
+            member,
         )
     except InputError:
         raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
-from d2lbert.data.archives import SUFFIXES, open_text
+from d2lbert.data.archives import SUFFIXES, TRAIN_FILE, open_text
 from d2lbert.data.files import chunks, describe_error, sha256, sha256_of
 from d2lbert.errors import CorpusError
 
@@ -27,18 +27,22 @@ class Source:
 
     `name`: where it is, for errors; its suffix may tell an archive; `size`:
     in bytes; `open`: returns it from its start; `state`: returns something
-    else after a change.
+    else after a change; `member`: which text of an archive it is.
     """
 
     name: str
     size: int
     open: Callable[[], IO[bytes]]
     state: Callable[[], Any] = lambda: None
+    member: str = TRAIN_FILE
 
     @classmethod
-    def of_bytes(cls, name: str, data: bytes) -> Source:
+    def of_bytes(
+        cls, name: str, data: bytes, member: str = TRAIN_FILE
+    ) -> Source:
         """Return a source that is in memory."""
-        return cls(name, len(data), partial(io.BytesIO, data))
+        opened = partial(io.BytesIO, data)
+        return cls(name, len(data), opened, member=member)
 
     def lines(
         self,
@@ -55,7 +59,7 @@ class Source:
         if max_bytes is None:
             max_bytes = max(MAX_UNPACKED, MAX_RATIO * self.size)
         with read_errors(self.name), self.open() as file:
-            stream = open_text(file, self.name, max_bytes)
+            stream = open_text(file, self.name, max_bytes, self.member)
             with closing(io.TextIOWrapper(stream, 'utf-8-sig')) as text:
                 try:
                     while line := text.readline(MAX_LINE):
@@ -63,7 +67,9 @@ class Source:
                         yield line
                         tell(self.size if file.closed else file.tell())
                 except UnicodeDecodeError:
-                    stream = open_text(self.open(), self.name, max_bytes)
+                    stream = open_text(
+                        self.open(), self.name, max_bytes, self.member
+                    )
                     with closing(stream):
                         check_utf8(stream, self.name)
                     raise
@@ -121,7 +127,8 @@ class Corpus:
     def sha256(self) -> str:
         """Return the SHA-256 of all that decides the lines."""
         about = [
-            (source.suffix(), source.sha256()) for source in self.sources
+            (source.suffix(), source.member, source.sha256())
+            for source in self.sources
         ]
         return sha256(repr(about).encode())
 

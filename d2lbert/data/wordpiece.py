@@ -118,6 +118,20 @@ def tokens_of(
     )
 
 
+def same_tokens(vocab: Vocab) -> Tokens:
+    """Return how to make this vocabulary again, whatever the text."""
+    tokens, tokenizer = vocab.idx_to_token, vocab.tokenizer_json()
+    about = sha256(repr((tokens, tokenizer)).encode())
+    return Tokens(
+        ('same', about),
+        lambda counts: (
+            vocab_of(tokens, tokenizer)
+            if tokenizer
+            else Vocab.from_tokens(tokens)
+        ),
+    )
+
+
 def load_library() -> Any:
     """Return the library `tokenizers`.
 

@@ -17,9 +17,11 @@ import numpy as np
 from d2lbert.book.animator import DPI
 from d2lbert.data.files import describe_error, write_file
 from d2lbert.errors import InputError, RunError, warn
+from d2lbert.evaluation.evaluate import TITLES
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
 if TYPE_CHECKING:
+    from d2lbert.evaluation.evaluate import Evaluation
     from d2lbert.runs.run import Run
 
 #: Both losses of each step, `[[mlm, nsp], …]`, by a label that begins with
@@ -254,6 +256,44 @@ def draw_parity(
             panel.legend(frameon=False, fontsize='small')
             panel.grid(alpha=0.25)
     return save_figure(figure, Path(path))[0]
+
+
+def draw_evaluation(
+    evaluation: Evaluation, path: str | Path, title: str = ''
+) -> list[Path]:
+    """Draw each measure as bars: the network, the frequencies and chance.
+
+    The network's bar has a whisker of two standard errors to each side.
+    `path`, `title`: see `draw_losses`. Returns the paths written.
+    """
+    check_memory()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6))
+    figure.subplots_adjust(
+        left=0.055, right=0.985, top=0.8, bottom=0.14, wspace=0.4
+    )
+    figure.suptitle(title, y=0.97, fontsize='medium', parse_math=False)
+    errors = evaluation.standard_errors
+    label = label_of(evaluation.backend)
+    scores = {
+        label: (evaluation.network, _color_of(evaluation.backend)),
+        'word frequencies': (evaluation.frequencies, '0.45'),
+        'chance': (evaluation.chance, '0.75'),
+    }
+    panels = figure.subplots(1, len(errors))
+    for axes, name in zip(panels, errors, strict=True):
+        for place, (who, (values, color)) in enumerate(scores.items()):
+            whisker = 2 * errors[name] if who == label else None
+            axes.bar(
+                place, values[name], color=color, label=who, yerr=whisker
+            )
+        axes.set_title(TITLES[name], fontsize='medium')
+        axes.set_xticks([])
+        axes.grid(axis='y', alpha=0.25)
+    lines, labels = axes.get_legend_handles_labels()
+    figure.legend(lines, labels, loc='lower center', ncols=3, frameon=False)
+    return save_figure(figure, Path(path))
 
 
 def save_figure(

@@ -31,7 +31,7 @@ from backends import base
 from backends.groups import ALONE, Group
 from d2lbert import __version__
 from d2lbert.data.cache import load_cached_examples
-from d2lbert.data.corpus import open_corpus
+from d2lbert.data.corpus import Paths, open_corpus
 from d2lbert.data.examples import Examples
 from d2lbert.data.files import (
     DAMAGE,
@@ -245,13 +245,16 @@ class Run:
         return files
 
 
-def load_examples(config: Config, progress: bool) -> tuple[Examples, Vocab]:
+def load_examples(
+    config: Config, progress: bool, corpus: Paths | None = None
+) -> tuple[Examples, Vocab]:
     """Return the examples of a run, and their vocabulary.
 
-    `progress`: show how far they are made, where that takes long.
+    `progress`: show how far they are made, where that takes long; `corpus`:
+    where the text is, by default where the options say.
     """
     return load_cached_examples(
-        open_corpus(config.corpus),
+        open_corpus(config.corpus if corpus is None else corpus),
         config.max_len,
         config.seed,
         tokens_of(config.tokenizer, config.vocab_size),
