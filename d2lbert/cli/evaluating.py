@@ -11,6 +11,7 @@ import typer
 from d2lbert.cli.options import (
     NAMES,
     JsonOption,
+    flag,
     path_argument,
     path_option,
 )
@@ -35,6 +36,13 @@ def evaluate(
             show_default="the run's",
         ),
     ] = None,
+    best: Annotated[
+        bool,
+        flag(
+            '--best',
+            'Take the weights of the best evaluation during the training.',
+        ),
+    ] = False,
     corpus: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,6 +78,7 @@ def evaluate(
         folder,
         split,
         backend=backend,
+        best=best,
         corpus=corpus or None,
         batch_size=batch_size,
         out=out,

@@ -104,6 +104,8 @@ def pretrain(
     curves = f', its loss curves in {picture}' if picture.exists() else ''
     print(f'The run is in {out}{curves}', file=sys.stderr)
     print(run.summary())
+    if best := run.best_line():
+        print(best)
     if as_json:
         print(json.dumps(run.results()))
 

@@ -3,8 +3,10 @@
 A run's folder keeps each in a sealed safetensors file,
 `checkpoints/step-000040.safetensors`. Its arrays have names of no
 framework: the parameters `weights.NAME`, Adam's moments `m.NAME` and
-`v.NAME`, and `steps`, what each step from the first has reported. Its
-manifest has the options of the run, and what it was trained on and with.
+`v.NAME`, and `steps`, what each step from the first has reported; and for a
+run that is evaluated its best weights so far, `best.NAME`. Its manifest has
+the options of the run, what it was trained on and with, and what the
+evaluations have found.
 
 A checkpoint is whole or not there, whenever its writer is killed. One that
 was changed afterwards is passed over for the one before it. This module
@@ -17,7 +19,7 @@ import errno
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +47,15 @@ class Checkpoint:
     """The state of a training after some steps.
 
     `config`: the options; `data`: checksums of what is trained on;
-    `environment`: what is trained with; `arrays`: see this module.
+    `environment`: what is trained with; `arrays`: see this module;
+    `evaluations`: those of `Run`.
     """
 
     config: dict[str, Any]
     data: dict[str, str]
     environment: dict[str, Any]
     arrays: dict[str, np.ndarray]
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def num_steps(self) -> int:

@@ -32,6 +32,7 @@ MAY_CHANGE = (
     'checkpoint_blocks',
     'save_every',
     'keep',
+    'evaluate_every',
 )
 #: The largest whole number but for the seed: larger ones fit no array.
 MOST = 2**31 - 1
@@ -51,8 +52,8 @@ RECIPE_FIELDS = ('initialization', 'schedule', 'weight_decay', 'clip_norm')
 #: The least value of each whole number.
 LEAST = (
     dict.fromkeys(('steps', 'batch_size', 'max_len', *SIZES), 1)
-    | dict.fromkeys(('micro_batch', 'save_every', 'schedule_steps'), 1)
-    | dict.fromkeys(('seed', 'warmup'), 0)
+    | dict.fromkeys(('micro_batch', 'save_every', 'evaluate_every'), 1)
+    | {'schedule_steps': 1, 'seed': 0, 'warmup': 0}
     | {'keep': MIN_KEEP, 'vocab_size': MIN_VOCAB_SIZE}
 )
 
@@ -202,6 +203,17 @@ class Config:
         None, 'Steps from one checkpoint to the next.', metavar='N'
     )
     keep: int = option(MIN_KEEP, 'How many checkpoints to keep, 2 or more.')
+    evaluate_every: int | None = option(
+        None,
+        'Steps from one evaluation to the next; the best weights are kept.',
+        metavar='N',
+        show_default='none',
+    )
+    split: str = option(
+        'valid',
+        'What to evaluate on: a part of the corpus, or another text.',
+        metavar='valid|test|PATH',
+    )
 
     def __post_init__(self) -> None:
         # Imported here, because they import NumPy: `--help` would wait
@@ -225,6 +237,11 @@ class Config:
                 'or a path'
             )
         self._set('tokenizer', os.fspath(self.tokenizer))
+        if not self.split or not isinstance(self.split, (str, os.PathLike)):
+            raise InputError(
+                f'split = {self.split!r}: expected valid, test or a path'
+            )
+        self._set('split', os.fspath(self.split))
         check_choice('preset', self.preset, PRESETS)
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:

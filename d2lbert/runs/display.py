@@ -91,6 +91,7 @@ class Progress(tqdm):
         num_done: int = 0,
         visible: bool = True,
     ) -> None:
+        self.values: dict[str, str] = {}
         with bar_errors():
             super().__init__(
                 total=num_steps,
@@ -104,9 +105,13 @@ class Progress(tqdm):
 
     def show(self, **values: float) -> None:
         """Count a step and show its values."""
-        shown = {name: f'{value:.3f}' for name, value in values.items()}
-        self.set_postfix(shown, refresh=False)
+        self.note(**values)
         self.update()
+
+    def note(self, **values: float) -> None:
+        """Show values from now on, until others of these names come."""
+        self.values |= {name: f'{v:.3f}' for name, v in values.items()}
+        self.set_postfix(self.values, refresh=False)
 
 
 class Building:
@@ -205,6 +210,7 @@ def draw_losses(
     num_classes = (vocab_size, 2)
     for task, axes in enumerate(figure.subplots(1, 2)):
         draw_curves(axes, histories.items(), task)
+        draw_evaluations(axes, runs, task)
         axes.axhline(
             math.log(num_classes[task]),
             label=f'chance: ln {vocab_size:,} and ln 2',
@@ -329,6 +335,33 @@ def draw_curves(
             linestyle=DASHES[number % len(DASHES)],
             # A line through a single step would be invisible
             marker='o' if len(losses) == 1 else None,
+        )
+
+
+def draw_evaluations(axes: Any, runs: Sequence[Run], task: int) -> None:
+    """Draw one task's losses on held-out text, and the frequencies' loss."""
+    loss = ('mlm_loss', 'nsp_loss')[task]
+    levels: dict[float, None] = {}
+    for run in runs:
+        found = run.evaluations
+        if found:
+            levels[found[-1]['frequencies'][loss]] = None
+            axes.plot(
+                [one['step'] for one in found],
+                [one[loss] for one in found],
+                label=f'{_title_of(run.label())}: {found[-1]["split"]}',
+                color=_color_of(run.label()),
+                linestyle=':',
+                marker='o',
+                markersize=4,
+            )
+    for number, level in enumerate(levels):
+        axes.axhline(
+            level,
+            label='' if number else 'word frequencies',
+            color='0.3',
+            linewidth=1,
+            linestyle='--',
         )
 
 

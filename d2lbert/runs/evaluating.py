@@ -30,6 +30,7 @@ def evaluate(
     split: str | os.PathLike = 'valid',
     *,
     backend: str | None = None,
+    best: bool = False,
     corpus: Paths | None = None,
     batch_size: int | None = None,
     out: str | Path | None = None,
@@ -37,7 +38,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run beside chance and the frequencies of its training text.
 
-    `run`: a run, or its folder, which is read into `backend`; `split`:
+    `run`: a run, or its folder, which is read into `backend`, and for `best`
+    with the weights of the best evaluation during the training; `split`:
     `'valid'` or `'test'`, the part of the run's corpus, or the path of a
     text, as `open_corpus` takes it; `corpus`: where the text of the training
     is now, by default where it was; `batch_size`: the most rows that go
@@ -52,11 +54,11 @@ def evaluate(
     that is damaged or gives numbers that are not finite.
     """
     if not isinstance(run, Run):
-        run = load_run(run, backend)
-    elif backend is not None:
+        run = load_run(run, backend, best)
+    elif backend is not None or best:
         raise InputError(
-            f'backend = {backend!r}: a run in memory has a framework, give '
-            'its folder to read it into another one'
+            f'backend = {backend!r}, best = {best}: a run in memory has a '
+            'framework and weights; give its folder to read it otherwise'
         )
     corpus = run.config.corpus if corpus is None else corpus
     with (
@@ -87,7 +89,10 @@ def title_of(run: Run, evaluation: Evaluation) -> str:
 
 
 def new_evaluator(
-    run: Run, split: str | os.PathLike, corpus: Paths, progress: bool
+    run: Run,
+    split: str | os.PathLike,
+    corpus: Paths,
+    progress: bool,
 ) -> Evaluator:
     """Read the examples to evaluate on, and those of the training."""
     examples = load_split(run, split, corpus, progress)

@@ -27,6 +27,8 @@ from d2lbert.data.examples import Examples, column_blocks
 from d2lbert.data.files import sha256, sha256_of
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, RunError, Stopped, warn
+from d2lbert.evaluation.evaluate import Evaluator
+from d2lbert.evaluation.levels import count_frequencies
 from d2lbert.frameworks import label_of, load_tab
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import (
@@ -37,6 +39,7 @@ from d2lbert.runs.checkpoint import (
     check_arrays,
 )
 from d2lbert.runs.config import Config, different
+from d2lbert.runs.evaluating import load_split
 from d2lbert.runs.folder import locked
 from d2lbert.runs.memory import LARGE, Memory, predict
 from d2lbert.runs.processes import check_alike, from_rank_0, joined
@@ -61,7 +64,7 @@ from d2lbert.weights import (
     set_weights,
 )
 
-WEIGHTS = 'weights.'
+WEIGHTS, BEST = 'weights.', 'best.'
 
 
 def pretrain(
@@ -79,7 +82,8 @@ def pretrain(
     `preset`, `max_len`, `num_hiddens`, `ffn_num_hiddens`, `num_heads`,
     `num_blks`, `dropout`, `lr`, `schedule`, `schedule_steps`, `warmup`,
     `weight_decay`, `clip_norm`, `initialization`, `devices`, `micro_batch`,
-    `checkpoint_blocks`, `seed`, `save_every`, `keep`, `precision`. `out`:
+    `checkpoint_blocks`, `seed`, `save_every`, `keep`, `evaluate_every`,
+    `split`, `precision`. `out`:
     the folder for the run, which must not hold one; `progress`: show a
     progress bar on stderr. `resume`: go on with the run in `out` from its
     newest checkpoint, with its own options where none are given;
@@ -289,7 +293,20 @@ class Pretraining:
             display.note(f'{memory.line()}; --dry-run lists its parts')
         net = new_net(tab, config, self.vocab, devices)
         self.run = Run(config, net, self.vocab, devices, group.size)
+        self.evaluator = None
+        if config.evaluate_every:
+            self.evaluator = self.new_evaluator()
         self.trainer = self.run.new_trainer(group=group)
+
+    def new_evaluator(self) -> Evaluator:
+        """Read the text to evaluate on."""
+        config = self.run.config
+        return Evaluator(
+            load_split(self.run, config.split, config.corpus, self.progress),
+            self.vocab,
+            count_frequencies(self.examples, self.vocab),
+            config.split,
+        )
 
     def alike(self, config: Config) -> dict[str, Any]:
         """Return what all processes must have alike."""
@@ -321,18 +338,17 @@ class Pretraining:
                 lambda _: not self.received(signals),
                 batches.from_step(len(run.steps)),
             )
-            while num_steps := self.num_until_checkpoint():
-                # A segment ends at a checkpoint. Inside of it a GPU may have
-                # computed a step more than was reported; at its end both
-                # agree
+            while num_steps := self.num_until_pause():
+                # A segment ends at an evaluation or a checkpoint. Inside of
+                # it a GPU may have computed a step more than was reported;
+                # at its end both agree
                 for step in self.trainer.train(until_stopped, num_steps):
                     run.steps.append(step)
                     bar.show(mlm=step.mlm_loss, nsp=step.nsp_loss)
                 received = self.received(signals)
                 is_stopped = received and self.is_unfinished()
-                if checkpoints and (
-                    is_stopped or config.save_every or checkpoints.known
-                ):
+                self.evaluate_if_due(bar)
+                if checkpoints and (is_stopped or self.is_checkpoint_due()):
                     check_held()
                     checkpoints.save(self.checkpoint())
                 if is_stopped:
@@ -360,11 +376,38 @@ class Pretraining:
         """Return whether there are steps left."""
         return len(self.run.steps) < self.run.config.steps
 
-    def num_until_checkpoint(self) -> int:
-        """Return how many steps there are to the next one: 0 at the end."""
+    def num_until_pause(self) -> int:
+        """Return how many steps to take at a time: 0 at the end."""
         config, num_done = self.run.config, len(self.run.steps)
-        every = config.save_every or config.steps
-        return min(config.steps - num_done, every - num_done % every)
+        pauses = filter(None, (config.save_every, config.evaluate_every))
+        return min(
+            config.steps - num_done,
+            *(every - num_done % every for every in pauses),
+            config.steps,
+        )
+
+    def is_checkpoint_due(self) -> bool:
+        """Return whether to write a checkpoint after this step."""
+        every = self.run.config.save_every
+        if every and self.is_unfinished():
+            return len(self.run.steps) % every == 0
+        is_kept = every or (self.checkpoints and self.checkpoints.known)
+        return bool(is_kept) and not self.is_unfinished()
+
+    def evaluate_if_due(self, bar: display.Progress) -> None:
+        """Evaluate the network where it is time, and show its loss.
+
+        All processes do so: each would wait for the one that does.
+        """
+        run, num_done = self.run, len(self.run.steps)
+        every = run.config.evaluate_every
+        last = run.evaluations[-1]['step'] if run.evaluations else 0
+        if not (self.evaluator and every):
+            return
+        if num_done % every == 0 and num_done > last:
+            found = self.evaluator.evaluate(run.net)
+            run.add_evaluation(found.as_dict())
+            bar.note(valid=found.network['mlm_loss'])
 
     def farewell(self, number: int) -> str:
         """Return the message after a signal."""
@@ -397,6 +440,7 @@ class Pretraining:
             self.data,
             self.environment(),
             self.arrays(),
+            self.run.evaluations,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -408,7 +452,10 @@ class Pretraining:
         """
         arrays, num_steps = checkpoint.arrays, checkpoint.num_steps
         steps = np.empty((num_steps, len(Step._fields)))
-        check_arrays(arrays, self.arrays() | {STEPS: steps})
+        best = self.best_arrays(
+            get_weights(self.run.net) if checkpoint.evaluations else {}
+        )
+        check_arrays(arrays, self.arrays() | {STEPS: steps} | best)
         changes = different(checkpoint.environment, self.environment())
         if changes:
             warn(
@@ -427,6 +474,10 @@ class Pretraining:
             name: arrays[self.moment_name(name)] for name in optimizer.state()
         }
         optimizer.load_state(moments, num_steps)
+        self.run.evaluations = checkpoint.evaluations
+        self.run.best_weights = {
+            name: arrays[BEST + name] for name in names if best
+        }
         self.run.steps = [
             Step(mlm, nsp, int(num_pairs), seconds)
             for mlm, nsp, num_pairs, seconds in arrays[STEPS].tolist()
@@ -441,7 +492,14 @@ class Pretraining:
             **{WEIGHTS + name: W for name, W in weights.items()},
             **{self.moment_name(name): M for name, M in moments.items()},
             STEPS: steps.reshape(-1, len(Step._fields)),
+            **self.best_arrays(self.run.best_weights),
         }
+
+    def best_arrays(
+        self, weights: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Return the best weights by their names in a checkpoint."""
+        return {BEST + name: W for name, W in weights.items()}
 
     def moment_name(self, name: str) -> str:
         """Return what a checkpoint calls one of Adam's moments, `NAME.m`."""

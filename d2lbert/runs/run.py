@@ -4,8 +4,10 @@ A run's folder holds
 
 * `run.json`: the manifest, with the options, the results, and the versions
   of the software;
-* `metrics.jsonl`: a line for each step;
+* `metrics.jsonl`: a line for each step, also with what an evaluation after
+  it has found;
 * `weights.safetensors`: the parameters, by neutral names;
+* `best.safetensors`: those of the best evaluation, where there was one;
 * `vocab.txt`: a token a line, in the order of their indices;
 * `tokenizer.json`: what splits words, where tokens are pieces of words;
 * `losses.png` and `losses.svg`: both loss curves. Reading a run does not
@@ -26,6 +28,8 @@ from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from backends import base
 from backends.groups import ALONE, Group
@@ -65,6 +69,7 @@ from d2lbert.weights import (
 
 RUN_FILE, METRICS_FILE = 'run.json', 'metrics.jsonl'
 WEIGHTS_FILE, VOCAB_FILE = 'weights.safetensors', 'vocab.txt'
+BEST_FILE = 'best.safetensors'
 TOKENIZER_FILE = 'tokenizer.json'
 PICTURE = 'losses'
 PICTURES = [PICTURE + suffix for suffix in display.SUFFIXES]
@@ -76,7 +81,9 @@ class Run:
 
     `net`: the native network; `devices`: where it was trained, by each of so
     many `processes`; `steps`: what each step reported; `record`: the results
-    and versions in `run.json`, for a run that was read.
+    and versions in `run.json`, for a run that was read; `evaluations`: what
+    `Evaluation.as_dict` returned, with the `step` after which it was;
+    `best_weights`: the parameters, by neutral names, after `best_step`.
     """
 
     config: Config
@@ -86,6 +93,28 @@ class Run:
     processes: int = 1
     steps: list[Step] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    best_weights: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add_evaluation(self, evaluation: dict[str, Any]) -> None:
+        """Keep what was found after the last step, and the best weights."""
+        num_steps = len(self.steps)
+        self.evaluations.append({'step': num_steps, **evaluation})
+        if self.best_step == num_steps:
+            self.best_weights = get_weights(self.net)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the least sum of both losses, of those evaluated.
+
+        Of equal ones it is the first.
+        """
+        best = min(
+            self.evaluations,
+            key=lambda found: found['mlm_loss'] + found['nsp_loss'],
+            default={'step': None},
+        )
+        return best['step']
 
     @property
     def history(self) -> list[list[float]]:
@@ -136,6 +165,17 @@ class Run:
             f'{self.pairs_per_sec:.1f} sentence pairs/sec on '
             f'{list(self.devices)}{each if self.processes > 1 else ""}'
         )
+
+    def best_line(self) -> str:
+        """Return one line about the best evaluation, nothing without one."""
+        for found in self.evaluations:
+            if found['step'] == self.best_step:
+                return (
+                    f'best on {found["split"]} after step {found["step"]}: '
+                    f'MLM loss {found["mlm_loss"]:.3f}, '
+                    f'NSP loss {found["nsp_loss"]:.3f}'
+                )
+        return ''
 
     def label(self) -> str:
         """Return what to call the run among others."""
@@ -231,8 +271,11 @@ class Run:
         weights = get_weights(self.net)
         check_finite('the parameters are', weights)
         header, parts = to_safetensors(weights)
+        evaluated = {
+            found['step']: {'evaluation': found} for found in self.evaluations
+        }
         metrics = (
-            json.dumps({'step': i, **step._asdict()})
+            json.dumps({'step': i, **step._asdict(), **evaluated.get(i, {})})
             for i, step in enumerate(self.steps, 1)
         )
         files = {
@@ -242,6 +285,9 @@ class Run:
         }
         if tokenizer := self.vocab.tokenizer_json():
             files[TOKENIZER_FILE] = tokenizer.encode()
+        if self.best_weights:
+            header, parts = to_safetensors(self.best_weights)
+            files[BEST_FILE] = b''.join([header, *parts])
         return files
 
 
@@ -331,11 +377,16 @@ def check_memory(
         )
 
 
-def load_run(folder: str | Path, backend: str | None = None) -> Run:
+def load_run(
+    folder: str | Path, backend: str | None = None, best: bool = False
+) -> Run:
     """Read a run, into its own framework or into the other one.
 
-    Raises `InputError` where there is no run and `RunError` for one that is
-    damaged, not finite, or of a newer d2lbert.
+    `best`: the network has the weights of the best evaluation instead of the
+    last ones.
+
+    Raises `InputError` where there is no run or no evaluation, and
+    `RunError` for a run that is damaged, not finite, or of a newer d2lbert.
     """
     path = Path(folder) / RUN_FILE
     if not os.path.isfile(path):
@@ -354,16 +405,26 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
         # Weights that were trained elsewhere have none
         devices = record['results'].get('devices', [])
         vocab = vocab_in(files)
+        metrics = list(map(json.loads, files[METRICS_FILE].splitlines()))
         steps = [
-            Step(*(json.loads(line)[name] for name in Step._fields))
-            for line in files[METRICS_FILE].splitlines()
+            Step(*(line[name] for name in Step._fields)) for line in metrics
         ]
         weights = load_arrays(files[WEIGHTS_FILE])
+        best_weights = (
+            load_arrays(files[BEST_FILE]) if BEST_FILE in files else {}
+        )
     except DAMAGE as error:
         raise RunError(
             f'the run in {folder} cannot be read ({error}): copy it again '
             'from where it came, or train it again'
         ) from error
+    if best:
+        if not best_weights:
+            raise InputError(
+                f'the run in {folder} has no best weights, because no '
+                'evaluation has chosen them: train with --evaluate-every'
+            )
+        weights = best_weights
     check_finite(f'the weights in {folder} are', weights)
     config = config_of(options, path)
     check_memory(config, len(vocab))
@@ -377,7 +438,14 @@ def load_run(folder: str | Path, backend: str | None = None) -> Run:
             f'{RUN_FILE}: {error}'
         ) from error
     processes = record['results'].get('processes', 1)
-    return Run(config, net, vocab, devices, processes, steps, record)
+    evaluations = [
+        line['evaluation'] for line in metrics if 'evaluation' in line
+    ]
+    return Run(
+        *(config, net, vocab, devices, processes, steps, record),
+        evaluations=evaluations,
+        best_weights=best_weights,
+    )
 
 
 def vocab_in(files: Mapping[str, bytes]) -> Vocab:
@@ -424,7 +492,7 @@ def check_no_run(folder: str | Path) -> None:
         folder,
         (
             *(RUN_FILE, METRICS_FILE, WEIGHTS_FILE, VOCAB_FILE),
-            *(TOKENIZER_FILE, *PICTURES),
+            *(TOKENIZER_FILE, BEST_FILE, *PICTURES),
         ),
     )
 
