@@ -133,8 +133,10 @@ class DataParallel(base.DataParallel):
             masks = jax.random.key(part.masks.device_seed % 2**32)
         else:
             masks = [part.masks(*each) for each in self.asked[shapes]]
+        arguments = *self.program, sums, *copy, inputs, masks
+        again = self.program[-1] and device.platform == 'cpu'
         with compiling:
-            return add_gradients(*self.program, sums, *copy, inputs, masks)
+            return (add_again if again else add_gradients)(*arguments)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -143,9 +145,7 @@ def added(gradients: nnx.State, others: nnx.State) -> nnx.State:
     return jax.tree.map(jnp.add, gradients, others)
 
 
-# Compiled for each network, loss and shape, and for all that train it
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def add_gradients(
+def sums_with_gradients(
     graph: Any,
     compute_losses: Losses,
     recompute: bool,
@@ -171,6 +171,18 @@ def add_gradients(
         has_aux=True,
     )(parameters, others, inputs)
     return jax.tree.map(jnp.add, sums, gradients), losses
+
+
+# Compiled for each network, loss and shape, and for all that train it
+compiled = partial(
+    jax.jit, sums_with_gradients, static_argnums=(0, 1, 2), donate_argnums=3
+)
+add_gradients = compiled()
+# For a processor this pass of XLA lets what is computed again be kept after
+# all: it removes what separates the second computation from the first
+add_again = compiled(
+    compiler_options={'xla_disable_hlo_passes': 'cse_barrier_expander'}
+)
 
 
 def sum_of_losses(
