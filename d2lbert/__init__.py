@@ -18,17 +18,28 @@ from typing import TYPE_CHECKING, Any
 from d2lbert.frameworks import FRAMEWORKS, check_package
 
 if TYPE_CHECKING:
+    from d2lbert.evaluation.fill_mask import fill, follows
     from d2lbert.representation import represent
     from d2lbert.runs.evaluating import evaluate
     from d2lbert.runs.pretraining import pretrain
     from d2lbert.runs.run import Run, load_run
 
 __version__ = '0.1.0'
-__all__ = ['Run', 'evaluate', 'load_run', 'pretrain', 'represent']
+__all__ = [
+    'Run',
+    'evaluate',
+    'fill',
+    'follows',
+    'load_run',
+    'pretrain',
+    'represent',
+]
 
 _HOMES = {
     'Run': 'd2lbert.runs.run',
     'evaluate': 'd2lbert.runs.evaluating',
+    'fill': 'd2lbert.evaluation.fill_mask',
+    'follows': 'd2lbert.evaluation.fill_mask',
     'load_run': 'd2lbert.runs.run',
     'pretrain': 'd2lbert.runs.pretraining',
     'represent': 'd2lbert.representation',

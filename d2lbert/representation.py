@@ -46,18 +46,7 @@ def represent(
     `InputError` where a process has other texts or another network than rank
     0, and `GroupError` where one does not answer.
     """
-    if isinstance(texts, str):
-        raise InputError(
-            f'texts = {texts!r}: expected a list of texts; '
-            'put the one text into a list'
-        )
-    if batch_size is not None:
-        check_positive(batch_size=batch_size)
-    check_vocab_size(net, len(vocab))
-    encoded = [encode_text(net, vocab, text) for text in texts]
-    batches = batches_of(
-        [len(tokens) for tokens, _ in encoded], TOKENS_AT_A_TIME, batch_size
-    )
+    encoded, batches = encode_texts(net, vocab, texts, batch_size)
     inputs = (
         encoder_inputs(net, [encoded[i] for i in batch], vocab[PAD])
         for batch in batches
@@ -74,6 +63,32 @@ def represent(
     return results
 
 
+def encode_texts(
+    net: BERTModel,
+    vocab: Vocab,
+    texts: Iterable[Text],
+    batch_size: int | None = None,
+) -> tuple[list[tuple[list[int], list[int]]], list[list[int]]]:
+    """Return `encode_text` of each text, and which ones go together.
+
+    Raises the errors of `represent` for bad texts, another vocabulary and a
+    `batch_size` below 1.
+    """
+    if isinstance(texts, str):
+        raise InputError(
+            f'texts = {texts!r}: expected a list of texts; '
+            'put the one text into a list'
+        )
+    if batch_size is not None:
+        check_positive(batch_size=batch_size)
+    check_vocab_size(net, len(vocab))
+    encoded = [encode_text(net, vocab, text) for text in texts]
+    batches = batches_of(
+        [len(tokens) for tokens, _ in encoded], TOKENS_AT_A_TIME, batch_size
+    )
+    return encoded, batches
+
+
 def encode(
     net: BERTModel, inputs: Iterable[Sequence[np.ndarray]]
 ) -> list[np.ndarray]:
@@ -82,13 +97,19 @@ def encode(
     Raises `RunError` for numbers that are not finite.
     """
     arrays = net.backend.evaluate(net.encoder, inputs)
-    if not all(np.isfinite(X).all() for X in arrays):
+    for X in arrays:
+        check_finite(X, 'representations')
+    return arrays
+
+
+def check_finite(X: np.ndarray, what: str) -> None:
+    """Raise `RunError` where what a network gives is not finite."""
+    if not np.isfinite(X).all():
         raise RunError(
-            'the representations are not finite: the parameters of the '
+            f'the {what} are not finite: the parameters of the '
             'network are too large or not finite themselves, as after a '
             'training that diverged; train again with a smaller --lr'
         )
-    return arrays
 
 
 def encode_together(

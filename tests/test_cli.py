@@ -34,7 +34,10 @@ from helpers import (
     unix,
 )
 
-COMMANDS = ('pretrain', 'chapter', 'encode', 'parity', 'convert', 'doctor')
+COMMANDS = (
+    *('pretrain', 'chapter', 'encode', 'fill', 'follows'),
+    *('parity', 'convert', 'doctor'),
+)
 
 
 @pytest.fixture
@@ -515,6 +518,44 @@ def test_a_training_that_diverges(pretrain, backend_name, tmp_path):
     assert last.startswith('d2lbert: the training diverged at step ')
     assert 'Traceback' not in done.err
     assert [path.name for path in tmp_path.iterdir()] == ['.lock']
+
+
+# ---- fill and follows ------------------------------------------------
+
+
+def test_fill_and_draw(run, folder, tmp_path):
+    args = ('fill', folder, 'a <mask> is flying', 'the <mask> kranich')
+    png = tmp_path / 'bars.png'
+    done = run(*args, '--top', 3, '--out', png, '--json')
+    unknown, first, *lines, last = done.out.splitlines()
+    assert (unknown, first) == ('kranich  (unknown)', 'mask 1')
+    assert len(lines) == 3 + 1 + 3
+    results = json.loads(last)
+    assert results['positions'] == [2, 7]
+    assert np.shape(results['probabilities']) == (2, 3)
+    assert png.read_bytes().startswith(b'\x89PNG')
+    assert_refused(run(*args, '--out', png), 'exists already')
+    assert run(*args, '--out', png, '--force').status == 0
+
+
+def test_follows_is_a_probability(run, folder):
+    done = run('follows', folder, 'a crane driver came', 'he left', '--json')
+    results = json.loads(done.out.splitlines()[-1])
+    assert list(results) == ['follows', 'does_not']
+    assert sum(results.values()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('args', 'words'),
+    [
+        (['a crane'], 'has no mask'),
+        (['a <mask>', '--top', 0], 'top = 0'),
+        (['a <mask>', '--out', 'bars.svg'], 'ends in .png'),
+        (['a <mask>', '--out', 'missing/bars.png'], 'cannot be written'),
+    ],
+)
+def test_what_cannot_be_filled(run, folder, args, words):
+    assert_refused(run('fill', folder, *args), words)
 
 
 # ---- encode ----------------------------------------------------------
