@@ -12,11 +12,13 @@ from d2lbert.errors import RunError
 from d2lbert.weights import neutral_name
 
 
-def faults_of_losses(losses: Sequence[float]) -> list[str]:
-    """Return in words which of both losses are not finite."""
+def faults_of_losses(
+    names: Sequence[str], losses: Sequence[float]
+) -> list[str]:
+    """Return in words which of some losses are not finite."""
     return [
-        f'the {task} loss is {loss}'
-        for task, loss in zip(('MLM', 'NSP'), losses, strict=True)
+        f'the {name} is {loss}'
+        for name, loss in zip(names, losses, strict=True)
         if not np.isfinite(loss)
     ]
 

@@ -9,7 +9,9 @@ of the output.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,10 +22,11 @@ from flax import nnx
 from backends.jax import BACKEND, Module
 from backends.jax_arrays import random_numbers
 from backends.jax_programs import keep_programs
-from backends.types import Array
-from d2lbert import bert
-from d2lbert.book import chapter, transformer
+from backends.types import Array, Device
+from d2lbert import bert, classifier
+from d2lbert.book import ch13, chapter, nli, transformer
 from d2lbert.book.animator import Accumulator, Animator, Timer
+from d2lbert.book.batches import DataLoader
 from d2lbert.book.editions import Spellings
 from d2lbert.book.hub import (
     DATA_HUB,
@@ -33,6 +36,7 @@ from d2lbert.book.hub import (
     extract,
     get_dataloader_workers,
 )
+from d2lbert.book.nli import read_snli, truncate_pad
 from d2lbert.book.textbook import (
     _get_mlm_data_from_tokens,
     _get_next_sentence,
@@ -178,6 +182,10 @@ class BERTModel(Rngs, Spellings, bert.BERTModel, Module):
     NextSentencePred = NextSentencePred
 
 
+class BERTClassifier(Rngs, classifier.BERTClassifier, Module):
+    __doc__ = classifier.BERTClassifier.__doc__
+
+
 class _WikiTextDataset(chapter.WikiTextDataset):
     __doc__ = chapter.WikiTextDataset.__doc__
     backend = BACKEND
@@ -229,6 +237,105 @@ _pad_bert_inputs = _functions.pad_bert_inputs
 load_data_wiki = _functions.load_data_wiki
 train_bert = _functions.train_bert
 get_bert_encoding = _functions.get_bert_encoding
+
+# ---- natural language inference --------------------------------------
+
+#: Returns how many predictions are right, `y_hat` `(N, C)`, `y` `(N,)`.
+accuracy = partial(ch13.accuracy, BACKEND)
+
+
+class SNLIDataset(nli.SNLIDataset):
+    __doc__ = nli.SNLIDataset.__doc__
+    backend = BACKEND
+
+
+class SNLIBERTDataset(nli.SNLIBERTDataset):
+    __doc__ = nli.SNLIBERTDataset.__doc__
+    backend = BACKEND
+
+
+_nli = nli.Functions(BERTModel, SNLIDataset, DataLoader)
+load_data_snli = _nli.load_data_snli
+load_pretrained_model = _nli.load_pretrained_model
+
+
+def evaluate_accuracy_gpu(
+    net: nnx.Module, data_iter: Any, device: Device = None
+) -> float:
+    """Return the share of a set's labels that a network predicts.
+
+    `device`: by default that of the parameters. The network is then in
+    evaluation mode.
+    """
+    net.eval()
+    device = device or BACKEND.device_of(net)
+    num_right, num_labels = 0.0, 0
+    for X, y in data_iter:
+        num_right += accuracy(_predict(net, jax.device_put(X, device)), y)
+        num_labels += y.size
+    return num_right / num_labels
+
+
+@nnx.jit
+def _predict(net: Any, X: Any) -> Array:
+    return net(X)
+
+
+def train_batch_ch13(
+    net: nnx.Module,
+    X: Any,
+    y: jax.Array,
+    loss: Any,
+    trainer: nnx.Optimizer,
+    devices: Sequence[Device],
+) -> tuple[jax.Array, float]:
+    """Take a step; return the sum of the losses and how many were right.
+
+    `X`: an array, or a list of arrays; `loss`: a function of logits and
+    labels that gives a number for each row; `trainer`: an `nnx.Optimizer` of
+    `net`; `devices`: of which the first computes. The gradient is that of
+    the sum.
+    """
+    net.train()
+    X, y = jax.device_put((X, y), devices[0])
+    loss_sum, y_hat = _step(net, trainer, X, y, loss)
+    return loss_sum, accuracy(y_hat, y)
+
+
+@partial(nnx.jit, static_argnums=4)
+def _step(net: Any, trainer: Any, X: Any, y: Any, loss: Any) -> Any:
+    def total(net: Any) -> tuple[Array, Array]:
+        y_hat = net(X)
+        return loss(y_hat, y).sum(), y_hat
+
+    outputs, gradients = nnx.value_and_grad(total, has_aux=True)(net)
+    trainer.update(net, gradients)
+    return outputs
+
+
+def train_ch13(
+    net: nnx.Module,
+    train_iter: Any,
+    test_iter: Any,
+    loss: Any,
+    trainer: nnx.Optimizer,
+    num_epochs: int,
+    devices: Sequence[Device] | None = None,
+) -> None:
+    """Train a classifier, plot its curves and print the book's two lines.
+
+    `loss`, `trainer`: see `train_batch_ch13`; `devices`: the first of them
+    computes, by default a GPU.
+    """
+    devices = devices or try_all_gpus()
+    ch13.train(
+        train_iter,
+        num_epochs,
+        devices,
+        lambda X, y: train_batch_ch13(net, X, y, loss, trainer, devices),
+        lambda: evaluate_accuracy_gpu(net, test_iter),
+    )
+
 
 # Whoever has no cache can compute all the same
 with suppress(InputError):

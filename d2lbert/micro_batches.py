@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-
-from d2lbert.data.examples import Batch
 
 
 def rows_at_a_time(
@@ -27,12 +26,13 @@ def rows_at_a_time(
 
 
 def micro_batches(
-    batch: Batch, shard: slice, num_rows: int
+    batch: Any, shard: slice, num_rows: int
 ) -> list[np.ndarray]:
     """Return the rows of each micro-batch of a shard, longest rows first.
 
     Rows of similar length go together, so that little is padding. The
     longest come first because they decide how much memory is needed.
+    `batch`: of any task, with `tokens` and `valid_lens`.
     """
     rows = np.arange(len(batch.tokens))[shard]
     rows = rows[np.argsort(-batch.valid_lens[rows], kind='stable')]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from backends.mxnet import BACKEND, Module, gluon
-from d2lbert import bert
-from d2lbert.book import chapter, transformer
+from backends.mxnet import BACKEND, Module, autograd, gluon
+from backends.types import Device
+from d2lbert import bert, classifier
+from d2lbert.book import ch13, chapter, nli, transformer
 from d2lbert.book.animator import Accumulator, Animator, Timer
 from d2lbert.book.editions import Spellings
 from d2lbert.book.hub import (
@@ -18,6 +20,7 @@ from d2lbert.book.hub import (
     extract,
     get_dataloader_workers,
 )
+from d2lbert.book.nli import read_snli, truncate_pad
 from d2lbert.book.textbook import (
     _get_mlm_data_from_tokens,
     _get_next_sentence,
@@ -121,6 +124,12 @@ class BERTModel(Spellings, bert.BERTModel, Module):
     NEUTRAL_LAYERS = MXNET_LAYERS
 
 
+class BERTClassifier(classifier.BERTClassifier, Module):
+    __doc__ = classifier.BERTClassifier.__doc__
+    NEUTRAL_NAMES = MXNET_NAMES
+    NEUTRAL_LAYERS = MXNET_LAYERS
+
+
 class _WikiTextDataset(chapter.WikiTextDataset, data.Dataset):
     __doc__ = chapter.WikiTextDataset.__doc__
     backend = BACKEND
@@ -186,3 +195,130 @@ _pad_bert_inputs = _functions.pad_bert_inputs
 load_data_wiki = _functions.load_data_wiki
 train_bert = _functions.train_bert
 get_bert_encoding = _functions.get_bert_encoding
+
+# ---- natural language inference --------------------------------------
+
+#: Returns how many predictions are right, `y_hat` `(N, C)`, `y` `(N,)`.
+accuracy = partial(ch13.accuracy, BACKEND)
+
+
+class SNLIDataset(nli.SNLIDataset, data.Dataset):
+    __doc__ = nli.SNLIDataset.__doc__
+    backend = BACKEND
+    REALS = ('premises', 'hypotheses', 'labels')
+
+
+class SNLIBERTDataset(nli.SNLIBERTDataset, data.Dataset):
+    __doc__ = nli.SNLIBERTDataset.__doc__
+    backend = BACKEND
+    REALS = ('valid_lens', 'labels')
+
+
+def _loader(dataset: Any, batch_size: int, shuffle: bool) -> Any:
+    return data.DataLoader(
+        dataset, batch_size, shuffle, num_workers=get_dataloader_workers()
+    )
+
+
+_nli = nli.Functions(BERTModel, SNLIDataset, _loader)
+load_data_snli = _nli.load_data_snli
+load_pretrained_model = _nli.load_pretrained_model
+
+Split = Callable[[Any, Any, Sequence[Device]], tuple[Any, Any]]
+
+
+def _split(X: Any, devices: Sequence[Device]) -> list[Any]:
+    return gluon.utils.split_and_load(X, devices, even_split=False)
+
+
+def split_batch(
+    X: Any, y: Any, devices: Sequence[Device]
+) -> tuple[list[Any], list[Any]]:
+    """Return a part of the features and of the labels for each device.
+
+    `X`: one array. The number of rows need be no multiple of the devices'.
+    """
+    if len(X) != len(y):
+        raise InputError(f'{len(X)} rows of features for {len(y)} labels')
+    return _split(X, devices), _split(y, devices)
+
+
+def split_batch_multi_inputs(
+    X: Sequence[Any], y: Any, devices: Sequence[Device]
+) -> tuple[list[Any], list[Any]]:
+    """Return a part of each of several features, and of the labels.
+
+    The first result has a tuple of arrays for each device.
+    """
+    parts = [_split(feature, devices) for feature in X]
+    return list(zip(*parts, strict=True)), _split(y, devices)
+
+
+def evaluate_accuracy_gpus(
+    net: Any, data_iter: Any, split_f: Split = split_batch
+) -> float:
+    """Return the share of a set's labels that a network predicts.
+
+    It runs without dropout on the devices of its parameters.
+    """
+    devices = next(iter(net.collect_params().values())).list_ctx()
+    num_right, num_labels = 0.0, 0
+    for features, labels in data_iter:
+        X_shards, y_shards = split_f(features, labels, devices)
+        # All devices compute before the first answer is waited for
+        shards = [net(X) for X in X_shards]
+        num_right += sum(map(accuracy, shards, y_shards))
+        num_labels += labels.size
+    return num_right / num_labels
+
+
+def train_batch_ch13(
+    net: Any,
+    features: Any,
+    labels: Any,
+    loss: Any,
+    trainer: Any,
+    devices: Sequence[Device],
+    split_f: Split = split_batch,
+) -> tuple[float, float]:
+    """Take a step; return the sum of the losses and how many were right.
+
+    `features`, `split_f`: what it takes; `loss`: a loss of Gluon for each
+    row. The gradient is that of the mean.
+    """
+    X_shards, y_shards = split_f(features, labels, devices)
+    with autograd.record():
+        shards = [net(X) for X in X_shards]
+        losses = [loss(*pair) for pair in zip(shards, y_shards, strict=True)]
+    autograd.backward(losses)
+    # A layer that the loss does not depend on has no new gradient
+    trainer.step(len(labels), ignore_stale_grad=True)
+    loss_sum = sum(float(shard.sum().item()) for shard in losses)
+    return loss_sum, sum(map(accuracy, shards, y_shards))
+
+
+def train_ch13(
+    net: Any,
+    train_iter: Any,
+    test_iter: Any,
+    loss: Any,
+    trainer: Any,
+    num_epochs: int,
+    devices: Sequence[Device] | None = None,
+    split_f: Split = split_batch,
+) -> None:
+    """Train a classifier, plot its curves and print the book's two lines.
+
+    `devices`: where `net` has its parameters, by default all GPUs; each
+    takes a shard of a batch; `split_f`: cuts the batches.
+    """
+    devices = devices or try_all_gpus()
+    ch13.train(
+        train_iter,
+        num_epochs,
+        devices,
+        lambda X, y: train_batch_ch13(
+            net, X, y, loss, trainer, devices, split_f
+        ),
+        lambda: evaluate_accuracy_gpus(net, test_iter, split_f),
+    )

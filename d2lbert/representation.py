@@ -10,11 +10,13 @@ import numpy as np
 
 from backends.groups import ALONE, Group
 from d2lbert.bert import BERTModel
+from d2lbert.classifier import BERTClassifier
 from d2lbert.data.examples import join_pair
 from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
 from d2lbert.errors import InputError, RunError, check_positive
 
 Text = str | tuple[str, str]
+AnyBERT = BERTModel | BERTClassifier
 
 #: So many tokens at a time keep a device busy; more only take memory.
 TOKENS_AT_A_TIME = 4096
@@ -172,7 +174,7 @@ def to_tokens(
 
 
 def encode_text(
-    net: BERTModel, vocab: Vocab, text: Text
+    net: AnyBERT, vocab: Vocab, text: Text
 ) -> tuple[list[int], list[int]]:
     """Return the indices of the tokens of a text, and their segments.
 
@@ -196,7 +198,7 @@ def encode_text(
     return indices, segments
 
 
-def check_vocab_size(net: BERTModel, vocab_size: int) -> None:
+def check_vocab_size(net: AnyBERT, vocab_size: int) -> None:
     """Raise `InputError` where a network has another vocabulary."""
     if vocab_size != net.vocab_size:
         raise InputError(
@@ -224,7 +226,7 @@ def batches_of(
 
 
 def encoder_inputs(
-    net: BERTModel,
+    net: AnyBERT,
     encoded: Sequence[tuple[list[int], list[int]]],
     pad: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

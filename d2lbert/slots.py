@@ -61,11 +61,9 @@ def loss_inputs(
     `skips_slots`: see `backends.base.DataParallel`.
     """
     num_rows, max_len = batch.tokens.shape
-    num_tokens = int(batch.valid_lens.max())
+    num_tokens = row_length(batch.valid_lens, max_len, num_lengths)
     num_queries, multiple = None, 1
     if num_lengths:
-        step = math.ceil(max_len / num_lengths)
-        num_tokens = min(max_len, num_tokens + -num_tokens % step)
         num_queries = batch.pred_positions.shape[1] + 1
         multiple = batch.pred_positions.size if skips_slots else SLOTS
     questions = merge_slots(batch, mlm_weights)
@@ -86,6 +84,16 @@ def loss_inputs(
         batch.nsp_labels,
         nsp_weights,
     )
+
+
+def row_length(valid_lens: np.ndarray, max_len: int, num_lengths: int) -> int:
+    """Return the length that rows are cut to, that of the longest.
+
+    With `num_lengths` it is the next of so many.
+    """
+    num_tokens = int(valid_lens.max())
+    step = math.ceil(max_len / num_lengths) if num_lengths else 1
+    return min(max_len, num_tokens + -num_tokens % step)
 
 
 def merge_slots(batch: Batch, mlm_weights: np.ndarray) -> Questions:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +12,9 @@ from torch import nn
 from torch.utils import data
 
 from backends.torch import BACKEND, Module
-from d2lbert import bert
-from d2lbert.book import chapter, transformer
+from backends.types import Device
+from d2lbert import bert, classifier
+from d2lbert.book import ch13, chapter, nli, transformer
 from d2lbert.book.animator import Accumulator, Animator, Timer
 from d2lbert.book.editions import Spellings, check_implied_sizes
 from d2lbert.book.hub import (
@@ -22,6 +25,7 @@ from d2lbert.book.hub import (
     extract,
     get_dataloader_workers,
 )
+from d2lbert.book.nli import read_snli, truncate_pad
 from d2lbert.book.textbook import (
     _get_mlm_data_from_tokens,
     _get_next_sentence,
@@ -128,6 +132,10 @@ class BERTModel(Spellings, bert.BERTModel, Module):
     NextSentencePred = NextSentencePred
 
 
+class BERTClassifier(classifier.BERTClassifier, Module):
+    __doc__ = classifier.BERTClassifier.__doc__
+
+
 class _WikiTextDataset(chapter.WikiTextDataset, data.Dataset):
     __doc__ = chapter.WikiTextDataset.__doc__
     backend = BACKEND
@@ -208,3 +216,120 @@ _pad_bert_inputs = _functions.pad_bert_inputs
 load_data_wiki = _functions.load_data_wiki
 train_bert = _functions.train_bert
 get_bert_encoding = _functions.get_bert_encoding
+
+# ---- natural language inference --------------------------------------
+
+#: Returns how many predictions are right, `y_hat` `(N, C)`, `y` `(N,)`.
+accuracy = partial(ch13.accuracy, BACKEND)
+
+
+class SNLIDataset(nli.SNLIDataset, data.Dataset):
+    __doc__ = nli.SNLIDataset.__doc__
+    backend = BACKEND
+
+
+class SNLIBERTDataset(nli.SNLIBERTDataset, data.Dataset):
+    __doc__ = nli.SNLIBERTDataset.__doc__
+    backend = BACKEND
+
+
+def _loader(dataset: Any, batch_size: int, shuffle: bool) -> data.DataLoader:
+    return data.DataLoader(
+        dataset, batch_size, shuffle, num_workers=get_dataloader_workers()
+    )
+
+
+_nli = nli.Functions(BERTModel, SNLIDataset, _loader)
+load_data_snli = _nli.load_data_snli
+load_pretrained_model = _nli.load_pretrained_model
+
+
+def _to(X: Any, device: Device) -> Any:
+    """Return the features of a batch, an array or a list, on a device."""
+    if isinstance(X, (list, tuple)):
+        return [x.to(device) for x in X]
+    return X.to(device)
+
+
+def split_batch(
+    X: torch.Tensor, y: torch.Tensor, devices: Sequence[Device]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return a part of the features and of the labels for each device."""
+    if len(X) != len(y):
+        raise InputError(f'{len(X)} rows of features for {len(y)} labels')
+    parts = (
+        zip(array.chunk(len(devices)), devices, strict=False)
+        for array in (X, y)
+    )
+    X_shards, y_shards = (
+        [part.to(device) for part, device in pairs] for pairs in parts
+    )
+    return X_shards, y_shards
+
+
+def evaluate_accuracy_gpu(
+    net: nn.Module, data_iter: Any, device: Device = None
+) -> float:
+    """Return the share of a set's labels that a network predicts.
+
+    `device`: by default that of the first parameter. The network is then in
+    evaluation mode.
+    """
+    net.eval()
+    device = device or next(iter(net.parameters())).device
+    num_right, num_labels = 0.0, 0
+    with torch.no_grad():
+        for X, y in data_iter:
+            num_right += accuracy(net(_to(X, device)), y)
+            num_labels += y.numel()
+    return num_right / num_labels
+
+
+def train_batch_ch13(
+    net: nn.Module,
+    X: Any,
+    y: torch.Tensor,
+    loss: nn.Module,
+    trainer: torch.optim.Optimizer,
+    devices: Sequence[Device],
+) -> tuple[torch.Tensor, float]:
+    """Take a step; return the sum of the losses and how many were right.
+
+    `X`: an array, or a list of arrays; `loss`: with `reduction='none'`. The
+    gradient is that of the sum.
+    """
+    X, y = _to(X, devices[0]), y.to(devices[0])
+    net.train()
+    trainer.zero_grad()
+    y_hat = net(X)
+    loss_sum = loss(y_hat, y).sum()
+    loss_sum.backward()
+    trainer.step()
+    return loss_sum.detach(), accuracy(y_hat.detach(), y)
+
+
+def train_ch13(
+    net: nn.Module,
+    train_iter: Any,
+    test_iter: Any,
+    loss: nn.Module,
+    trainer: torch.optim.Optimizer,
+    num_epochs: int,
+    devices: Sequence[Device] | None = None,
+) -> None:
+    """Train a classifier, plot its curves and print the book's two lines.
+
+    `devices`: a shard of each batch for each, by default all GPUs;
+    `loss`: with `reduction='none'`.
+    """
+    devices = devices or try_all_gpus()
+    if len(devices) > 1:
+        net = nn.DataParallel(net, device_ids=list(devices))
+    net = net.to(devices[0])
+    ch13.train(
+        train_iter,
+        num_epochs,
+        devices,
+        lambda X, y: train_batch_ch13(net, X, y, loss, trainer, devices),
+        lambda: evaluate_accuracy_gpu(net, test_iter),
+    )

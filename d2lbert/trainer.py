@@ -2,8 +2,9 @@
 
 A step takes a batch, gives each device its share of the rows, cuts each
 share into micro-batches of similar length, sums their gradients, updates the
-parameters once, and reports both losses. The recipe decides how a loss is
-normalised, and the backend how arrays are computed.
+parameters once, and reports its losses. The recipe decides how a loss is
+normalised, and the backend how arrays are computed. Another task than
+pretraining replaces the four methods under "the task".
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from backends.base import Gradients
 from backends.devices import shard_slices
 from backends.types import Device, Part
-from d2lbert.bert import ZERO_GRADIENT, BERTModel
+from d2lbert.bert import ZERO_GRADIENT
 from d2lbert.data.checks import check_batch
-from d2lbert.data.examples import Batch
 from d2lbert.divergence import (
     check_faults,
     faults_of_arrays,
@@ -62,9 +62,12 @@ class Trainer:
     again in the backward pass; `options`: see `Backend.data_parallel`.
     """
 
+    #: What the network's `losses` are called in errors.
+    LOSSES: ClassVar[Sequence[str]] = ('MLM loss', 'NSP loss')
+
     def __init__(
         self,
-        net: BERTModel,
+        net: Any,
         recipe: Recipe,
         *,
         lr: float,
@@ -101,9 +104,7 @@ class Trainer:
         )
         self.num_steps = 0
 
-    def train(
-        self, batches: Iterable[Batch], num_steps: int
-    ) -> Iterator[Step]:
+    def train(self, batches: Iterable[Any], num_steps: int) -> Iterator[Any]:
         """Take `num_steps` steps, or as many as there are batches.
 
         Yields what each reports. Where the device is asynchronous a step is
@@ -125,7 +126,7 @@ class Trainer:
         # The next step would have noticed what the last update has done
         check_faults(faults_of_arrays(self.net), self.num_steps, self.lr)
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Any) -> Any:
         """Take one step and return what it reports."""
         (step,) = self.train([batch], 1)
         return step
@@ -134,7 +135,7 @@ class Trainer:
         """Leave the network to others; the trainer is of no use any more."""
         self.parallel.close()
 
-    def launch(self, batch: Batch) -> PendingStep:
+    def launch(self, batch: Any) -> PendingStep:
         """Compute a step, and wait for it unless the trainer runs ahead."""
         gradients, number = self.value_and_grad(batch), self.num_steps + 1
         pending = PendingStep(gradients, number, len(batch.tokens))
@@ -161,13 +162,13 @@ class Trainer:
         recipe = self.recipe
         return recipe.scale(gradients.norm()) if recipe.clips else 1.0
 
-    def value_and_grad(self, batch: Batch) -> Gradients:
+    def value_and_grad(self, batch: Any) -> Gradients:
         """Return the losses and gradients of a batch for the next step.
 
         Raises `InputError` for a batch that does not fit the network or the
         devices.
         """
-        check_batch(batch, self.net.vocab_size, self.net.max_len)
+        self.check_batch(batch)
         with input_errors():
             shards = shard_slices(len(batch.tokens), self.parallel.num_shards)
         weights = self.recipe.loss_weights(batch, shards)
@@ -180,25 +181,18 @@ class Trainer:
 
     def parts(
         self,
-        batch: Batch,
-        weights: tuple[np.ndarray, np.ndarray],
+        batch: Any,
+        weights: Sequence[np.ndarray],
         shard: slice,
     ) -> list[Part]:
         """Return the micro-batches of a shard."""
-        mlm_weights, nsp_weights = weights
         max_len = batch.tokens.shape[1]
         parts = []
         for rows in micro_batches(
             batch, shard, self.num_rows(shard, max_len)
         ):
             part = batch.rows(rows)
-            inputs = loss_inputs(
-                part,
-                mlm_weights[rows],
-                nsp_weights[rows],
-                self.parallel.num_lengths,
-                self.parallel.skips_slots,
-            )
+            inputs = self.loss_inputs(part, [W[rows] for W in weights])
             masks = DropoutMasks(
                 self.seed,
                 self.num_steps,
@@ -225,31 +219,23 @@ class Trainer:
             parallel.tokens_at_a_time,
         )
 
-    def report(self, pending: PendingStep, start: float) -> Step:
+    def report(self, pending: PendingStep, start: float) -> Any:
         """Wait for a step and return what it reports.
 
         `start`: the time at which the caller has asked for it.
         """
         if self.runs_ahead:
             self.check_finite(pending)
-        mlm_loss, nsp_loss = self.losses_of(pending)
+        losses = self.losses_of(pending)
         seconds = time.perf_counter() - start
-        return Step(mlm_loss, nsp_loss, pending.num_pairs, seconds)
-
-    def losses_of(self, pending: PendingStep) -> list[float]:
-        """Return both losses of a step, as the recipe reports them."""
-        num_shards = self.parallel.num_shards
-        return [
-            self.recipe.reported(float(loss), num_shards)
-            for loss in pending.gradients.losses()
-        ]
+        return self.new_step(losses, pending.num_pairs, seconds)
 
     def check_finite(self, pending: PendingStep) -> None:
         """Raise `RunError` where a step has numbers that are not finite."""
         losses = self.losses_of(pending)
         if np.isfinite([*losses, pending.gradients.norm()]).all():
             return
-        faults = faults_of_losses(losses)
+        faults = faults_of_losses(self.LOSSES, losses)
         if pending.number < self.num_steps:
             # By now parameters and gradients are those of a later step
             faults = faults or ['a gradient or a parameter is not finite']
@@ -257,3 +243,38 @@ class Trainer:
             faults += faults_of_arrays(self.net, pending.gradients)
         # None where only the sum of the squares has overflowed
         check_faults(faults, pending.number, self.lr)
+
+    # ---- the task ----------------------------------------------------
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise `InputError` for a batch that the network cannot take."""
+        check_batch(batch, self.net.vocab_size, self.net.max_len)
+
+    def loss_inputs(self, part: Any, weights: Sequence[np.ndarray]) -> Any:
+        """Return the arguments of the network's `losses` for some rows.
+
+        `weights`: their part of what `Recipe.loss_weights` returns.
+        """
+        mlm_weights, nsp_weights = weights
+        return loss_inputs(
+            part,
+            mlm_weights,
+            nsp_weights,
+            self.parallel.num_lengths,
+            self.parallel.skips_slots,
+        )
+
+    def losses_of(self, pending: PendingStep) -> list[float]:
+        """Return the losses of a step, as the recipe reports them."""
+        num_shards = self.parallel.num_shards
+        return [
+            self.recipe.reported(float(loss), num_shards)
+            for loss in pending.gradients.losses()
+        ]
+
+    def new_step(
+        self, losses: Sequence[float], num_pairs: int, seconds: float
+    ) -> Any:
+        """Return what a step reports."""
+        mlm_loss, nsp_loss = losses
+        return Step(mlm_loss, nsp_loss, num_pairs, seconds)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.random import Generator
 
+from backends.flax_names import is_turned, name_of, turned
 from backends.types import Device
 from d2lbert.bert import BERTModel
 from d2lbert.errors import RunError
@@ -33,6 +34,8 @@ MXNET_NAMES: Renames = (
     ('.ln.gamma', '.ln.weight'),
     ('.ln.beta', '.ln.bias'),
 )
+#: What `nn.DataParallel` puts in front of each name.
+PARALLEL = 'module.'
 
 
 def renamed(name: str, pairs: Renames) -> str:
@@ -44,6 +47,21 @@ def renamed(name: str, pairs: Renames) -> str:
         if name.startswith(old) or name.endswith(old):
             return name.replace(old, new)
     return name
+
+
+def neutral(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays by neutral names, from the names of any tab."""
+    if arrays and all(name.startswith(PARALLEL) for name in arrays):
+        arrays = {name[len(PARALLEL) :]: W for name, W in arrays.items()}
+    if any(name.endswith('.gamma') for name in arrays):
+        return {renamed(name, MXNET_NAMES): W for name, W in arrays.items()}
+    paths = {name: name.split('.') for name in arrays}
+    if any(map(is_turned, paths.values())):
+        return {
+            name_of(paths[name]): turned(paths[name], W)
+            for name, W in arrays.items()
+        }
+    return dict(arrays)
 
 
 def neutral_name(net: BERTModel, name: str) -> str:

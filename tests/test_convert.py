@@ -16,7 +16,7 @@ import d2lbert
 import helpers
 from d2lbert.errors import InputError, RunError
 from d2lbert.tools import convert
-from d2lbert.weights import get_weights, mxnet_name
+from d2lbert.weights import get_weights, mxnet_name, neutral
 
 GOLDEN = Path(__file__).parent / 'golden'
 TEXTS = ['a crane is flying', ('a crane driver', 'he left')]
@@ -181,7 +181,7 @@ def test_names_are_those_of_the_tab(tab):
     """The table here against the tab's, which needs the framework."""
     net = tab.BERTModel(9, 4, 6, 2, 3)
     native = net.backend.parameter_shapes(net)
-    names = convert.neutral(dict.fromkeys(native))
+    names = neutral(dict.fromkeys(native))
     assert list(names) == [
         d2lbert.weights.neutral_name(net, name) for name in native
     ]

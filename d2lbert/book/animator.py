@@ -115,6 +115,7 @@ class Animator:
             'ylim': ylim,
         }
         self.handle: Any = None
+        self.message = ''
         self.in_notebook = _in_notebook()
         if not self.in_notebook:
             self.path = self._free_path(ylabel or 'animator')
@@ -150,7 +151,7 @@ class Animator:
         self.axes.grid()
 
     def finish(self) -> None:
-        """Write the picture of a terminal session, once.
+        """Write the picture of a terminal session; say once where it is.
 
         A folder that cannot be written to costs the picture, no more.
         """
@@ -161,9 +162,12 @@ class Animator:
         try:
             self.fig.savefig(self.path, dpi=DPI)
         except OSError as error:
-            print(f'\nThere is no picture: {error}', file=sys.stderr)
+            message = f'There is no picture: {error}'
         else:
-            print(f'\nThe picture is in {self.path}', file=sys.stderr)
+            message = f'The picture is in {self.path}'
+        if message != self.message:
+            print(f'\n{message}', file=sys.stderr)
+        self.message = message
 
     def _show(self) -> None:
         """Show the picture in a notebook, in the place of the last one."""

@@ -1,33 +1,35 @@
 """The book's table of datasets, and the functions that fetch them.
 
 WikiText-2 comes from `d2lbert.data.corpus`, because its address in the book
-is gone; other names of the table are fetched from the address that it has.
+is gone, and the files of SNLI from `d2lbert.data.snli`, because its archive
+has names that no system can write. Other names of the table are fetched from
+the address that it has.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from d2lbert.data import snli
 from d2lbert.data.archives import TRAIN_FILE
-from d2lbert.data.corpus import ARCHIVE, cache_folder, fetch, get, read_lines
-from d2lbert.data.files import check_regular, output_errors, write_file
+from d2lbert.data.corpus import ARCHIVE, cache_folder, fetch, read_lines
+from d2lbert.data.downloads import fetch_file
 from d2lbert.errors import CorpusError, InputError
+from d2lbert.pretrained import ARCHIVES
+from d2lbert.pretrained import DATA_URL as DATA_URL
 
-WIKITEXT_2 = 'wikitext-2'
-DATA_URL = 'http://d2l-data.s3-accelerate.amazonaws.com/'
+WIKITEXT_2, SNLI = 'wikitext-2', 'SNLI'
 #: Address and SHA-1 of each dataset, by name. Cells of the book add theirs.
 DATA_HUB = {
     WIKITEXT_2: (
         f'https://wikitext.smerity.com/{ARCHIVE}',
         '3c914d17d80b1459be871a5039ac23e752a53cbe',
-    )
+    ),
+    SNLI: (snli.ADDRESS, snli.SHA1),
+    **ARCHIVES,
 }
-MAX_BYTES = 1 << 30  # the largest archive of the book's sections has 2e9
 
 
 def download(
@@ -49,25 +51,7 @@ def download(
             + ', '.join(map(repr, DATA_HUB))
             + ': add its address and SHA-1 to DATA_HUB'
         )
-    path = Path(folder or cache_folder()) / url.rpartition('/')[2]
-    if sha1_hash and path.is_file() and sha1(path.read_bytes()) == sha1_hash:
-        return str(path)
-    data = get(url, MAX_BYTES)
-    if sha1_hash not in (None, sha1(data)):
-        raise CorpusError(
-            f'{url}: the SHA-1 of its {len(data):,} bytes is {sha1(data)}, '
-            f'expected was {sha1_hash}: correct DATA_HUB, or fetch the file '
-            f'elsewhere and put it at {path}'
-        )
-    with output_errors(path, 'folder'):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, data)
-    return str(path)
-
-
-def sha1(data: bytes) -> str:
-    """Return the SHA-1 of some bytes, in hexadecimal."""
-    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+    return str(fetch_file(url, sha1_hash, folder or cache_folder()))
 
 
 def extract(filename: str, folder: str | None = None) -> None:
@@ -91,10 +75,13 @@ def download_extract(name: str, folder: str | None = None) -> str:
     `name`: in `DATA_HUB`; `folder`: the name of the archive's folder, by
     default that of the archive without its ending. For 'wikitext-2' the
     folder holds the `wiki.train.tokens` of the corpus that
-    `load_data_wiki` reads: see `d2lbert.data.corpus.read_lines`.
+    `load_data_wiki` reads: see `d2lbert.data.corpus.read_lines`; for
+    'SNLI' it is `d2lbert.data.snli.snli_folder`.
     """
     if name == WIKITEXT_2:
         return wikitext_2_folder()
+    if name == SNLI:
+        return snli.snli_folder()
     path = download(name)
     extract(path)
     base, _ = os.path.splitext(path.removesuffix('.gz'))
@@ -105,13 +92,7 @@ def wikitext_2_folder() -> str:
     """Write `wiki.train.tokens` to the cache; return its folder."""
     text = ''.join(read_lines(WIKITEXT_2)).encode()
     path = cache_folder() / WIKITEXT_2 / TRAIN_FILE
-    with suppress(OSError):
-        check_regular(path, len(text))
-        if path.read_bytes() == text:
-            return str(path.parent)
-    with output_errors(path, 'D2LBERT_CACHE'):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, text)
+    snli.keep(path, text)
     return str(path.parent)
 
 

@@ -145,6 +145,26 @@ def open_zip(file: IO[bytes], name: str, text: str) -> IO[bytes]:
     return archive.open(only_one(found, f'archive {name}', text))
 
 
+def open_member(
+    file: IO[bytes], name: str, wanted: str, max_bytes: int
+) -> IO[bytes]:
+    """Return a member of a zip as a stream of at most `max_bytes`.
+
+    `name`: where the zip is from, for errors. Raises `CorpusError`, here or
+    where the stream is read, for a zip that is damaged or does not have
+    exactly one file with the name `wanted`.
+    """
+    with archive_errors(name):
+        stream = open_zip(file, name, wanted)
+    return io.BufferedReader(Bounded(stream, name, max_bytes), CHUNK)
+
+
+def read_member(data: bytes, name: str, wanted: str, max_bytes: int) -> bytes:
+    """Return the bytes of a member of a zip. See `open_member`."""
+    with open_member(io.BytesIO(data), name, wanted, max_bytes) as stream:
+        return stream.read()
+
+
 def count_members(file: IO[bytes]) -> int:
     """Return how many members a zip lists, or more.
 

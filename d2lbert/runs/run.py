@@ -309,11 +309,11 @@ def load_examples(
 
 
 def devices_of(
-    tab: Any, config: Config, group: Group = ALONE
+    tab: Any, config: Any, group: Group = ALONE
 ) -> list[base.Device]:
     """Return the devices of this process.
 
-    `'all'` means the process's share of its machine's GPUs. Raises
+    `config`: of a training, with `devices`. `'all'` means the process's share of its machine's GPUs. Raises
     `InputError` where the devices do not exist.
     """
     with input_errors():

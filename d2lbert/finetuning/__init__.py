@@ -1,0 +1,1 @@
+"""Fine-tuning a pretrained BERT: recipes, training, runs, inference."""
