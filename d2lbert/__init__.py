@@ -19,6 +19,9 @@ from d2lbert.frameworks import FRAMEWORKS, check_package
 
 if TYPE_CHECKING:
     from d2lbert.evaluation.fill_mask import fill, follows
+    from d2lbert.finetuning.inference import infer
+    from d2lbert.finetuning.run import FinetunedRun, load_finetuned
+    from d2lbert.finetuning.training import finetune
     from d2lbert.representation import represent
     from d2lbert.runs.evaluating import evaluate
     from d2lbert.runs.pretraining import pretrain
@@ -26,16 +29,24 @@ if TYPE_CHECKING:
 
 __version__ = '0.1.0'
 __all__ = [
+    'FinetunedRun',
     'Run',
     'evaluate',
     'fill',
+    'finetune',
     'follows',
+    'infer',
+    'load_finetuned',
     'load_run',
     'pretrain',
     'represent',
 ]
 
 _HOMES = {
+    'FinetunedRun': 'd2lbert.finetuning.run',
+    'finetune': 'd2lbert.finetuning.training',
+    'infer': 'd2lbert.finetuning.inference',
+    'load_finetuned': 'd2lbert.finetuning.run',
     'Run': 'd2lbert.runs.run',
     'evaluate': 'd2lbert.runs.evaluating',
     'fill': 'd2lbert.evaluation.fill_mask',

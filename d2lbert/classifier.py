@@ -79,7 +79,7 @@ class BERTClassifier(Definition):
         `(B,)`. The gradient of the second is zero.
         """
         logits = self(tokens, segments, valid_lens, queries)
-        loss = self.backend.cross_entropy(logits, labels, weights)
+        loss: Any = self.backend.cross_entropy(logits, labels, weights)
         right = logits.argmax(axis=1) == labels
         # A framework may ask every loss for a gradient: this one's is zero
         return loss, (right * weights).sum() + 0 * loss

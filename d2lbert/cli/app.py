@@ -17,6 +17,7 @@ from backends.blas import choose_kind
 from d2lbert import errors
 from d2lbert.cli.comparing import parity
 from d2lbert.cli.evaluating import evaluate
+from d2lbert.cli.finetuning import finetune, infer
 from d2lbert.cli.inference import fill, follows
 from d2lbert.cli.options import flag
 from d2lbert.cli.representing import encode
@@ -52,6 +53,7 @@ def common(
 # The help lists them in this order
 for subcommand in (
     *(pretrain, chapter, evaluate, encode, fill, follows),
+    *(finetune, infer),
     *(parity, convert, doctor),
 ):
     app.command()(subcommand)

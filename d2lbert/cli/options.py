@@ -1,4 +1,4 @@
-"""The options of the command: those of `Config`, and others in common.
+"""The options of the command: those of a `Config`, and others in common.
 
 Importing this module does not import NumPy, so that `--help` is fast.
 """
@@ -24,13 +24,16 @@ NAMES = '|'.join(FRAMEWORKS)
 Command = TypeVar('Command', bound=Callable[..., None])
 
 
-def config_options(*names: str, **defaults: Any) -> Callable[..., Any]:
-    """Give a command with the parameter `**options` options of `Config`.
+def config_options(
+    *names: str, config: Any = Config, **defaults: Any
+) -> Callable[..., Any]:
+    """Give a command with the parameter `**options` options of `config`.
 
-    `names`: the fields to offer, all of them where none is named;
-    `defaults`: defaults of this command that differ from those of `Config`.
+    `names`: the fields to offer, all of them that are options where none is
+    named; `config`: a dataclass of `option` fields; `defaults`: defaults of
+    this command that differ from those of `config`.
     """
-    types = get_type_hints(Config)
+    types = get_type_hints(config)
 
     def parameter(name: str, default: Any, about: Any) -> inspect.Parameter:
         about, type_of = dict(about), types[name]
@@ -47,8 +50,8 @@ def config_options(*names: str, **defaults: Any) -> Callable[..., Any]:
 
     offered = [
         parameter(field.name, field.default, field.metadata)
-        for field in fields(Config)
-        if not names or field.name in names
+        for field in fields(config)
+        if field.metadata and (not names or field.name in names)
     ]
 
     def add_to(command: Command) -> Command:

@@ -313,8 +313,8 @@ def devices_of(
 ) -> list[base.Device]:
     """Return the devices of this process.
 
-    `config`: of a training, with `devices`. `'all'` means the process's share of its machine's GPUs. Raises
-    `InputError` where the devices do not exist.
+    `config`: of any training. `'all'` means the process's share of its
+    machine's GPUs. Raises `InputError` where the devices do not exist.
     """
     with input_errors():
         devices = tab.BACKEND.devices(config.devices)
