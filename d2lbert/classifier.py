@@ -81,6 +81,7 @@ class BERTClassifier(Definition):
         logits = self(tokens, segments, valid_lens, queries)
         loss: Any = self.backend.cross_entropy(logits, labels, weights)
         # MXNet compares no integers of different width, but real numbers
-        right = weights * logits.argmax(axis=1) == weights * labels
+        counts: Any = weights
+        right = counts * logits.argmax(axis=1) == counts * labels
         # A framework may ask every loss for a gradient: this one's is zero
-        return loss, (right * weights).sum() + 0 * loss
+        return loss, (right * counts).sum() + 0 * loss

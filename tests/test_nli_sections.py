@@ -264,6 +264,7 @@ SPELLINGS = {
     'mxnet': {
         'array': 'np.array', 'int_type': ", dtype='int32'",
         'base': 'gluon.data.Dataset', 'loader': 'gluon.data.DataLoader',
+        'workers': ', num_workers=d2l.get_dataloader_workers()',
     },
     'torch': {
         'array': 'torch.tensor', 'int_type': ', dtype=torch.long',

@@ -75,7 +75,7 @@ def read_legacy(data: bytes) -> dict[str, np.ndarray]:
         read_symbols(file) for _ in range(5)
     )
     if version != VERSION:
-        raise ValueError(f'its version is {version!r} instead of {VERSION}')
+        raise ValueError(f'its version is not {VERSION}')
     if not isinstance(machine, dict) or not machine.get('little_endian'):
         raise ValueError('its numbers are not little-endian')
     if not isinstance(tensors, dict) or not all(
@@ -86,9 +86,8 @@ def read_legacy(data: bytes) -> dict[str, np.ndarray]:
     storages = {
         tensor.storage.key: tensor.storage for tensor in tensors.values()
     }
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(
-        storages
-    ):
+    is_text = isinstance(keys, list) and all(map(is_string, keys))
+    if not is_text or sorted(keys) != sorted(storages):
         raise ValueError('its storages are not those of its tensors')
     numbers = {key: read_storage(file, storages[key]) for key in keys}
     if rest := file.read():
@@ -187,11 +186,10 @@ def step(stack: list[Any], name: str) -> None:
         list.extend(stack[-1], listed)
     elif name == 'SETITEM':
         value, key = stack.pop(), stack.pop()
-        dict.update(stack[-1], {key: value})
+        set_items(stack[-1], [key], [value])
     elif name == 'SETITEMS':
         items = since_mark(stack)
-        pairs = zip(items[::2], items[1::2], strict=True)
-        dict.update(stack[-1], dict(pairs))
+        set_items(stack[-1], items[::2], items[1::2])
     elif name == 'BINPERSID':
         stack.append(storage_of(stack.pop()))
     elif name == 'REDUCE':
@@ -214,6 +212,22 @@ MAKERS: dict[str, Callable[[], Any]] = {
     'EMPTY_LIST': list,
     'EMPTY_TUPLE': tuple,
 }
+
+
+def set_items(target: Any, keys: list[Any], values: list[Any]) -> None:
+    """Set items of a dict whose keys are strings.
+
+    Tuples in tuples can take for ever to be hashed, compared or printed: a
+    pickle of a few bytes can name the same one twice, again and again.
+    """
+    if not isinstance(target, dict) or not all(map(is_string, keys)):
+        raise ValueError('it sets items of what is no dict with names')
+    target.update(zip(keys, values, strict=True))
+
+
+def is_string(value: Any) -> bool:
+    """Return whether a value is a string."""
+    return isinstance(value, str)
 
 
 def since_mark(stack: list[Any]) -> list[Any]:
@@ -244,21 +258,20 @@ def called(function: Any, arguments: Any) -> Any:
             and all(type(count) is int and count >= 0 for count in counts)
         ):
             return Tensor(storage, offset, shape, strides)
-    named = function.name if isinstance(function, Symbol) else function
-    raise ValueError(
-        f'it calls {str(named)[:60]!r} with {str(arguments)[:60]}'
-    )
+    named = function.name if isinstance(function, Symbol) else 'no function'
+    raise ValueError(f'it has a call that no state dict needs: {named[:60]}')
 
 
 def storage_of(described: Any) -> Storage:
     """Return the storage that a persistent id describes."""
     kind, symbol, key, _device, size, *_ = described
-    module, _, name = symbol.name.partition(' ')
+    named = symbol.name if isinstance(symbol, Symbol) else 'no class'
+    module, _, name = named.partition(' ')
     if kind != 'storage' or module != 'torch' or name not in TYPES:
         raise ValueError(
-            f'it has a {str(symbol.name)[:60]!r}: expected '
-            'torch.FloatStorage or torch.DoubleStorage'
+            f'it has a storage of {named[:60]}: expected torch.FloatStorage '
+            'or torch.DoubleStorage'
         )
-    if not isinstance(key, str) or type(size) is not int or size < 0:
+    if not is_string(key) or type(size) is not int or size < 0:
         raise ValueError('it describes a storage that cannot be')
     return Storage(TYPES[name], key, size)
