@@ -1,6 +1,7 @@
 """Pairs in SNLI's format: the embedded ones, archives, folders, examples."""
 
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -109,16 +110,16 @@ def test_what_is_no_archive(tmp_path):
         read_pairs(tmp_path / 'x.zip')
     with zipfile.ZipFile(tmp_path / 'y.zip', 'w') as archive:
         archive.writestr('a.txt', '')
-    with pytest.raises(CorpusError, match='no files named snli_1.0_train'):
+    with pytest.raises(CorpusError, match='no files named snli_1'):
         read_pairs(tmp_path / 'y.zip')
 
 
 def test_what_is_not_there(tmp_path):
     with pytest.raises(InputError, match="expected was 'sample', 'snli'"):
         read_pairs(tmp_path / 'none')
-    with pytest.raises(CorpusError, match='no files named snli_1.0_test'):
+    with pytest.raises(CorpusError, match='no files named snli_1'):
         read_pairs(write(tmp_path / 'x', 'h'), 'test')
-    with pytest.raises(InputError, match='expected train, valid, test'):
+    with pytest.raises(InputError, match="part = 'dev'"):
         read_pairs('snli', 'dev')
 
 
@@ -178,8 +179,8 @@ def test_the_embedded_pairs(part):
 
 
 def test_their_words_are_those_of_the_embedded_corpus():
-    text = ' '.join(sample.lines()).lower().split()
-    known = {word for word in set(text) if text.count(word) >= 5}
+    counts = Counter(' '.join(sample.lines()).lower().split())
+    known = {word for word, count in counts.items() if count >= 5}
     for part in FILES:
         premises, hypotheses, _ = read_pairs('sample', part)
         words = ' '.join([*premises, *hypotheses]).lower().split()

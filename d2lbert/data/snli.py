@@ -32,7 +32,12 @@ from d2lbert.data.files import (
     output_errors,
     write_file,
 )
-from d2lbert.errors import CorpusError, InputError, expand_home
+from d2lbert.errors import (
+    CorpusError,
+    InputError,
+    check_choice,
+    expand_home,
+)
 
 FOLDER = 'snli_1.0'
 ADDRESS = f'https://nlp.stanford.edu/projects/snli/{FOLDER}.zip'
@@ -68,6 +73,7 @@ def read_pairs(data: str | os.PathLike, part: str = 'train') -> Pairs:
     Raises `InputError` for a path that cannot be read, and `CorpusError` for
     a corpus that cannot be fetched, is damaged or has no pair.
     """
+    check_choice('part', part, FILES)
     if os.fspath(data) == 'sample':
         from d2lbert.data import nli_sample
 
@@ -126,8 +132,6 @@ def open_part(
 ) -> Iterator[tuple[IO[bytes], str]]:
     """Give the bytes of a part of a corpus as a stream, and its name."""
     path, option = path_of(data)
-    if part not in FILES:
-        raise InputError(f'part = {part!r}: expected {", ".join(FILES)}')
     wanted = FILES[part]
     in_folder = os.path.isdir(path)
     try:

@@ -38,10 +38,8 @@ def infer(
     lens = [len(tokens) for tokens, _ in encoded]
     width = max(lens, default=0)
     tokens, segments = (
-        padded([i for row in rows for i in row], lens, width, padding)
-        for rows, padding in zip(
-            zip(*encoded, strict=True), (vocab[PAD], 0), strict=False
-        )
+        padded([i for pair in encoded for i in pair[part]], lens, width, fill)
+        for part, fill in enumerate((vocab[PAD], 0))
     )
     examples = NLIBatch(
         tokens,
