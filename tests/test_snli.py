@@ -119,7 +119,7 @@ def test_what_is_not_there(tmp_path):
         read_pairs(tmp_path / 'none')
     with pytest.raises(CorpusError, match='no files named snli_1'):
         read_pairs(write(tmp_path / 'x', 'h'), 'test')
-    with pytest.raises(InputError, match="part = 'dev'"):
+    with pytest.raises(InputError, match="unknown part 'dev'"):
         read_pairs('snli', 'dev')
 
 
