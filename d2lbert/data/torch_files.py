@@ -21,6 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from d2lbert.errors import InputError
+
+NO_PICKLE = (
+    'this is a pickle, which may run any code when it is opened, so it is '
+    'never opened here. If you trust it, load it where it was made and write '
+    "safetensors.torch.save_file(net.state_dict(), 'net.safetensors')"
+)
+
 #: The file's first bytes: protocol 2, and the magic number of 10 bytes.
 LEGACY_START = b'\x80\x02\x8a\x0a' + (0x1950A86A20F9469CFC6C).to_bytes(
     10, 'little'
@@ -67,8 +75,8 @@ COUNTS = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 def read_legacy(data: bytes) -> dict[str, np.ndarray]:
     """Return the tensors of a state dict by their names.
 
-    `data`: a file that begins with `LEGACY_START`. Raises `ValueError` for
-    anything that is not as PyTorch writes it.
+    `data`: a file that begins with `LEGACY_START`. Raises `InputError` for
+    another pickle, and `ValueError` for a damaged file.
     """
     file = io.BytesIO(data)
     _magic, version, machine, tensors, keys = (
@@ -137,8 +145,9 @@ def array_of(tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
 def read_symbols(file: io.BytesIO) -> Any:
     """Return what one pickle says, with symbols for what it would call.
 
-    The file is then at the pickle's end. Raises `ValueError` for an
-    instruction, a global or a call that no state dict has.
+    The file is then at the pickle's end. Raises `InputError` for an
+    instruction or a call that no state dict has, and `ValueError` for what
+    is not as PyTorch writes it.
     """
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
@@ -201,9 +210,7 @@ def step(stack: list[Any], name: str) -> None:
         if not isinstance(state, dict) or not isinstance(stack[-1], dict):
             raise ValueError('it sets the state of what is no dict')
     else:
-        raise ValueError(
-            f'it has the instruction {name}, which no state dict needs'
-        )
+        raise InputError(f'{NO_PICKLE} (it has a {name})')
 
 
 MAKERS: dict[str, Callable[[], Any]] = {
@@ -245,7 +252,7 @@ def since_mark(stack: list[Any]) -> list[Any]:
 def called(function: Any, arguments: Any) -> Any:
     """Return what a call of a state dict stands for.
 
-    Raises `ValueError` for any other call.
+    Raises `InputError` for any other call.
     """
     if function == ORDERED_DICT and arguments == ():
         return {}
@@ -259,7 +266,7 @@ def called(function: Any, arguments: Any) -> Any:
         ):
             return Tensor(storage, offset, shape, strides)
     named = function.name if isinstance(function, Symbol) else 'no function'
-    raise ValueError(f'it has a call that no state dict needs: {named[:60]}')
+    raise InputError(f'{NO_PICKLE} (it calls {named[:60]})')
 
 
 def storage_of(described: Any) -> Storage:

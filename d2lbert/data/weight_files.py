@@ -18,16 +18,10 @@ from typing import Any
 import numpy as np
 
 from d2lbert.data.files import load_arrays
-from d2lbert.data.torch_files import LEGACY_START, read_legacy
+from d2lbert.data.torch_files import LEGACY_START, NO_PICKLE, read_legacy
 from d2lbert.errors import InputError
 
 Weights = dict[str, np.ndarray]
-
-NO_PICKLE = (
-    'this is a pickle, which may run any code when it is opened, so it is '
-    'never opened here. If you trust it, load it where it was made and write '
-    "safetensors.torch.save_file(net.state_dict(), 'net.safetensors')"
-)
 
 #: No file of weights is larger, in bytes: BERT-Large has 1.4 GB.
 MAX_WEIGHTS = 8 << 30
