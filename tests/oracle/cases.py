@@ -89,6 +89,30 @@ def write_corpus(folder: Path, text: str) -> str:
     return str(folder)
 
 
+#: The files of SNLI that the book reads, by whether they are for training.
+SNLI_FILES = {True: 'snli_1.0_train.txt', False: 'snli_1.0_test.txt'}
+#: Tokens of a sentence.
+SNLI_STEPS = 9
+
+
+def write_snli(folder: Path) -> str:
+    """Write made-up pairs where the textbook's `read_snli` looks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = ('entailment', 'contradiction', 'neutral', '-')
+    for is_train, name in SNLI_FILES.items():
+        rng = np.random.RandomState(is_train)
+        rows = ['\t'.join(map(str, range(14)))]
+        for _ in range(300):
+            trees = [
+                f'( ( {words(rng)} )  ( -LRB-  {words(rng)}\xa0x ) )'
+                for _ in range(2)
+            ]
+            label = labels[rng.randint(4)]
+            rows.append('\t'.join([label, *trees, *trees, *['x'] * 9]))
+        (folder / name).write_text('\n'.join(rows) + '\n', encoding='utf-8')
+    return str(folder)
+
+
 def fingerprint(arrays: Sequence[Any], vocab: Any) -> dict[str, Any]:
     """Return what tells one set of examples from another: sizes and hashes.
 

@@ -126,6 +126,10 @@ def compare_examples(
     yield types_row(
         framework, results.types(side, load, corpora), expected['types']
     )
+    yield examples_row(
+        'pairs of SNLI, made up', framework,
+        results.snli(side, tab, folder), expected,
+    )  # fmt: skip
     what = 'examples, WikiText-2'
     if has_wikitext:
         found = dict(results.wikitext(side, load, folder, framework))
@@ -206,6 +210,13 @@ def compare_networks(
         )  # fmt: skip
         found = results.gradients(side, tab, net, name)
         yield arrays_row('gradients', framework, size, found, expected)
+    for name, sizes in cases.NETWORKS.items():
+        net = ours.network(framework, name, folder)
+        yield arrays_row(
+            'logits of `BERTClassifier`', framework,
+            f'network `{name}`: {sizes.num_hiddens} hidden units',
+            results.classifier(ours.classify, net, name), expected,
+        )  # fmt: skip
     yield arrays_row(
         'encodings of `TransformerEncoder`', framework, '3 blocks',
         results.transformer(side, tab), expected,

@@ -14,6 +14,7 @@ from d2lbert.book import chapter
 from d2lbert.errors import CorpusError
 from d2lbert.frameworks import load_tab
 from d2lbert.recipes import RECIPES
+from d2lbert.weights import get_weights, neutral_shapes, set_weights
 from oracle import cases, results
 
 
@@ -50,6 +51,23 @@ def network(framework: str, name: str, folder: Path) -> Any:
     side, tab = modules(framework)
     path = folder / f'textbook-{framework}-{name}{side.SUFFIX}'
     return results.network(side, tab, name, path)
+
+
+def classify(
+    net: Any, inputs: Sequence[np.ndarray], W: Any, b: Any
+) -> np.ndarray:
+    """Return the logits of our classifier on our network."""
+    backend = net.backend
+    classifier = load_tab(backend.name).BERTClassifier(net)
+    weights = get_weights(net)
+    shapes = neutral_shapes(classifier)
+    kept = {name: A for name, A in weights.items() if name in shapes}
+    set_weights(
+        classifier, {**kept, 'output.weight': W, 'output.bias': b},
+        backend.devices('cpu'),
+    )  # fmt: skip
+    (logits,) = backend.evaluate(classifier, [inputs])
+    return logits
 
 
 def trainer_losses(

@@ -6,6 +6,8 @@ the textbook's package, or our tab.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import sys
 import time
@@ -90,7 +92,43 @@ def wikitext(
         )
 
 
+def snli(side: ModuleType, d2l: Any, folder: Path) -> dict[str, Any]:
+    """Return the fingerprints of both parts of made-up pairs of SNLI."""
+    path, prints, vocab = cases.write_snli(folder / 'snli'), {}, None
+    for is_train in (True, False):
+        pairs = d2l.read_snli(path, is_train)
+        with contextlib.redirect_stdout(sys.stderr):
+            dataset = d2l.SNLIDataset(pairs, cases.SNLI_STEPS, vocab)
+        vocab = dataset.vocab
+        rows = [dataset[i] for i in range(len(dataset))]
+        columns = zip(*((*pair, label) for pair, label in rows), strict=True)
+        arrays = [[side.to_numpy(X) for X in col] for col in columns]
+        prints[f'SNLI, {is_train}'] = {
+            'examples': len(dataset),
+            'pairs': cases.sha(json.dumps(list(pairs)).encode()),
+            'types': [side.type_name(X) for X in (*rows[0][0], rows[0][1])],
+            'arrays': [cases.sha(np.stack(col).tobytes()) for col in arrays],
+            'idx_to_token': cases.sha(
+                json.dumps(vocab.idx_to_token).encode()
+            ),
+        }
+    return prints
+
+
 # ---- networks --------------------------------------------------------
+
+
+def classifier(classify: Any, net: Any, name: str) -> Arrays:
+    """Return the logits of three classes of pairs.
+
+    `classify(net, inputs, W, b)`: the section's classifier with a network
+    and the parameters of its output layer.
+    """
+    tokens, segments, lens, *_ = cases.batch(name, 5, 1)
+    num_hiddens = cases.NETWORKS[name].num_hiddens
+    drawn = cases.drawn({'W': (3, num_hiddens), 'b': (3,)})
+    logits = classify(net, (tokens, segments, lens), drawn['W'], drawn['b'])
+    return {f'{name}/classifier': logits}
 
 
 def network(side: ModuleType, d2l: Any, name: str, path: Path) -> Any:

@@ -129,9 +129,11 @@ def full(folder: Path) -> None:
         data['types'] = results.types(side, load, folder / 'corpora')
         arrays = networks(framework, tuple(cases.NETWORKS), folder)
         arrays |= results.transformer(side, d2l)
+        data |= results.snli(side, d2l, folder)
         for name in cases.NETWORKS:
             path = folder / f'ours-{framework}-{name}{side.SUFFIX}'
             net = results.network(side, d2l, name, path)
+            arrays |= results.classifier(side.classify, net, name)
             arrays |= {
                 f'ours/{key}': array
                 for key, array in results.outputs(side, net, name).items()

@@ -131,3 +131,12 @@ def chapter_steps(
 def mean(losses: Sequence[Any]) -> float:
     """Return the mean over the shards, which the chapter reports."""
     return sum(float(loss) for loss in losses) / len(losses)
+
+
+def classify(
+    net: Any, inputs: Sequence[np.ndarray], W: Any, b: Any
+) -> np.ndarray:
+    """Return the logits of the section's classifier on a network."""
+    encoded_X = net.encoder(*native(inputs))
+    hidden = net.hidden(encoded_X[:, 0, :])
+    return to_numpy(hidden) @ W.T + b

@@ -142,3 +142,16 @@ def masked_losses(
     )
     mlm_l = (losses * weights.flatten()).sum() / weights.sum()
     return mlm_l, nn.functional.cross_entropy(nsp_Y_hat, nsp_y)
+
+
+def classify(
+    net: nn.Module, inputs: Sequence[np.ndarray], W: Any, b: Any
+) -> np.ndarray:
+    """Return the logits of the section's classifier on a network."""
+    net.eval()
+    with torch.no_grad():
+        encoded_X = net.encoder(*native(inputs))
+        logits = nn.functional.linear(
+            net.hidden(encoded_X[:, 0, :]), *map(torch.from_numpy, (W, b))
+        )
+    return to_numpy(logits)
