@@ -66,6 +66,7 @@ def test_parity(compare, tmp_path, dtype, order):
         'losses',
         'gradients',
         'one Adam step',
+        'evaluation',
         'training',
     ]
     assert all(row.endswith('pass') for row in rows)

@@ -163,6 +163,12 @@ class Evaluator:
             f'evaluation on {self.split}', self.examples.num_examples, 'pair'
         ) as show:
             scores = score(net, chunks, self.answers, show)
+        if not all(np.isfinite(values).all() for values in scores):
+            raise RunError(
+                'the losses are not finite: the parameters of the network '
+                'are too large or not finite themselves, as after a training '
+                'that diverged; train again with a smaller --lr'
+            )
         above = {
             name: errors_above(scores, level, self.answers)
             for name, level in self.levels.items()
@@ -186,7 +192,7 @@ def score(
     net: BERTModel,
     chunks: Iterator[Chunk],
     answers: Answers,
-    show: Callable[[int], None],
+    show: Callable[[int], None] = lambda num_done: None,
 ) -> Scores:
     """Return what a network scores for each answer.
 
@@ -214,12 +220,6 @@ def score(
             )
             num_done += len(rows)
         show(min(num_done, num_pairs))
-    if not (np.isfinite(mlm_loss).all() and np.isfinite(nsp_loss).all()):
-        raise RunError(
-            'the losses are not finite: the parameters of the network are '
-            'too large or not finite themselves, as after a training that '
-            'diverged; train again with a smaller --lr'
-        )
     asked = answers.rows, answers.slots
     return Scores(
         mlm_loss[asked],

@@ -42,6 +42,7 @@ TOLERANCES = {
         'losses': 1e-6,
         'gradients': 1e-5,
         'step': 1e-6,
+        'evaluation': 1e-5,
         'training': 1e-3,
     }
 }

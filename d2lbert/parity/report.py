@@ -22,6 +22,8 @@ from d2lbert.data.examples import Batch
 from d2lbert.data.files import output_errors, write_file
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, check_choice
+from d2lbert.evaluation.evaluate import chunks_of, means, score
+from d2lbert.evaluation.levels import answers_of
 from d2lbert.frameworks import label_of, load_tab
 from d2lbert.parity import (
     TOLERANCES,
@@ -52,6 +54,7 @@ TITLES = {
     'losses': 'losses',
     'gradients': 'gradients',
     'step': 'one Adam step',
+    'evaluation': 'evaluation',
     'training': 'training',
 }
 HEADS = (
@@ -311,9 +314,10 @@ def compare_one_step(
     tolerances: dict[str, float],
     attempt: int,
 ) -> list[Difference]:
-    """Compare layers, losses, gradients and one update, dropout on.
+    """Compare layers, scores, losses, gradients and one update.
 
-    `attempt`: the draw of the noise that is added to the weights.
+    Dropout is on, but not for the scores. `attempt`: the draw of the noise
+    that is added to the weights.
     """
     seed = ours.config.seed
     noisy = with_noise(weights, generator(seed, 'weights', attempt))
@@ -328,12 +332,22 @@ def compare_one_step(
     found = compare_forward(
         ours.net, theirs.net, rows[:4], rtol=limit, atol=limit, draw=masks
     )
+    scores, others = (evaluated(run, rows) for run in (ours, theirs))
+    found += compare_named(
+        'evaluation', scores, others, tolerances['evaluation']
+    )
     first = take_step(ours, batch)
     # The same gradients for both, so that this is Adam's difference only
     second = take_step(theirs, batch, first['gradients'])
     for kind, arrays in first.items():
         found += compare_named(kind, arrays, second[kind], tolerances[kind])
     return found
+
+
+def evaluated(run: Run, examples: Batch) -> dict[str, float]:
+    """Return what a network scores, by the names of `MEASURES`."""
+    chunks = chunks_of(run.net, examples, None)
+    return means(score(run.net, chunks, answers_of(examples)))
 
 
 def take_step(
