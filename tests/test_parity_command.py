@@ -195,6 +195,8 @@ def test_every_option_reaches_the_comparison(compare):
         'seed': 7,
         'save_every': None,
         'keep': 2,
+        'evaluate_every': None,
+        'split': 'valid',
     }
 
 

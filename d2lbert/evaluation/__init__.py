@@ -1,1 +1,1 @@
-"""What a pretrained network knows, on text that it was not trained on."""
+"""What a pretrained network knows, and what it is good for."""

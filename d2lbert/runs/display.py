@@ -17,7 +17,7 @@ import numpy as np
 from d2lbert.book.animator import DPI
 from d2lbert.data.files import describe_error, write_file
 from d2lbert.errors import InputError, RunError, warn
-from d2lbert.evaluation.evaluate import TITLES
+from d2lbert.evaluation.evaluate import MEASURES, TITLES
 from d2lbert.frameworks import FRAMEWORKS, label_of
 
 if TYPE_CHECKING:
@@ -296,6 +296,9 @@ def draw_evaluation(
             )
         axes.set_title(TITLES[name], fontsize='medium')
         axes.set_xticks([])
+        axes.locator_params(axis='y', nbins=5)
+        if MEASURES[name]:
+            axes.yaxis.set_major_formatter('{x:.0%}')
         axes.grid(axis='y', alpha=0.25)
     lines, labels = axes.get_legend_handles_labels()
     figure.legend(lines, labels, loc='lower center', ncols=3, frameon=False)
@@ -353,7 +356,9 @@ def draw_evaluations(axes: Any, runs: Sequence[Run], task: int) -> None:
                 color=_color_of(run.label()),
                 linestyle=':',
                 marker='o',
-                markersize=4,
+                markersize=5,
+                markerfacecolor='white',
+                zorder=3,
             )
     for number, level in enumerate(levels):
         axes.axhline(
