@@ -20,6 +20,10 @@ import torch.distributed as dist
 from backends import groups
 from backends.groups import number_in
 
+#: How long gloo and NCCL wait for a process. `groups.Heart` gives it up
+#: before, when it no longer shows that it is alive.
+FOR_EVER = timedelta(days=1000)
+
 
 def join(timeout: float) -> groups.Group:
     """Join the processes of `torchrun`. See `backends.groups.join`."""
@@ -52,7 +56,7 @@ class TorchGroup(groups.Processes):
             store=dist.PrefixStore('sums', self.store),
             rank=self.rank,
             world_size=self.size,
-            timeout=seconds,
+            timeout=FOR_EVER,
         )
 
     def sum_over_all(self, arrays):

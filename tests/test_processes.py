@@ -354,6 +354,18 @@ def assert_named(done, rank, reason):
     assert all(named[:3]) or sum(named[:3]) == 2
 
 
+@long
+def test_a_slow_process_is_waited_for(launch, any_name, tmp_path):
+    """For longer than the time-out, because it shows that it is alive."""
+    out = tmp_path / 'run'
+    done = launch(
+        *(any_name, 2, '--steps=4', '--timeout=15', '--out', out),
+        code=at_step_3(1, 'time.sleep(20)'),
+    )
+    assert_done(done)
+    assert len(d2lbert.load_run(out).history) == 4
+
+
 #: The rank that is told `--out` twice is another version.
 OTHER_VERSION = f"""
 import sys, d2lbert

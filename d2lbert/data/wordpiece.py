@@ -36,6 +36,8 @@ VOCAB_SIZE = 30_000
 ALPHABET_SIZE = 1000
 #: How many words the training sees; counts of more are scaled down.
 TRAINING_WORDS = 1 << 23
+#: The library keeps about a kilobyte for each word that it splits.
+WORDS_AT_A_TIME = 1 << 14
 #: Precedes a piece that is not a word's first.
 INNER = '##'
 MAX_FILE = 1 << 28
@@ -57,13 +59,14 @@ class PieceVocab(Vocab):
 
     def split_words(self, words: Sequence[str]) -> list[list[str]]:
         """Return the pieces of each word."""
-        encodings = self.tokenizer.encode_batch(
-            list(words), add_special_tokens=False
-        )
         # By index, because the tokenizer may have other names for them
         return [
             [self.idx_to_token[i] for i in encoding.ids]
-            for encoding in encodings
+            for start in range(0, len(words), WORDS_AT_A_TIME)
+            for encoding in self.tokenizer.encode_batch(
+                list(words[start : start + WORDS_AT_A_TIME]),
+                add_special_tokens=False,
+            )
         ]
 
     def tokenizer_json(self) -> str:
