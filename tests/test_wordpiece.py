@@ -113,6 +113,14 @@ def test_the_training_is_the_same_in_any_order(library):
         assert one == two and len(one) == size
 
 
+def test_words_are_split_a_few_at_a_time(library, monkeypatch):
+    """The library takes a kilobyte for each word that it splits at once."""
+    vocab = wordpiece.train_pieces(COUNTS, 40)
+    together = vocab.split_words(list(COUNTS))
+    monkeypatch.setattr(wordpiece, 'WORDS_AT_A_TIME', 2)
+    assert vocab.split_words(list(COUNTS)) == together
+
+
 def test_large_counts_are_scaled_down(library, monkeypatch):
     monkeypatch.setattr(wordpiece, 'TRAINING_WORDS', 100)
     texts = ''.join(wordpiece.repeated({'a': 10_000, 'b': 1, 'c': 9_999}))
