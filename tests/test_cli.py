@@ -35,8 +35,8 @@ from helpers import (
 )
 
 COMMANDS = (
-    *('pretrain', 'chapter', 'encode', 'fill', 'follows'),
-    *('parity', 'convert', 'doctor'),
+    *('pretrain', 'chapter', 'evaluate', 'encode', 'fill', 'follows'),
+    *('finetune', 'infer', 'parity', 'convert', 'doctor'),
 )
 
 

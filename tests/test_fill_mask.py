@@ -90,7 +90,10 @@ masked = texts_of([*WORDS, '<mask>']).map('<mask> '.__add__)
 
 @pytest.mark.parametrize('batch_size', [None, 1, 3])
 def test_neighbours_do_not_matter(net, batch_size):
-    @settings(max_examples=6, deadline=None, derandomize=True)
+    # Each shape is compiled anew
+    few = 2 if net.backend.compiles else 6
+
+    @settings(max_examples=few, deadline=None, derandomize=True)
     @given(st.lists(masked | st.tuples(masked, texts_of(WORDS)), max_size=6))
     def check(many):
         together = d2lbert.fill(net, VOCAB, many, batch_size=batch_size)
