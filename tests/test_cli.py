@@ -273,6 +273,8 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
         'precision': 'float32',
         'save_every': 2,
         'keep': 3,
+        'evaluate_every': None,
+        'split': 'valid',
     }
 
 

@@ -82,6 +82,8 @@ def test_the_defaults_are_the_chapters():
         'precision': 'float32',
         'save_every': None,
         'keep': 2,
+        'evaluate_every': None,
+        'split': 'valid',
     }
     assert Config(backend='mxnet').recipe == 'mxnet'
     assert Config(recipe='corrected', lr=None).lr == 0.01
