@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-from backends.blas import choose_kind
 from d2lbert import errors
 from d2lbert.cli.comparing import parity
 from d2lbert.cli.evaluating import evaluate
@@ -102,6 +101,9 @@ def run(settings: dict[str, Any]) -> None:
     """Run the command; all that it prints is then written."""
     check_package()
     check_process()
+    # Not above: another package of this name may hide `backends`
+    from backends.blas import choose_kind
+
     choose_kind()
     logging.basicConfig(format='d2lbert: %(message)s')
     with warnings.catch_warnings():
