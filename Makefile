@@ -9,8 +9,8 @@ INSTALL := $(BIN)/pip install --disable-pip-version-check \
 ORACLE := .oracle
 CORPUS ?= sample
 NOTEBOOK ?= en/bert-torch.ipynb
-# Two files of tests at a time
-TWO := --numprocesses 2 --dist loadfile
+# Two files of tests at a time, in the order that tests/conftest.py gives
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv pretrain test test-all test-long lint format audit stale test-matrix \

@@ -64,22 +64,40 @@ WITH_JAX = {
     'test_parity',
 }
 # They have many shapes, or processes, and JAX compiles for each
-LONG_IN_JAX = {'test_cli', 'test_memory', 'test_parity_shards'}
+LONG_IN_JAX = {
+    'test_cli',
+    'test_memory',
+    'test_parity_shards',
+    'test_corrected_does_not_depend_on_the_shards',
+    'test_micro_batches_change_nothing',
+}
 # They train for minutes, or wait for processes
 LONG_IN_MXNET = {'test_notebooks', 'test_processes', 'test_senses'}
+# They begin, so that no process waits for the last of them at the end
+TAKE_LONGEST = (
+    'test_trainer',
+    'test_mxnet_import',
+    'test_notebooks',
+    'test_senses',
+    'test_resume',
+    'test_soak',
+)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Mark the other frameworks' variants of a test as slow.
 
-    Those of a slow test take longest in JAX, and a few in MXNet.
+    Those of a slow test take longest in JAX, and a few in MXNet. The modules
+    that take longest come first.
     """
+    items.sort(key=lambda item: item.module.__name__ not in TAKE_LONGEST)
     for item in items:
         name, module = framework_of(item), item.module.__name__
         is_slow = item.get_closest_marker('slow')
         if name == 'jax':
-            is_long = is_slow or module in LONG_IN_JAX
+            names = {module, item.originalname}
+            is_long = is_slow or names & LONG_IN_JAX
             is_slow = module not in WITH_JAX
         elif name == 'mxnet':
             is_long = is_slow and module in LONG_IN_MXNET
