@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Timer
 
@@ -35,6 +35,20 @@ def keep_programs(folder: Path) -> None:
         jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
         # Of many small programs, too, a start is made
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+        with suppress(OSError):
+            remove_unfinished(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove programs without the time when they were used last.
+
+    A process that was killed leaves them. Where there is one, JAX keeps no
+    new programs.
+    """
+    for program in folder.glob('*-cache'):
+        name = program.name.removesuffix('-cache')
+        if not program.with_name(f'{name}-atime').exists():
+            program.unlink()
 
 
 def make_room() -> None:

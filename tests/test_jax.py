@@ -295,3 +295,19 @@ def test_the_tab_needs_no_cache():
     code = 'from d2lbert import jax as d2l; print(d2l.BACKEND.name)'
     done = finish(python(code, D2LBERT_CACHE='~nosuchuser/x'))
     assert done == (0, 'jax\n', '')
+
+
+def test_programs_are_kept_after_a_process_was_killed(tmp_path):
+    """JAX writes a program, and then when it was used."""
+    code = (
+        "import os; os.environ.pop('JAX_COMPILATION_CACHE_DIR')\n"
+        'from d2lbert import jax as d2l\n'
+        'import jax; jax.jit(lambda x: x + 1)(1)'
+    )
+    folder = tmp_path / 'jax'
+    folder.mkdir()
+    (folder / 'killed-cache').write_bytes(b'half')
+    done = finish(python(code, D2LBERT_CACHE=str(tmp_path)))
+    assert done == (0, '', '')
+    names = {path.name for path in folder.glob('jit_*')}
+    assert {name.rpartition('-')[2] for name in names} == {'cache', 'atime'}
