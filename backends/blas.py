@@ -9,9 +9,10 @@ kind (OpenBLAS, "Runtime variables").
 from __future__ import annotations
 
 import os
-import re
 import sys
+from functools import cache
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 
 CPUINFO = Path('/proc/cpuinfo')
@@ -29,18 +30,19 @@ KNOWN = {85, 102, 106, 108, 125, 126, 140, 141, 143, 167}
 
 def best_kind(cpuinfo: Path = CPUINFO) -> str | None:
     """Return the fastest kind that this processor can run, if any is."""
-    flags = set(value_of('flags', cpuinfo).split())
+    flags = set(described(cpuinfo).get('flags', '').split())
     return next((kind for kind, need in KINDS.items() if need <= flags), None)
 
 
 def is_new(cpuinfo: Path = CPUINFO) -> bool:
     """Return whether OpenBLAS 0.3.23 does not know this Intel processor."""
-    model = value_of('model', cpuinfo)
+    about = described(cpuinfo)
+    model = about.get('model', '')
     return (
-        value_of('vendor_id', cpuinfo) == 'GenuineIntel'
-        and value_of('cpu family', cpuinfo) == '6'
-        and best_kind(cpuinfo) == 'SkylakeX'
+        about.get('vendor_id') == 'GenuineIntel'
+        and about.get('cpu family') == '6'
         and not (model.isdecimal() and int(model) in KNOWN)
+        and best_kind(cpuinfo) == 'SkylakeX'
     )
 
 
@@ -69,11 +71,13 @@ def slow_kind(cpuinfo: Path = CPUINFO) -> str | None:
     return None
 
 
-def value_of(name: str, cpuinfo: Path) -> str:
-    """Return a value of the first processor, or an empty string."""
+@cache
+def described(cpuinfo: Path) -> dict[str, str]:
+    """Return what Linux says of the first processor, nothing elsewhere."""
     try:
-        text = cpuinfo.read_text()
+        with open(cpuinfo) as lines:
+            first = takewhile(str.strip, lines)
+            pairs = [line.partition(':')[::2] for line in first]
     except OSError:  # not on Linux
-        return ''
-    found = re.search(rf'^{name}\s*: (.*)$', text, re.MULTILINE)
-    return found[1] if found else ''
+        return {}
+    return {name.strip(): value.strip() for name, value in pairs}

@@ -362,7 +362,28 @@ class NextSentencePred(Definition):
         return self.output(X)
 
 
-class BERTModel(Definition):
+class HasEncoder(Definition):
+    """A network with BERT's `encoder`."""
+
+    encoder: Any
+    #: Where the names of a tab's parameters differ from the neutral ones:
+    #: see `d2lbert.weights.renamed`.
+    NEUTRAL_NAMES: ClassVar[Sequence[tuple[str, str]]] = ()
+    #: The same for layers.
+    NEUTRAL_LAYERS: ClassVar[Sequence[tuple[str, str]]] = ()
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that the network knows."""
+        return self.encoder.vocab_size
+
+    @property
+    def max_len(self) -> int:
+        """The number of positions that the network knows."""
+        return self.encoder.max_len
+
+
+class BERTModel(HasEncoder):
     """BERT with the heads of its two pretraining tasks.
 
     `vocab_size`: the number of tokens; `num_hiddens`: the size H of an
@@ -376,11 +397,6 @@ class BERTModel(Definition):
     Encoder: ClassVar[Any]
     MaskLM: ClassVar[Any]
     NextSentencePred: ClassVar[Any]
-    #: Where the names of a tab's parameters differ from the neutral ones:
-    #: see `d2lbert.weights.renamed`.
-    NEUTRAL_NAMES: ClassVar[Sequence[tuple[str, str]]] = ()
-    #: The same for layers.
-    NEUTRAL_LAYERS: ClassVar[Sequence[tuple[str, str]]] = ()
 
     def __init__(
         self,
@@ -431,16 +447,6 @@ class BERTModel(Definition):
         )
         nsp_Y_hat = self.nsp(self.hidden(encoded_X[:, 0, :]))
         return encoded_X, mlm_Y_hat, nsp_Y_hat
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens that the network knows."""
-        return self.encoder.vocab_size
-
-    @property
-    def max_len(self) -> int:
-        """The number of positions that the network knows."""
-        return self.encoder.max_len
 
     @property
     def is_replicable(self) -> bool:

@@ -6,27 +6,22 @@ A tab joins the class with its framework's, as it does with those of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from backends.types import Array
-from d2lbert.bert import BERTModel, Definition, has_own_forward
+from d2lbert.bert import BERTModel, HasEncoder, has_own_forward
 
 #: Entailment, contradiction and neutral.
 NUM_CLASSES = 3
 
 
-class BERTClassifier(Definition):
+class BERTClassifier(HasEncoder):
     """A pretrained encoder and what it says of a pair of sentences.
 
     `bert`: a `BERTModel`, whose `encoder` and `hidden` layer become those of
     the classifier: they are shared and not copied. Its other heads are not
     part of it. `others`: for the framework's base class.
     """
-
-    #: See `BERTModel`.
-    NEUTRAL_NAMES: ClassVar[Sequence[tuple[str, str]]] = ()
-    NEUTRAL_LAYERS: ClassVar[Sequence[tuple[str, str]]] = ()
 
     def __init__(self, bert: BERTModel, **others: Any) -> None:
         super().__init__(**others)
@@ -46,16 +41,6 @@ class BERTClassifier(Definition):
         arrays = inputs if len(inputs) > 1 else inputs[0]
         encoded_X = self.encoder(*arrays)
         return self.output(self.hidden(encoded_X[:, 0, :]))
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens that the network knows."""
-        return self.encoder.vocab_size
-
-    @property
-    def max_len(self) -> int:
-        """The number of positions that the network knows."""
-        return self.encoder.max_len
 
     @property
     def is_replicable(self) -> bool:

@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 
 from backends.groups import ALONE, Group
-from d2lbert.bert import BERTModel
-from d2lbert.classifier import BERTClassifier
+from d2lbert.bert import BERTModel, HasEncoder
 from d2lbert.data.examples import join_pair
 from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
 from d2lbert.errors import InputError, RunError, check_positive
 
 Text = str | tuple[str, str]
-AnyBERT = BERTModel | BERTClassifier
 
 #: So many tokens at a time keep a device busy; more only take memory.
 TOKENS_AT_A_TIME = 4096
@@ -174,7 +172,7 @@ def to_tokens(
 
 
 def encode_text(
-    net: AnyBERT, vocab: Vocab, text: Text
+    net: HasEncoder, vocab: Vocab, text: Text
 ) -> tuple[list[int], list[int]]:
     """Return the indices of the tokens of a text, and their segments.
 
@@ -198,7 +196,7 @@ def encode_text(
     return indices, segments
 
 
-def check_vocab_size(net: AnyBERT, vocab_size: int) -> None:
+def check_vocab_size(net: HasEncoder, vocab_size: int) -> None:
     """Raise `InputError` where a network has another vocabulary."""
     if vocab_size != net.vocab_size:
         raise InputError(
@@ -226,7 +224,7 @@ def batches_of(
 
 
 def encoder_inputs(
-    net: AnyBERT,
+    net: HasEncoder,
     encoded: Sequence[tuple[list[int], list[int]]],
     pad: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

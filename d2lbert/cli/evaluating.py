@@ -9,18 +9,16 @@ from typing import Annotated
 import typer
 
 from d2lbert.cli.options import (
-    NAMES,
+    BackendOption,
     JsonOption,
+    RunArgument,
     flag,
-    path_argument,
     path_option,
 )
 
 
 def evaluate(
-    folder: Annotated[
-        Path, path_argument(metavar='DIR', help='The folder of a run.')
-    ],
+    folder: RunArgument,
     split: Annotated[
         str,
         typer.Option(
@@ -28,14 +26,7 @@ def evaluate(
             help="The part of the run's corpus to evaluate on, or a text.",
         ),
     ] = 'valid',
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            metavar=NAMES,
-            help='The framework that computes.',
-            show_default="the run's",
-        ),
-    ] = None,
+    backend: BackendOption = None,
     best: Annotated[
         bool,
         flag(

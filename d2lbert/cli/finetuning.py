@@ -11,7 +11,7 @@ import typer
 
 from d2lbert.cli.folders import into_folder
 from d2lbert.cli.options import (
-    NAMES,
+    BackendOption,
     JsonOption,
     OutOption,
     config_options,
@@ -67,14 +67,7 @@ def infer(
     hypothesis: Annotated[
         str, typer.Argument(metavar='HYPOTHESIS', help='Another one.')
     ],
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            metavar=NAMES,
-            help='The framework that computes.',
-            show_default="the run's",
-        ),
-    ] = None,
+    backend: BackendOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say whether a hypothesis follows from a premise."""

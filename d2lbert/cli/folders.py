@@ -1,4 +1,4 @@
-"""The folder that a subcommand writes to."""
+"""The folder or the file that a subcommand writes to."""
 
 from __future__ import annotations
 
@@ -33,3 +33,16 @@ def into_folder(
         except errors.FolderTaken:
             if not os.path.lexists(folder):
                 raise
+
+
+def save_file(path: Path, data: bytes, option: str, force: bool) -> None:
+    """Write a file, under exactly this name.
+
+    `option`: what the name was given for; `force`: replace a file. Raises
+    `InputError` for a name that is taken or cannot be written.
+    """
+    from d2lbert.data.files import check_new_file, output_errors, write_file
+
+    check_new_file(path, option, force)
+    with output_errors(path, option):
+        write_file(path, data)

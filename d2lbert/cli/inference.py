@@ -9,29 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
+from d2lbert.cli.folders import save_file
 from d2lbert.cli.options import (
-    NAMES,
+    BackendOption,
     ForceOption,
     JsonOption,
-    path_argument,
+    RunArgument,
+    SecondArgument,
     path_option,
 )
 
-FolderArgument = Annotated[
-    Path, path_argument(metavar='DIR', help='The folder of a run.')
-]
-BackendOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar=NAMES,
-        help='The framework that computes.',
-        show_default="the run's",
-    ),
-]
-
 
 def fill(
-    folder: FolderArgument,
+    folder: RunArgument,
     text: Annotated[
         str,
         typer.Argument(
@@ -39,12 +29,7 @@ def fill(
             help='A sentence with <mask> for each word to find.',
         ),
     ],
-    second: Annotated[
-        str | None,
-        typer.Argument(
-            metavar='TEXT2', help='A second sentence, for a pair.'
-        ),
-    ] = None,
+    second: SecondArgument = None,
     top: Annotated[
         int, typer.Option(metavar='N', help='Words for each mask.')
     ] = 5,
@@ -93,7 +78,7 @@ def fill(
 
 
 def follows(
-    folder: FolderArgument,
+    folder: RunArgument,
     first: Annotated[
         str, typer.Argument(metavar='A', help='The first sentence.')
     ],
@@ -129,13 +114,10 @@ def say_unknown(vocab: Any, text: Any) -> None:
 
 def save_bars(path: Path, filling: Any, force: bool) -> None:
     """Draw the bars of a text into a PNG, under exactly this name."""
-    from d2lbert.data.files import check_new_file, output_errors, write_file
     from d2lbert.evaluation.fill_mask import draw_filling
     from d2lbert.runs.display import DPI, check_memory
 
     check_memory()
     drawn = io.BytesIO()
     draw_filling(filling).savefig(drawn, format='png', dpi=DPI)
-    check_new_file(path, '--out', force)
-    with output_errors(path, '--out'):
-        write_file(path, drawn.getvalue())
+    save_file(path, drawn.getvalue(), '--out', force)

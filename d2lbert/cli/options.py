@@ -85,6 +85,22 @@ def a_path(text: str) -> Path:
 path_argument = partial(typer.Argument, parser=a_path)
 path_option = partial(typer.Option, parser=a_path, metavar='PATH')
 
+RunArgument = Annotated[
+    Path, path_argument(metavar='DIR', help='The folder of a run.')
+]
+SecondArgument = Annotated[
+    str | None,
+    typer.Argument(metavar='TEXT2', help='A second sentence, for a pair.'),
+]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar=NAMES,
+        help='The framework that computes.',
+        show_default="the run's",
+    ),
+]
+
 OutOption = Annotated[
     Path | None,
     path_option(

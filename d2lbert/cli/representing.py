@@ -9,39 +9,27 @@ from typing import Annotated, Any
 
 import typer
 
+from d2lbert.cli.folders import save_file
 from d2lbert.cli.options import (
-    NAMES,
+    BackendOption,
     ForceOption,
     JsonOption,
-    path_argument,
+    RunArgument,
+    SecondArgument,
     path_option,
 )
 
 
 def encode(
-    folder: Annotated[
-        Path, path_argument(metavar='DIR', help='The folder of a run.')
-    ],
+    folder: RunArgument,
     text: Annotated[
         str,
         typer.Argument(
             metavar='TEXT', help='A sentence, its words separated by spaces.'
         ),
     ],
-    second: Annotated[
-        str | None,
-        typer.Argument(
-            metavar='TEXT2', help='A second sentence, for a pair.'
-        ),
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            metavar=NAMES,
-            help='The framework that computes.',
-            show_default="the run's",
-        ),
-    ] = None,
+    second: SecondArgument = None,
+    backend: BackendOption = None,
     npy: Annotated[
         Path | None,
         path_option(
@@ -81,10 +69,6 @@ def save_array(path: Path, array: Any, force: bool) -> None:
     """Write a NumPy file, under exactly this name."""
     import numpy as np
 
-    from d2lbert.data.files import check_new_file, output_errors, write_file
-
-    check_new_file(path, '--npy', force)
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
-    with output_errors(path, '--npy'):
-        write_file(path, file.getvalue())
+    save_file(path, file.getvalue(), '--npy', force)

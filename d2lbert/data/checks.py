@@ -7,6 +7,8 @@ for both.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from d2lbert.data.examples import Batch
@@ -24,18 +26,9 @@ def check_batch(batch: Batch, vocab_size: int, max_positions: int) -> None:
     what was expected.
     """
     check_shapes(batch)
-    _, max_len = batch.tokens.shape
-    if max_len > max_positions:
-        raise InputError(
-            f'tokens has rows of {max_len:,}: expected at most '
-            f'{max_positions:,}, the positions of the network; cut the rows'
-        )
-    words = f'the vocabulary has {vocab_size:,} tokens'
-    check_range('tokens', batch.tokens, 0, vocab_size - 1, words)
-    check_range('segments', batch.segments, 0, 1)
-    rows = f'rows have {max_len:,} tokens'
-    check_range('valid_lens', batch.valid_lens, 1, max_len, rows)
-    check_range('pred_positions', batch.pred_positions, 0, max_len - 1, rows)
+    words, rows = check_encoder_inputs(batch, vocab_size, max_positions)
+    last = batch.tokens.shape[1] - 1
+    check_range('pred_positions', batch.pred_positions, 0, last, rows)
     check_range('mlm_labels', batch.mlm_labels, 0, vocab_size - 1, words)
     check_range('nsp_labels', batch.nsp_labels, 0, 1)
     positions, weights = batch.pred_positions, batch.mlm_weights
@@ -44,6 +37,29 @@ def check_batch(batch: Batch, vocab_size: int, max_positions: int) -> None:
     refuse('pred_positions', positions, beyond, expected)
     wrong = ~(np.isfinite(weights) & (weights >= 0))
     refuse('mlm_weights', weights, wrong, 'a finite number from 0 up')
+
+
+def check_encoder_inputs(
+    batch: Any, vocab_size: int, max_positions: int
+) -> tuple[str, str]:
+    """Raise `InputError` for inputs that the encoder cannot take.
+
+    `batch`: of any task, with `tokens`, `segments` and `valid_lens` of
+    shapes that fit each other; the others are those of `check_batch`.
+    Returns why an index of a token and a position are bounded, in words.
+    """
+    max_len = batch.tokens.shape[1]
+    if max_len > max_positions:
+        raise InputError(
+            f'tokens has rows of {max_len:,}: expected at most '
+            f'{max_positions:,}, the positions of the network; cut the rows'
+        )
+    words = f'the vocabulary has {vocab_size:,} tokens'
+    rows = f'rows have {max_len:,} tokens'
+    check_range('tokens', batch.tokens, 0, vocab_size - 1, words)
+    check_range('segments', batch.segments, 0, 1)
+    check_range('valid_lens', batch.valid_lens, 1, max_len, rows)
+    return words, rows
 
 
 def check_shapes(batch: Batch) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2lbert.data.checks import check_range
+from d2lbert.data.checks import check_encoder_inputs, check_range
 from d2lbert.data.examples import NUM_SPECIAL_TOKENS, join_pair, padded
 from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
 from d2lbert.errors import InputError
@@ -111,7 +111,7 @@ def check_nli_batch(
     `vocab_size`, `max_positions`: how many tokens and positions the network
     has embeddings for.
     """
-    num_rows, max_len = batch.tokens.shape
+    num_rows, _ = batch.tokens.shape
     shapes = [array.shape for array in batch]
     expected = [batch.tokens.shape] * 2 + [(num_rows,)] * 2
     if shapes != expected or not batch.tokens.size:
@@ -120,14 +120,5 @@ def check_nli_batch(
             f'{shapes}: expected (B, T), (B, T), (B,), (B,) of the same B '
             'examples, one or more'
         )
-    if max_len > max_positions:
-        raise InputError(
-            f'tokens has rows of {max_len:,}: expected at most '
-            f'{max_positions:,}, the positions of the network; cut the rows'
-        )
-    words = f'the vocabulary has {vocab_size:,} tokens'
-    check_range('tokens', batch.tokens, 0, vocab_size - 1, words)
-    check_range('segments', batch.segments, 0, 1)
-    rows = f'rows have {max_len:,} tokens'
-    check_range('valid_lens', batch.valid_lens, 1, max_len, rows)
+    check_encoder_inputs(batch, vocab_size, max_positions)
     check_range('labels', batch.labels, 0, num_classes - 1)

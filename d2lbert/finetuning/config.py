@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from d2lbert.errors import InputError, check_choice, input_errors
-from d2lbert.frameworks import FRAMEWORKS, check_backend
-from d2lbert.runs.config import MOST, is_number, option
+from d2lbert.frameworks import check_backend
+from d2lbert.runs.config import (
+    Options,
+    backend_option,
+    check_count,
+    check_dropout,
+    check_number,
+    devices_option,
+    option,
+)
 
 TASKS = ('nli',)
 #: Tokens of a pair at most, as in the book.
@@ -23,7 +30,7 @@ OPTIONAL = ('max_len', 'num_pairs', 'micro_batch')
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuningConfig:
+class FinetuningConfig(Options):
     """The options of a fine-tuning, by the names of the command line.
 
     `d2lbert finetune --help` explains each one. `pretrained`: the folder of
@@ -40,11 +47,7 @@ class FinetuningConfig:
         'The embedded pairs, SNLI, or a zip or folder with its files.',
         metavar='sample|snli|PATH',
     )
-    backend: str = option(
-        'torch',
-        'The framework that computes.',
-        metavar='|'.join(FRAMEWORKS),
-    )
+    backend: str = backend_option()
     recipe: str = option(
         None,
         'Dropout, how the output layer starts, and how the loss is summed.',
@@ -77,12 +80,7 @@ class FinetuningConfig:
         'Begin with random weights instead of the pretrained ones, to see '
         'what these are worth.',
     )
-    devices: str = option(
-        'all',
-        'Where to compute: all GPUs or else the processor; the processor; '
-        'N shards on the processor; or the GPUs with these numbers.',
-        metavar='all|cpu|cpu:N|gpu:I,J',
-    )
+    devices: str = devices_option()
     micro_batch: int | None = option(
         None,
         'Rows that go through the network at a time.',
@@ -111,35 +109,17 @@ class FinetuningConfig:
         for name in ('dropout', 'lr'):
             if getattr(self, name) is None:
                 self._set(name, getattr(recipe, name))
-            value = getattr(self, name)
-            if not is_number(value, (int, float)):
-                raise InputError(f'{name} = {value!r}: expected a number')
+            check_number(name, getattr(self, name))
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if value is None and name in OPTIONAL:
-                continue
-            if not is_number(value, int) or not least <= value <= MOST:
-                raise InputError(
-                    f'{name} = {value!r}: expected a whole number from '
-                    f'{least} to {MOST}'
-                )
+            if value is not None or name not in OPTIONAL:
+                check_count(name, value, least)
         if not isinstance(self.scratch, bool):
             raise InputError(
                 f'scratch = {self.scratch!r}: expected True or False'
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(
-                f'dropout = {self.dropout!r}: expected from 0 to below 1'
-            )
+        check_dropout(self.dropout)
         check_lr(self.lr)
         self._set('devices', str(self.devices))
         with input_errors():
             parse_devices(self.devices)
-
-    def _set(self, name: str, value: object) -> None:
-        """Set a field although the class is frozen."""
-        object.__setattr__(self, name, value)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the options by name, ready for JSON."""
-        return asdict(self)

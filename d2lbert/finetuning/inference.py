@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from d2lbert.classifier import BERTClassifier
-from d2lbert.data.examples import padded
-from d2lbert.data.nli import NLIBatch
 from d2lbert.data.vocab import PAD, Vocab
 from d2lbert.errors import InputError
-from d2lbert.finetuning.trainer import logits_of
+from d2lbert.evaluation.fill_mask import softmax
+from d2lbert.finetuning.trainer import logits_of_pairs
 from d2lbert.representation import check_vocab_size, encode_text
 
 
@@ -35,18 +34,4 @@ def infer(
                 f'{pair!r}: expected a tuple of a premise and a hypothesis'
             )
     encoded = [encode_text(net, vocab, pair) for pair in pairs]
-    lens = [len(tokens) for tokens, _ in encoded]
-    width = max(lens, default=0)
-    tokens, segments = (
-        padded([i for pair in encoded for i in pair[part]], lens, width, fill)
-        for part, fill in enumerate((vocab[PAD], 0))
-    )
-    examples = NLIBatch(
-        tokens,
-        segments,
-        np.array(lens, np.float32),
-        np.zeros(len(lens), np.int32),
-    )
-    logits = logits_of(net, examples, vocab[PAD])
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
+    return softmax(logits_of_pairs(net, encoded, vocab[PAD]))

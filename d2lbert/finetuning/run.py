@@ -16,19 +16,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from d2lbert.data.files import (
-    DAMAGE,
-    describe_error,
-    load_arrays,
-    remove_unfinished,
-    to_safetensors,
-    write_file,
-)
+from d2lbert.data.files import DAMAGE, load_arrays
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import FolderTaken, InputError, RunError
 from d2lbert.finetuning.config import FinetuningConfig
@@ -42,6 +34,7 @@ from d2lbert.runs.folder import (
     locked,
     read_manifest,
     to_manifest,
+    write_together,
 )
 from d2lbert.runs.run import (
     METRICS_FILE,
@@ -49,11 +42,13 @@ from d2lbert.runs.run import (
     TOKENIZER_FILE,
     VOCAB_FILE,
     WEIGHTS_FILE,
-    text_file,
+    files_of,
+    put_weights,
+    speed_of,
     versions,
     vocab_in,
 )
-from d2lbert.weights import check_finite, get_weights, set_weights
+from d2lbert.weights import check_finite
 
 FINETUNED_FILE = 'finetuned.json'
 PICTURE = 'finetuning'
@@ -111,9 +106,7 @@ class FinetunedRun:
     @property
     def examples_per_sec(self) -> float:
         """Pairs trained on in a second."""
-        seconds = sum(step.seconds for step in self.steps)
-        num_pairs = sum(step.num_pairs for step in self.steps)
-        return num_pairs / seconds if seconds else math.nan
+        return speed_of(self.steps)
 
     def summary(self) -> str:
         """Return the section's two lines."""
@@ -174,20 +167,7 @@ class FinetunedRun:
             **record,
         }
         files[FINETUNED_FILE] = to_manifest(about, files)
-        try:
-            for name, data in files.items():
-                check_held()
-                write_file(folder / name, data)
-            remove_unfinished(folder, 0)
-        except OSError as error:
-            check_held()
-            for name in files:
-                with suppress(OSError):
-                    (folder / name).unlink()
-            raise RunError(
-                f'the run could not be written to {folder}: '
-                f'{describe_error(error)}: make room and try again'
-            ) from error
+        write_together(folder, files, check_held, ': make room and try again')
         with display.drawing():
             check_held()
             draw_finetuning([self], folder / PICTURE)
@@ -197,21 +177,11 @@ class FinetunedRun:
 
         Raises `RunError` for parameters that are not finite.
         """
-        weights = get_weights(self.net)
-        check_finite('the parameters are', weights)
-        header, parts = to_safetensors(weights)
         metrics = (
             json.dumps({'step': i, **step._asdict()})
             for i, step in enumerate(self.steps, 1)
         )
-        files = {
-            WEIGHTS_FILE: b''.join([header, *parts]),
-            VOCAB_FILE: text_file(self.vocab.idx_to_token),
-            METRICS_FILE: text_file(metrics),
-        }
-        if tokenizer := self.vocab.tokenizer_json():
-            files[TOKENIZER_FILE] = tokenizer.encode()
-        return files
+        return files_of(self.net, self.vocab, metrics)
 
 
 def mean_of(steps: Sequence[ClassifierStep], name: str) -> float:
@@ -256,15 +226,8 @@ def load_finetuned(
             'from where it came, or train it again'
         ) from error
     check_finite(f'the weights in {folder} are', weights)
-    tab = load_tab(backend or config.backend)
-    net = new_classifier(tab, sizes)
-    try:
-        set_weights(net, weights, [tab.BACKEND.try_gpu()])
-    except ValueError as error:
-        raise RunError(
-            f'the weights in {folder} are not those of its '
-            f'{FINETUNED_FILE}: {error}'
-        ) from error
+    net = new_classifier(load_tab(backend or config.backend), sizes)
+    put_weights(net, weights, path)
     return FinetunedRun(
         config, sizes, net, vocab, devices, steps, accuracies, record
     )

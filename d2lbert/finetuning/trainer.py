@@ -84,23 +84,19 @@ class ClassifierTrainer(Trainer):
         return ClassifierStep(loss, accuracy, num_pairs, seconds)
 
 
-def logits_of(
-    net: BERTClassifier, examples: NLIBatch, pad: int
+def logits_of_pairs(
+    net: BERTClassifier,
+    encoded: Sequence[tuple[list[int], list[int]]],
+    pad: int,
 ) -> np.ndarray:
-    """Return the logits of all examples, `(B, 3)`, without dropout.
+    """Return the logits of many pairs, `(B, 3)`, without dropout.
 
-    Rows of similar length go through the network together, cut to the
-    longest. `pad`: the index of `<pad>`. Raises `RunError` for logits that
-    are not finite.
+    `encoded`: tokens and segments of each pair, without padding; `pad`: the
+    index of `<pad>`. Pairs of similar length go through the network
+    together. Raises `RunError` for logits that are not finite.
     """
-    lens = examples.valid_lens.astype(int).tolist()
+    lens = [len(tokens) for tokens, _ in encoded]
     batches = batches_of(lens, TOKENS_AT_A_TIME, None)
-    encoded = [
-        (tokens[:length].tolist(), segments[:length].tolist())
-        for tokens, segments, length in zip(
-            examples.tokens, examples.segments, lens, strict=True
-        )
-    ]
 
     def inputs(batch: list[int]) -> tuple[np.ndarray, ...]:
         arrays = encoder_inputs(net, [encoded[i] for i in batch], pad)
@@ -116,6 +112,22 @@ def logits_of(
             'training that diverged: train again with a smaller --lr'
         )
     return logits
+
+
+def logits_of(
+    net: BERTClassifier, examples: NLIBatch, pad: int
+) -> np.ndarray:
+    """Return the logits of all examples: see `logits_of_pairs`."""
+    encoded = [
+        (tokens[:length].tolist(), segments[:length].tolist())
+        for tokens, segments, length in zip(
+            examples.tokens,
+            examples.segments,
+            examples.valid_lens.astype(int),
+            strict=True,
+        )
+    ]
+    return logits_of_pairs(net, encoded, pad)
 
 
 def accuracy_of(net: BERTClassifier, examples: NLIBatch, pad: int) -> float:

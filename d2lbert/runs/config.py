@@ -74,8 +74,40 @@ def size(name: str, help: str) -> Any:
     return option(None, help, show_default=f"the preset's: {values}")
 
 
+def backend_option() -> Any:
+    """Return the field of the framework."""
+    return option(
+        'torch',
+        'The framework that computes.',
+        metavar='|'.join(FRAMEWORKS),
+    )
+
+
+def devices_option() -> Any:
+    """Return the field of the devices."""
+    return option(
+        'all',
+        'Where to compute: all GPUs or else the processor; the processor; '
+        'N shards on the processor; or the GPUs with these numbers. Each '
+        'device takes a shard of the batch.',
+        metavar='all|cpu|cpu:N|gpu:I,J',
+    )
+
+
+class Options:
+    """The base of a frozen dataclass whose fields are options."""
+
+    def _set(self, name: str, value: object) -> None:
+        """Set a field although the class is frozen."""
+        object.__setattr__(self, name, value)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options by name, ready for JSON."""
+        return asdict(self)  # type: ignore[call-overload]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Options):
     """The options of a run, by the names of the command line.
 
     `d2lbert pretrain --help` explains each one. `recipe` may be given as
@@ -84,11 +116,7 @@ class Config:
     preset's. Raises `InputError` for a value that cannot be used.
     """
 
-    backend: str = option(
-        'torch',
-        'The framework that computes.',
-        metavar='|'.join(FRAMEWORKS),
-    )
+    backend: str = backend_option()
     recipe: str = option(
         None,
         'How to draw the initial weights, to average the loss and to step.',
@@ -174,13 +202,7 @@ class Config:
         metavar='xavier|torch|truncated_normal',
         show_default="the recipe's",
     )
-    devices: str = option(
-        'all',
-        'Where to compute: all GPUs or else the processor; the processor; '
-        'N shards on the processor; or the GPUs with these numbers. Each '
-        'device takes a shard of the batch.',
-        metavar='all|cpu|cpu:N|gpu:I,J',
-    )
+    devices: str = devices_option()
     micro_batch: int | None = option(
         None,
         'Rows that go through the network at a time.',
@@ -250,24 +272,16 @@ class Config:
         check_choice('precision', self.precision, PRECISIONS)
         for name, least in LEAST.items():
             value = getattr(self, name)
-            is_default = value is getattr(Config, name)  # it may be `None`
-            most = math.inf if name == 'seed' else MOST
-            is_count = is_number(value, int) and least <= value <= most
-            if not is_default and not is_count:
-                raise InputError(
-                    f'{name} = {value!r}: expected a whole number from '
-                    f'{least} ' + ('up' if name == 'seed' else f'to {MOST}')
-                )
+            if value is not getattr(Config, name):  # it may be `None`
+                most = math.inf if name == 'seed' else MOST
+                check_count(name, value, least, most)
         if not isinstance(self.checkpoint_blocks, bool):
             raise InputError(
                 f'checkpoint_blocks = {self.checkpoint_blocks!r}: expected '
                 'True or False'
             )
         for name in ('dropout', 'lr', 'weight_decay', 'clip_norm'):
-            value = getattr(self, name)
-            # JSON does not know other types, such as NumPy's float32
-            if not is_number(value, (int, float)):
-                raise InputError(f'{name} = {value!r}: expected a number')
+            check_number(name, getattr(self, name))
         with input_errors():
             parse_devices(self.devices)
             check_heads(self.num_hiddens, self.num_heads)
@@ -277,10 +291,7 @@ class Config:
                 f'max_len = {self.max_len}: expected at most '
                 f'{MAX_POSITIONS}, the positions of the network'
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(
-                f'dropout = {self.dropout!r}: expected from 0 to below 1'
-            )
+        check_dropout(self.dropout)
         check_lr(self.lr)
         self.own_recipe()  # raises for what it cannot have
         self._set_schedule(recipe.warmup)
@@ -321,10 +332,6 @@ class Config:
 
         return Schedule(self.warmup or 0, self.schedule_steps)
 
-    def _set(self, name: str, value: object) -> None:
-        """Set a field although the class is frozen."""
-        object.__setattr__(self, name, value)
-
     def net_arguments(self, vocab_size: int) -> dict[str, Any]:
         """Return the arguments of `BERTModel` for a vocabulary."""
         return {
@@ -355,10 +362,6 @@ class Config:
             f'seed {self.seed}'
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the options by name, ready for JSON."""
-        return asdict(self)
-
 
 def one_or_more(corpus: Any) -> str | tuple[str, ...]:
     """Return a path, or several paths.
@@ -377,6 +380,33 @@ def one_or_more(corpus: Any) -> str | tuple[str, ...]:
 def is_number(value: object, types: Any) -> bool:
     """Return whether a value has one of some types; True is no number."""
     return isinstance(value, types) and not isinstance(value, bool)
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise `InputError` unless an option is a number of Python's.
+
+    JSON does not know other types, such as NumPy's float32.
+    """
+    if not is_number(value, (int, float)):
+        raise InputError(f'{name} = {value!r}: expected a number')
+
+
+def check_count(
+    name: str, value: Any, least: int, most: float = MOST
+) -> None:
+    """Raise `InputError` unless an option is a whole number in bounds."""
+    if not is_number(value, int) or not least <= value <= most:
+        bound = f'to {most}' if most < math.inf else 'up'
+        raise InputError(
+            f'{name} = {value!r}: expected a whole number from {least} '
+            f'{bound}'
+        )
+
+
+def check_dropout(dropout: float) -> None:
+    """Raise `InputError` unless it is from 0 to below 1."""
+    if not 0 <= dropout < 1:
+        raise InputError(f'dropout = {dropout!r}: expected from 0 to below 1')
 
 
 def different(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

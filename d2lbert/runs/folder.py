@@ -20,11 +20,14 @@ from d2lbert.data.files import (
     NO_CHECKSUM,
     check_regular,
     check_seal,
+    describe_error,
     output_errors,
     parse_manifest,
+    remove_unfinished,
     seal,
     sha256,
     sync_folder,
+    write_file,
 )
 from d2lbert.errors import FolderTaken, RunError
 
@@ -117,6 +120,38 @@ def check_lock(path: Path) -> None:
                 f'{path} is not an empty file, as the lock of d2lbert is: '
                 'give another --out, or move that away'
             )
+
+
+def write_together(
+    folder: Path,
+    files: Mapping[str, bytes],
+    check_held: Callable[[], None],
+    remedy: str,
+    outdated: Iterable[str] = (),
+) -> None:
+    """Write the files of a run into a folder that is locked.
+
+    `check_held`: see `locked`; `outdated`: files that are removed first.
+    Where one file cannot be written all are removed, so that the next run
+    may be written there: raises `RunError`, which ends with `remedy`.
+    """
+    check_held()
+    try:
+        for name in outdated:
+            (folder / name).unlink(missing_ok=True)
+        for name, data in files.items():
+            check_held()
+            write_file(folder / name, data)
+        remove_unfinished(folder, 0)
+    except OSError as error:
+        check_held()
+        for name in files:
+            with suppress(OSError):
+                (folder / name).unlink()
+        raise RunError(
+            f'the run could not be written to {folder}: '
+            f'{describe_error(error)}{remedy}'
+        ) from error
 
 
 def to_manifest(

@@ -22,7 +22,6 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -39,9 +38,7 @@ from d2lbert.data.corpus import Paths, open_corpus
 from d2lbert.data.examples import Examples
 from d2lbert.data.files import (
     DAMAGE,
-    describe_error,
     load_arrays,
-    remove_unfinished,
     to_safetensors,
     write_file,
 )
@@ -57,6 +54,7 @@ from d2lbert.runs.folder import (
     locked,
     read_manifest,
     to_manifest,
+    write_together,
 )
 from d2lbert.trainer import Step, Trainer
 from d2lbert.weights import (
@@ -134,9 +132,7 @@ class Run:
     @property
     def pairs_per_sec(self) -> float:
         """Sentence pairs trained on in a second."""
-        seconds = sum(step.seconds for step in self.steps)
-        num_pairs = sum(step.num_pairs for step in self.steps)
-        return num_pairs / seconds if seconds else math.nan
+        return speed_of(self.steps)
 
     def new_trainer(self, **options: Any) -> Trainer:
         """Return a trainer that begins with the current parameters.
@@ -224,26 +220,13 @@ class Run:
         }
         about = {'config': self.config.as_dict(), **record}
         files = {**files, RUN_FILE: to_manifest(about, files)}
-        check_held()
-        try:
-            # Without this file the folder holds no run
-            for name in (RUN_FILE, *PICTURES):
-                (folder / name).unlink(missing_ok=True)
-            for name, data in files.items():
-                check_held()
-                write_file(folder / name, data)
-            remove_unfinished(folder, 0)
-        except OSError as error:
-            check_held()
-            for name in files:  # so that the next run may be written here
-                with suppress(OSError):
-                    (folder / name).unlink()
-            raise RunError(
-                f'the run could not be written to {folder}: '
-                f'{describe_error(error)}. What is there is not a whole '
-                'run: make room and try again, with --resume where there are '
-                'checkpoints'
-            ) from error
+        remedy = (
+            '. What is there is not a whole run: make room and try again, '
+            'with --resume where there are checkpoints'
+        )
+        # Without the manifest the folder holds no run
+        outdated = (RUN_FILE, *PICTURES)
+        write_together(folder, files, check_held, remedy, outdated)
 
     def draw(
         self, folder: str | Path, check_held: Callable[[], None]
@@ -268,9 +251,6 @@ class Run:
 
         Raises `RunError` for parameters that are not finite.
         """
-        weights = get_weights(self.net)
-        check_finite('the parameters are', weights)
-        header, parts = to_safetensors(weights)
         evaluated = {
             found['step']: {'evaluation': found} for found in self.evaluations
         }
@@ -278,17 +258,43 @@ class Run:
             json.dumps({'step': i, **step._asdict(), **evaluated.get(i, {})})
             for i, step in enumerate(self.steps, 1)
         )
-        files = {
-            WEIGHTS_FILE: b''.join([header, *parts]),
-            VOCAB_FILE: text_file(self.vocab.idx_to_token),
-            METRICS_FILE: text_file(metrics),
-        }
-        if tokenizer := self.vocab.tokenizer_json():
-            files[TOKENIZER_FILE] = tokenizer.encode()
+        files = files_of(self.net, self.vocab, metrics)
         if self.best_weights:
-            header, parts = to_safetensors(self.best_weights)
-            files[BEST_FILE] = b''.join([header, *parts])
+            files[BEST_FILE] = weights_file(self.best_weights)
         return files
+
+
+def speed_of(steps: Sequence[Any]) -> float:
+    """Return the pairs trained on in a second, or NaN without steps."""
+    seconds = sum(step.seconds for step in steps)
+    num_pairs = sum(step.num_pairs for step in steps)
+    return num_pairs / seconds if seconds else math.nan
+
+
+def files_of(
+    net: Any, vocab: Vocab, metrics: Iterable[str]
+) -> dict[str, bytes]:
+    """Return the files of a trained network, by name.
+
+    `metrics`: a line for each step. Raises `RunError` for parameters that
+    are not finite.
+    """
+    weights = get_weights(net)
+    check_finite('the parameters are', weights)
+    files = {
+        WEIGHTS_FILE: weights_file(weights),
+        VOCAB_FILE: text_file(vocab.idx_to_token),
+        METRICS_FILE: text_file(metrics),
+    }
+    if tokenizer := vocab.tokenizer_json():
+        files[TOKENIZER_FILE] = tokenizer.encode()
+    return files
+
+
+def weights_file(weights: Mapping[str, np.ndarray]) -> bytes:
+    """Return the contents of a safetensors file."""
+    header, parts = to_safetensors(weights)
+    return b''.join([header, *parts])
 
 
 def load_examples(
@@ -430,13 +436,7 @@ def load_run(
     check_memory(config, len(vocab))
     tab = load_tab(backend or config.backend)
     net = tab.BERTModel(**config.net_arguments(len(vocab)))
-    try:
-        set_weights(net, weights, [tab.BACKEND.try_gpu()])
-    except ValueError as error:
-        raise RunError(
-            f'the weights in {folder} are not those of its '
-            f'{RUN_FILE}: {error}'
-        ) from error
+    put_weights(net, weights, Path(folder) / RUN_FILE)
     processes = record['results'].get('processes', 1)
     evaluations = [
         line['evaluation'] for line in metrics if 'evaluation' in line
@@ -446,6 +446,22 @@ def load_run(
         evaluations=evaluations,
         best_weights=best_weights,
     )
+
+
+def put_weights(
+    net: Any, weights: Mapping[str, np.ndarray], manifest: Path
+) -> None:
+    """Give a network the weights of a run, on a GPU where there is one.
+
+    Raises `RunError` where they are not those that the manifest describes.
+    """
+    try:
+        set_weights(net, weights, [net.backend.try_gpu()])
+    except ValueError as error:
+        raise RunError(
+            f'the weights in {manifest.parent} are not those of its '
+            f'{manifest.name}: {error}'
+        ) from error
 
 
 def vocab_in(files: Mapping[str, bytes]) -> Vocab:
