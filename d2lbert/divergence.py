@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,15 +12,37 @@ from d2lbert.errors import RunError
 from d2lbert.weights import neutral_name
 
 
-def faults_of_losses(
-    names: Sequence[str], losses: Sequence[float]
-) -> list[str]:
-    """Return in words which of some losses are not finite."""
-    return [
+def check_step(
+    net: BERTModel,
+    losses: Mapping[str, float],
+    gradients: Gradients,
+    step: int,
+    lr: float,
+    is_newest: bool = True,
+) -> None:
+    """Raise `RunError` where a step has numbers that are not finite.
+
+    `losses`: by their names; `is_newest`: whether the arrays of `net` and
+    `gradients` are still those of this step.
+    """
+    if np.isfinite([*losses.values(), gradients.norm()]).all():
+        return
+    faults = [
         f'the {name} is {loss}'
-        for name, loss in zip(names, losses, strict=True)
+        for name, loss in losses.items()
         if not np.isfinite(loss)
     ]
+    if is_newest:
+        faults += faults_of_arrays(net, gradients)
+    else:
+        faults = faults or ['a gradient or a parameter is not finite']
+    # None where only the sum of the squares has overflowed
+    raise_faults(faults, step, lr)
+
+
+def check_parameters(net: BERTModel, step: int, lr: float) -> None:
+    """Raise `RunError` where parameters are not finite after a step."""
+    raise_faults(faults_of_arrays(net), step, lr)
 
 
 def faults_of_arrays(
@@ -39,7 +61,7 @@ def faults_of_arrays(
     ]
 
 
-def check_faults(faults: Sequence[str], step: int, lr: float) -> None:
+def raise_faults(faults: Sequence[str], step: int, lr: float) -> None:
     """Raise `RunError` where a step has faults."""
     if faults:
         more = f' and {len(faults) - 4} more' if len(faults) > 4 else ''

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from backends.base import Gradients
 from d2lbert.data.examples import Batch
 from d2lbert.errors import InputError, check_choice
 
@@ -82,8 +83,9 @@ class Recipe:
         """Whether a step depends on the norm of the gradient."""
         return self.clip_norm > 0
 
-    def scale(self, norm: float) -> float:
-        """Return what a gradient with this norm is multiplied by."""
+    def scale(self, gradients: Gradients) -> float:
+        """Return what the gradients of a step are multiplied by."""
+        norm = gradients.norm() if self.clips else 0.0
         return min(1.0, self.clip_norm / norm) if norm > 0 else 1.0
 
     def loss_weights(

@@ -22,11 +22,7 @@ from backends.devices import shard_slices
 from backends.types import Device, Part
 from d2lbert.bert import ZERO_GRADIENT
 from d2lbert.data.checks import check_batch
-from d2lbert.divergence import (
-    check_faults,
-    faults_of_arrays,
-    faults_of_losses,
-)
+from d2lbert.divergence import check_parameters, check_step
 from d2lbert.errors import check_positive, input_errors
 from d2lbert.micro_batches import micro_batches, rows_at_a_time
 from d2lbert.randomness import DropoutMasks
@@ -96,11 +92,7 @@ class Trainer:
                 **options,
             )
         self.optimizer = net.backend.Adam(
-            net,
-            lr,
-            recipe.epsilon_inside,
-            ZERO_GRADIENT,
-            recipe.weight_decay,
+            net, lr, recipe.epsilon_inside, ZERO_GRADIENT, recipe.weight_decay
         )
         self.num_steps = 0
 
@@ -124,7 +116,7 @@ class Trainer:
         for pending in waiting:
             yield self.report(pending, start)
         # The next step would have noticed what the last update has done
-        check_faults(faults_of_arrays(self.net), self.num_steps, self.lr)
+        check_parameters(self.net, self.num_steps, self.lr)
 
     def step(self, batch: Any) -> Any:
         """Take one step and return what it reports."""
@@ -141,7 +133,8 @@ class Trainer:
         pending = PendingStep(gradients, number, len(batch.tokens))
         if not self.runs_ahead:
             self.check_finite(pending)
-        self.optimizer.step(gradients, self.next_lr(), self.scale(gradients))
+        scale = self.recipe.scale(gradients)
+        self.optimizer.step(gradients, self.next_lr(), scale)
         self.num_steps += 1
         return pending
 
@@ -157,11 +150,6 @@ class Trainer:
         """Return the learning rate of the next step."""
         return self.lr * self.schedule(self.num_steps + 1)
 
-    def scale(self, gradients: Gradients) -> float:
-        """Return what clips the gradients, or 1."""
-        recipe = self.recipe
-        return recipe.scale(gradients.norm()) if recipe.clips else 1.0
-
     def value_and_grad(self, batch: Any) -> Gradients:
         """Return the losses and gradients of a batch for the next step.
 
@@ -172,25 +160,25 @@ class Trainer:
         with input_errors():
             shards = shard_slices(len(batch.tokens), self.parallel.num_shards)
         weights = self.recipe.loss_weights(batch, shards)
+        own = [shards[i] for i in self.parallel.own_shards]
         return self.parallel.value_and_grad(
-            [
-                self.parts(batch, weights, shards[i])
-                for i in self.parallel.own_shards
-            ]
+            [self.parts(batch, weights, shard) for shard in own]
         )
 
     def parts(
-        self,
-        batch: Any,
-        weights: Sequence[np.ndarray],
-        shard: slice,
+        self, batch: Any, weights: Sequence[np.ndarray], shard: slice
     ) -> list[Part]:
         """Return the micro-batches of a shard."""
-        max_len = batch.tokens.shape[1]
+        parallel = self.parallel
+        num_rows = self.micro_batch or rows_at_a_time(
+            shard.stop - shard.start,
+            batch.tokens.shape[1],
+            max(1, parallel.num_workers // parallel.num_shards),
+            parallel.least_tokens,
+            parallel.tokens_at_a_time,
+        )
         parts = []
-        for rows in micro_batches(
-            batch, shard, self.num_rows(shard, max_len)
-        ):
+        for rows in micro_batches(batch, shard, num_rows):
             part = batch.rows(rows)
             inputs = self.loss_inputs(part, [W[rows] for W in weights])
             masks = DropoutMasks(
@@ -203,21 +191,6 @@ class Trainer:
             )
             parts.append(Part(inputs, masks, float(part.valid_lens.sum())))
         return parts
-
-    def num_rows(self, shard: slice, max_len: int) -> int:
-        """Return how many rows a micro-batch of a shard has.
-
-        A small shard is cut so that each worker has a part of it, unless
-        that would be too little work.
-        """
-        parallel = self.parallel
-        return self.micro_batch or rows_at_a_time(
-            shard.stop - shard.start,
-            max_len,
-            max(1, parallel.num_workers // parallel.num_shards),
-            parallel.least_tokens,
-            parallel.tokens_at_a_time,
-        )
 
     def report(self, pending: PendingStep, start: float) -> Any:
         """Wait for a step and return what it reports.
@@ -232,17 +205,15 @@ class Trainer:
 
     def check_finite(self, pending: PendingStep) -> None:
         """Raise `RunError` where a step has numbers that are not finite."""
-        losses = self.losses_of(pending)
-        if np.isfinite([*losses, pending.gradients.norm()]).all():
-            return
-        faults = faults_of_losses(self.LOSSES, losses)
-        if pending.number < self.num_steps:
-            # By now parameters and gradients are those of a later step
-            faults = faults or ['a gradient or a parameter is not finite']
-        else:
-            faults += faults_of_arrays(self.net, pending.gradients)
-        # None where only the sum of the squares has overflowed
-        check_faults(faults, pending.number, self.lr)
+        check_step(
+            self.net,
+            dict(zip(self.LOSSES, self.losses_of(pending), strict=True)),
+            pending.gradients,
+            pending.number,
+            self.lr,
+            # By now the device may hold the numbers of a later step
+            is_newest=pending.number >= self.num_steps,
+        )
 
     # ---- the task ----------------------------------------------------
 

@@ -374,7 +374,7 @@ def take_step(
         trainer.optimizer.step(
             {name: given[names[name]] for name in names},
             trainer.next_lr(),
-            trainer.scale(computed),
+            trainer.recipe.scale(computed),
         )
     return {
         'losses': dict(losses),
