@@ -72,13 +72,12 @@ LONG_IN_JAX = {
     'test_micro_batches_change_nothing',
 }
 # They train for minutes, or wait for processes
-LONG_IN_MXNET = {'test_notebooks', 'test_processes', 'test_senses'}
+LONG_IN_MXNET = {'test_notebooks', 'test_processes', 'test_soak'}
 # They begin, so that no process waits for the last of them at the end
 TAKE_LONGEST = (
     'test_trainer',
     'test_mxnet_import',
     'test_notebooks',
-    'test_senses',
     'test_resume',
     'test_soak',
 )

@@ -42,7 +42,7 @@ def cranes(run, sentences):
     return X / np.linalg.norm(X, axis=1, keepdims=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_two_cranes(backend_name):
     run = d2lbert.pretrain(backend=backend_name, **LONGER)
     known, held_out = [], []
