@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.adam import adam as update
 
 from backends import adam, base
 from backends.cores import available_cores
@@ -333,7 +334,11 @@ def start_thread() -> None:
 
 
 class Adam(base.Optimizer):
-    """`torch.optim.Adam`, with epsilon where the recipe wants it."""
+    """PyTorch's fused Adam, with epsilon where the recipe wants it.
+
+    The function under `torch.optim.Adam`: the class itself imports
+    PyTorch's compiler, which takes two seconds.
+    """
 
     def __init__(
         self,
@@ -349,33 +354,14 @@ class Adam(base.Optimizer):
             for name, parameter in trainable_parameters(net).items()
             if not name.endswith(tuple(frozen))
         }
-        self.adam = torch.optim.Adam(
-            self.parameters.values(),
-            lr,
-            betas=adam.BETAS,
-            eps=adam.EPSILON,
-            fused=True,
-        )
-        for parameter in self.parameters.values():
-            # The fused update wants its count where the parameter is
-            self.adam.state[parameter] = {
-                'step': torch.zeros((), device=parameter.device),
-                'exp_avg': torch.zeros_like(parameter),
-                'exp_avg_sq': torch.zeros_like(parameter),
-            }
-        self.moments = {
-            f'{name}.{moment}': self.adam.state[parameter][key]
-            for name, parameter in self.parameters.items()
-            for moment, key in (('m', 'exp_avg'), ('v', 'exp_avg_sq'))
-        }
+        parameters = self.parameters.values()
+        self.m, self.v = ([*map(torch.zeros_like, parameters)] for _ in 'mv')
+        # The fused update wants its count where the parameter is
+        self.counts = [torch.zeros((), device=p.device) for p in parameters]
         self.lr = lr
         self.epsilon_inside = epsilon_inside
         self.weight_decay = weight_decay
-        self.decayed = [
-            parameter
-            for parameter in self.parameters.values()
-            if adam.decays(parameter.shape)
-        ]
+        self.decayed = [p for p in parameters if adam.decays(p.shape)]
         single = next(net.parameters()).dtype == torch.float32
         self.rounding = adam.GLUON_ROUNDING if single else 1.0
         self.num_steps = 0
@@ -386,13 +372,13 @@ class Adam(base.Optimizer):
             set_gradients(self.net, gradients)
         lr = self.lr if lr is None else lr
         self.num_steps += 1
-        group, rounding = self.adam.param_groups[0], 1.0
+        beta1, beta2 = adam.BETAS
+        epsilon, rounding = adam.EPSILON, 1.0
         if self.epsilon_inside:
             # PyTorch divides √v by this root before it adds epsilon
-            root = math.sqrt(1 - adam.BETAS[1] ** self.num_steps)
+            root = math.sqrt(1 - beta2**self.num_steps)
             rounding = self.rounding
-            group['eps'] = adam.EPSILON / (root * rounding)
-        group['lr'] = lr / rounding
+            epsilon /= root * rounding
         # See `DataParallel.value_and_grad`
         with one_core():
             if scale != 1:
@@ -401,20 +387,45 @@ class Adam(base.Optimizer):
                 torch._foreach_add_(
                     self.decayed, self.decayed, alpha=-lr * self.weight_decay
                 )
-            self.adam.step()
+            parameters = [*self.parameters.values()]
+            update(
+                parameters,
+                [p.grad for p in parameters],
+                self.m,
+                self.v,
+                [],
+                self.counts,
+                fused=True,
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=lr / rounding,
+                weight_decay=0.0,
+                eps=epsilon,
+                maximize=False,
+            )
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """Return both moments of each parameter by their names."""
+        return {
+            f'{name}.{moment}': X
+            for moment, values in (('m', self.m), ('v', self.v))
+            for name, X in zip(self.parameters, values, strict=True)
+        }
 
     def state(self):
-        return {name: to_array(X) for name, X in self.moments.items()}
+        return {name: to_array(X) for name, X in self.moments().items()}
 
     def load_state(self, arrays, num_steps):
+        moments = self.moments()
         check_parameters(
-            {name: tuple(X.shape) for name, X in self.moments.items()}, arrays
+            {name: tuple(X.shape) for name, X in moments.items()}, arrays
         )
         self.num_steps = num_steps
-        for name, moment in self.moments.items():
+        for name, moment in moments.items():
             moment.copy_(torch.from_numpy(arrays[name]))
-        for state in self.adam.state.values():
-            state['step'].fill_(num_steps)
+        for count in self.counts:
+            count.fill_(num_steps)
 
 
 THREADS = Threads(start_thread, one_core, num_cores)
