@@ -23,6 +23,8 @@ from backends.dropout import current_masks, dropout_masks
 from backends.flax_names import words_of
 from backends.jax_arrays import (
     current_rngs,
+    embedding_init,
+    kernel_init,
     named,
     parameters_of,
     shapes_of,
@@ -96,16 +98,6 @@ class Module(Traced, Forward):
 
             forward.__module__ = cls.__module__
             cls.forward = forward
-
-
-# Flax's own initialisers are functions inside of functions, which cannot be
-# pickled
-def kernel_init(key, shape, dtype, **options):
-    return nnx.initializers.lecun_normal()(key, shape, dtype, **options)
-
-
-def embedding_init(key, shape, dtype, **options):
-    return nnx.initializers.normal(1.0)(key, shape, dtype, **options)
 
 
 class Flat(nnx.Linear):

@@ -59,6 +59,25 @@ def test_parameters_come_from_rngs(d2l):
     assert (kernels[0] != kernels[1]).any()
 
 
+def test_first_parameters_are_distributed_as_flaxs_own(d2l):
+    """Also in a program, where JAX draws them."""
+    import jax
+    from flax import nnx
+
+    def drawn():
+        linear = d2l.BACKEND.Linear(300, 400)
+        embedding = d2l.BACKEND.Embedding(300, 400)
+        return linear.kernel[...], embedding.embedding[...]
+
+    theirs = np.asarray(nnx.Linear(400, 300, rngs=nnx.Rngs(0)).kernel)
+    for kernel, table in (drawn(), jax.jit(drawn)()):
+        assert kernel.shape == theirs.shape
+        assert kernel.dtype == table.dtype == theirs.dtype
+        assert float(kernel.std()) == pytest.approx(theirs.std(), rel=0.01)
+        assert float(kernel.max()) == pytest.approx(theirs.max(), rel=0.01)
+        assert float(table.std()) == pytest.approx(1, rel=0.01)
+
+
 def test_state_split_merge_and_jit(d2l):
     import jax
     from flax import nnx
