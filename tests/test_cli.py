@@ -697,6 +697,7 @@ def test_an_output_that_knows_no_unicode(run, folder, monkeypatch):
 # ---- chapter and doctor ----------------------------------------------
 
 
+@pytest.mark.slow
 def test_chapter(run, all_tabs, text_file, tmp_path):
     args = (
         *('chapter', '--steps=2', '--batch-size=8', '--max-len=32'),

@@ -63,6 +63,7 @@ def test_the_answers_are_those_of_the_network(net):
     assert result.follows[0] == pytest.approx(nsp[1], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_all_frameworks_answer_alike(all_tabs):
     first, *others = (
         (

@@ -97,6 +97,7 @@ def test_state_split_merge_and_jit(d2l):
     assert 'MaskLM(' in repr(net) and 'kernel=Param(' in repr(net)
 
 
+@pytest.mark.slow
 def test_pickle(d2l):
     net = new_net(d2l)
     net.eval()
@@ -150,6 +151,7 @@ def loaded(d2l, text_file):
     return d2l.load_data_wiki(8, 32, text_file)
 
 
+@pytest.mark.slow
 def test_the_chapters_program(d2l, loaded, capsys):
     """All cells of both sections, as a JAX reader writes them."""
     import optax
@@ -184,6 +186,7 @@ def test_another_loss_is_refused(d2l, loaded):
         )
 
 
+@pytest.mark.slow
 def test_a_readers_own_loop(d2l, loaded):
     import optax
     from flax import nnx
@@ -207,6 +210,7 @@ def test_a_readers_own_loop(d2l, loaded):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_programs_are_few(d2l, loaded, monkeypatch):
     """Each shape is compiled; one training has four of them at most."""
     import optax
@@ -223,6 +227,7 @@ def test_programs_are_few(d2l, loaded, monkeypatch):
     assert jax_training.add_gradients._cache_size() <= 4
 
 
+@pytest.mark.slow
 def test_texts_of_all_lengths_share_programs(d2l):
     from backends.jax import evaluated
     from d2lbert.data.vocab import RESERVED_TOKENS, UNKNOWN, Vocab

@@ -438,6 +438,7 @@ def test_definitions_are_equal(backend_name, tmp_path):
     np.testing.assert_array_equal(*logits)
 
 
+@pytest.mark.slow
 def test_either_format_in_any_tab(all_tabs, tmp_path):
     """`load_pretrained_model` takes the archive of the other tab, too."""
     weights = nli.small_weights(all_tabs[0])

@@ -227,6 +227,7 @@ def test_the_options_are_those_it_was_begun_with(begun, resume, tmp_path):
 # ---- another framework, or another machine ---------------------------
 
 
+@pytest.mark.slow
 def test_another_framework_goes_on(train, resume, all_tabs, tmp_path):
     names = [tab.BACKEND.name for tab in all_tabs]
     # Each hands over to the next one
