@@ -1,7 +1,9 @@
 """What the tests of several files use; fixtures are in `conftest.py`."""
 
+import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from d2lbert.data.examples import Batch
 from d2lbert.data.text import Corpus, Source
 from d2lbert.recipes import get_recipe
 from d2lbert.runs.checkpoint import Checkpoints
-from d2lbert.runs.run import WEIGHTS_FILE
+from d2lbert.runs.trained import WEIGHTS_FILE
 from d2lbert.trainer import Trainer
 from d2lbert.weights import (
     get_weights,
@@ -222,7 +224,24 @@ def same_weights(weights, others):
     return all(np.array_equal(weights[name], others[name]) for name in others)
 
 
-def assert_same_runs(out, other):
+@contextlib.contextmanager
+def stopping_at(step):
+    """Ctrl-C while that step is taken."""
+    launch = Trainer.launch
+
+    def interrupted(self, batch):
+        if self.num_steps + 1 == step:
+            signal.raise_signal(signal.SIGINT)
+        return launch(self, batch)
+
+    Trainer.launch = interrupted
+    try:
+        yield
+    finally:
+        Trainer.launch = launch
+
+
+def assert_same_runs(out, other, load=d2lbert.load_run):
     """All that two runs have come to is equal, the times aside."""
     found, expected = (
         Checkpoints(path).load().arrays for path in (out, other)
@@ -235,8 +254,9 @@ def assert_same_runs(out, other):
     assert (out / WEIGHTS_FILE).read_bytes() == (
         other / WEIGHTS_FILE
     ).read_bytes()
-    histories = [d2lbert.load_run(path).history for path in (out, other)]
-    assert histories[0] == histories[1]
+    run, expected_run = load(out), load(other)
+    assert run.history == expected_run.history
+    assert run.evaluations == expected_run.evaluations
 
 
 # ---- the command -----------------------------------------------------

@@ -21,7 +21,7 @@ from d2lbert import errors, frameworks
 from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.pytest_plugin import require
 from d2lbert.recipes import INITIALIZATIONS, RECIPES, SCHEDULES
-from d2lbert.runs import pretraining
+from d2lbert.runs import starting
 from d2lbert.runs.config import Config
 from helpers import (
     MAIN,
@@ -315,14 +315,14 @@ def test_a_folder_that_is_taken_meanwhile(
     """Another process has it when the training would begin."""
     monkeypatch.chdir(tmp_path)
     folder = Path('runs') / one_backend
-    locked = pretraining.locked
+    locked = starting.locked
 
     def taken(out):
         folder.mkdir(exist_ok=True, parents=True)
         (folder / 'run.json').touch()
         return locked(out)
 
-    monkeypatch.setattr(pretraining, 'locked', taken)
+    monkeypatch.setattr(starting, 'locked', taken)
     assert pretrain('--backend', one_backend).status == 0
     assert len(d2lbert.load_run(f'{folder}-2').steps) == 2
 

@@ -8,7 +8,7 @@ import pytest
 import d2lbert
 from d2lbert.errors import CorpusError, InputError
 from d2lbert.runs.checkpoint import Checkpoints
-from d2lbert.runs.run import BEST_FILE
+from d2lbert.runs.trained import BEST_FILE
 from d2lbert.weights import get_weights
 from helpers import assert_refused, assert_same_runs, same_weights, write_text
 

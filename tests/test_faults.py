@@ -15,7 +15,8 @@ from d2lbert.cli.status import explain
 from d2lbert.errors import InputError
 from d2lbert.runs.config import LEAST
 from d2lbert.runs.folder import to_manifest
-from d2lbert.runs.run import WEIGHTS_FILE, load_run
+from d2lbert.runs.run import load_run
+from d2lbert.runs.trained import WEIGHTS_FILE
 from helpers import ROOT, TINY, Done, assert_refused, unix
 
 pytestmark = unix

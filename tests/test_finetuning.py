@@ -216,7 +216,7 @@ def test_a_read_run_can_be_saved(finetuned, one_backend, tmp_path):
     assert copy.results() == run.results()
     for name, W in get_weights(run.net).items():
         np.testing.assert_array_equal(get_weights(copy.net)[name], W)
-    with pytest.raises(InputError, match='holds finetuned'):
+    with pytest.raises(InputError, match='holds a run already'):
         run.save(tmp_path / 'copy')
 
 

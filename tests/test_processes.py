@@ -96,17 +96,21 @@ def any_name(request):
 def launch(text_file):
     """Starts the command as several processes and waits for their ends.
 
-    `last`: options of the last rank alone; `code`: what each runs.
+    `last`: options of the last rank alone; `code`: what each runs;
+    `command`: the subcommand, by default a tiny pretraining.
     """
     started = []
+    tiny = ('pretrain', *TINY, f'--corpus={text_file}')
 
-    def launch(backend_name, num_ranks, *args, code=MAIN, last=(), stopped=0):
-        options = (f'--backend={backend_name}', *TINY)
-        options += (f'--corpus={text_file}', f'--timeout={TIMEOUT}', *args)
+    def launch(
+        backend_name, num_ranks, *args, code=MAIN, last=(), stopped=0,
+        command=tiny,
+    ):  # fmt: skip
+        options = (f'--backend={backend_name}', f'--timeout={TIMEOUT}')
         for i, variables in enumerate(variables_of(backend_name, num_ranks)):
             own = last if i == num_ranks - 1 else ()
             started.append(
-                python(code, 'pretrain', *options, *own, **variables)
+                python(code, *command, *options, *args, *own, **variables)
             )
         # One that has stopped itself does not end
         end = time.monotonic() + 120
@@ -149,15 +153,16 @@ def last_lines(done):
     return [each.err.splitlines()[-1] if each.err else '' for each in done]
 
 
-def assert_done(done):
+def assert_done(done, shows='MLM loss'):
+    """All are; return what rank 0, which alone speaks, has printed."""
     for each in done:
         assert each.status == 0, each.err
-    # Rank 0 alone speaks
     first, *others = sorted(done, key=lambda each: not each.out)
-    assert 'MLM loss' in first.out
+    assert shows in first.out
     assert [(each.out, each.err) for each in others] == [('', '')] * len(
         others
     )
+    return first.out
 
 
 # ---- one curve -------------------------------------------------------
@@ -220,6 +225,34 @@ def test_two_processes_in_jax(launch, train, tmp_path):
     assert all(each.status == 0 for each in done)
     history = d2lbert.load_run(tmp_path / 'run').history
     np.testing.assert_allclose(history, alone.history, rtol=0, atol=1e-4)
+
+
+def test_two_processes_fine_tune(launch, saved, any_name, tmp_path):
+    """With the curve of two shards, bit for bit in PyTorch."""
+    folder, out, alone = saved(any_name), tmp_path / 'two', tmp_path / 'one'
+    options = ('--num-pairs=20', '--batch-size=10', '--epochs=2')
+    options += ('--lr=0.01', '--save-every=3', '--json')
+    done = launch(
+        *(any_name, 2, *options, '--devices=cpu', '--out', out),
+        command=('finetune', folder),
+    )
+    *_, results = assert_done(done, 'test acc').splitlines()
+    assert json.loads(results)['processes'] == 2
+    done = finish(
+        python(
+            *(MAIN, 'finetune', folder, '--backend', any_name, *options),
+            *('--devices=cpu:2', '--out', alone),
+            OMP_NUM_THREADS='2',
+        )
+    )
+    assert done.status == 0, done.err
+    load = d2lbert.load_finetuned
+    if any_name == 'torch':
+        assert_same_runs(out, alone, load)
+    run, expected = load(out), load(alone)
+    assert len(run.history) == 4
+    np.testing.assert_allclose(run.history, expected.history, atol=1e-4)
+    assert Checkpoints(out).find() == [4, 3]
 
 
 TEXTS = [

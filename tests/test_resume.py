@@ -14,7 +14,7 @@ from d2lbert.data.files import read_arrays, write_arrays
 from d2lbert.errors import InputError, RunError, RunWarning
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.folder import LOCK
-from d2lbert.runs.run import RUN_FILE, WEIGHTS_FILE
+from d2lbert.runs.trained import RUN_FILE, WEIGHTS_FILE
 from d2lbert.weights import get_weights
 from helpers import assert_same_runs, same_weights
 
@@ -211,7 +211,9 @@ def test_more_steps(begun_in_each, resume, tmp_path):
 
 
 def test_fewer_steps_than_taken(begun, resume):
-    with pytest.raises(InputError, match=r'steps = 1: .* taken 2 already'):
+    with pytest.raises(
+        InputError, match=r'steps = 1: .* taken 2 steps already'
+    ):
         resume(steps=1)
 
 

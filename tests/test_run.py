@@ -25,12 +25,12 @@ from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.recipes import RECIPES
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import read_manifest, to_manifest
-from d2lbert.runs.run import (
+from d2lbert.runs.run import Run
+from d2lbert.runs.trained import (
     METRICS_FILE,
     RUN_FILE,
     VOCAB_FILE,
     WEIGHTS_FILE,
-    Run,
 )
 from d2lbert.trainer import Trainer
 from d2lbert.weights import get_weights, set_weights
@@ -315,7 +315,7 @@ def test_a_run_that_was_read_keeps_where_it_was_trained(
     assert len(again.devices) == 2
     assert str(again.devices) in again.summary()
     # Its framework may be missing by now: nothing asks for its version
-    monkeypatch.delattr('d2lbert.runs.run.versions')
+    monkeypatch.delattr('d2lbert.runs.trained.versions')
     again.save(tmp_path / 'copy')
     records = [
         json.loads((tmp_path / name / RUN_FILE).read_bytes())

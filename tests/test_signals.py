@@ -21,6 +21,7 @@ from helpers import (
     assert_same_runs,
     finish,
     python,
+    stopping_at,
     unix,
 )
 
@@ -287,25 +288,6 @@ def test_a_signal_while_a_checkpoint_is_written(
     with pytest.raises(Stopped, match='step 2 of 9'):
         train(one_backend, out=tmp_path, steps=9, save_every=2)
     assert Checkpoints(tmp_path).find() == [2]
-
-
-@contextlib.contextmanager
-def stopping_at(step):
-    """Ctrl-C while that step is taken."""
-    from d2lbert.trainer import Trainer
-
-    launch = Trainer.launch
-
-    def interrupted(self, batch):
-        if self.num_steps + 1 == step:
-            signal.raise_signal(signal.SIGINT)
-        return launch(self, batch)
-
-    Trainer.launch = interrupted
-    try:
-        yield
-    finally:
-        Trainer.launch = launch
 
 
 def test_a_second_ctrl_c_spares_a_notebook():

@@ -15,7 +15,7 @@ from d2lbert.data.vocab import RESERVED_TOKENS, UNKNOWN, Vocab
 from d2lbert.data.wordpiece import SPECIAL_TOKENS, tokens_of
 from d2lbert.errors import InputError
 from d2lbert.representation import to_tokens
-from d2lbert.runs.run import TOKENIZER_FILE, VOCAB_FILE
+from d2lbert.runs.trained import TOKENIZER_FILE, VOCAB_FILE
 from helpers import corpus_of
 
 LINES = sample.lines()[:200]

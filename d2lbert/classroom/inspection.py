@@ -19,7 +19,7 @@ from d2lbert.frameworks import label_of
 from d2lbert.representation import Text, encode_text, represent
 from d2lbert.runs.config import Config
 from d2lbert.runs.memory import FLOAT_BYTES, count_parameters
-from d2lbert.runs.run import versions
+from d2lbert.runs.trained import versions
 from d2lbert.tools import doctor
 
 #: How many arrays of each size a block keeps for the way back.

@@ -9,11 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from d2lbert.cli.folders import into_folder
+from d2lbert.cli.folders import check_resume, into_folder
+from d2lbert.cli.launching import given_options, launched
 from d2lbert.cli.options import (
     BackendOption,
     JsonOption,
     OutOption,
+    ResumeOption,
+    TimeoutOption,
     config_options,
     path_argument,
 )
@@ -22,32 +25,47 @@ from d2lbert.finetuning.config import FinetuningConfig
 
 @config_options(config=FinetuningConfig)
 def finetune(
+    context: typer.Context,
     pretrained: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar='RUN|bert.small|bert.base|PATH',
             help='The folder of a run, a pretrained network of the book, or '
             'the archive of one.',
+            show_default='with --resume the same as before',
         ),
-    ],
+    ] = None,
     *,
+    resume: ResumeOption = False,
     out: OutOption = None,
+    timeout: TimeoutOption = 60,
     as_json: JsonOption = False,
     **options: Any,
 ) -> None:
-    """Teach a pretrained network to infer, as the book does."""
+    """Teach a pretrained network to infer, as the book does.
+
+    Ctrl-C and SIGTERM finish the step and write a checkpoint. A launcher,
+    such as torchrun, can start the command as several processes.
+    """
     from d2lbert.errors import expand_home
     from d2lbert.finetuning.training import finetune as train
 
-    out, run = into_folder(
-        out,
-        f'{options["task"]}-{options["backend"]}',
-        lambda folder: train(expand_home(pretrained), out=folder, **options),
-    )
-    print(
-        f'The run is in {out}, its curves in {out / "finetuning.png"}',
-        file=sys.stderr,
-    )
+    check_resume(resume, out)
+    start = None if pretrained is None else expand_home(pretrained)
+    given = given_options(context, options)
+    with launched(context, timeout) as group:
+        out, run = into_folder(
+            out,
+            f'{options["task"]}-{options["backend"]}',
+            lambda folder: train(
+                start, out=folder, resume=resume, group=group, **given
+            ),
+        )
+    if group.rank:
+        return
+    picture = out / 'finetuning.png'
+    curves = f', its curves in {picture}' if picture.exists() else ''
+    print(f'The run is in {out}{curves}', file=sys.stderr)
     print(run.summary())
     if as_json:
         print(json.dumps(run.results()))

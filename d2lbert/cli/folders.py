@@ -35,6 +35,14 @@ def into_folder(
                 raise
 
 
+def check_resume(resume: bool, out: Path | None) -> None:
+    """Raise `InputError` where `--resume` lacks the folder of the run."""
+    if resume and out is None:
+        raise errors.InputError(
+            '--resume needs the folder of the run: give --out'
+        )
+
+
 def save_file(path: Path, data: bytes, option: str, force: bool) -> None:
     """Write a file, under exactly this name.
 

@@ -107,6 +107,22 @@ OutOption = Annotated[
         help='The folder to write to.', show_default='a new one under runs/'
     ),
 ]
+ResumeOption = Annotated[
+    bool,
+    flag(
+        '--resume',
+        'Continue the run in the folder from its newest checkpoint, with its '
+        'options where none are given.',
+    ),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        metavar='SECONDS',
+        help='After how long a process that does not answer ends the others, '
+        'where a launcher has started several.',
+    ),
+]
 ForceOption = Annotated[
     bool, flag('--force', 'Replace the file to write where there is one.')
 ]

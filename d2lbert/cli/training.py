@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from d2lbert import errors
-from d2lbert.cli.folders import into_folder
-from d2lbert.cli.options import JsonOption, OutOption, config_options, flag
+from d2lbert.cli.folders import check_resume, into_folder
+from d2lbert.cli.launching import given_options, launched
+from d2lbert.cli.options import (
+    JsonOption,
+    OutOption,
+    ResumeOption,
+    TimeoutOption,
+    config_options,
+    flag,
+)
 from d2lbert.errors import InputError
 from d2lbert.frameworks import FRAMEWORKS
 
@@ -25,14 +30,7 @@ if TYPE_CHECKING:
 def pretrain(
     context: typer.Context,
     *,
-    resume: Annotated[
-        bool,
-        flag(
-            '--resume',
-            'Continue the run in the folder from its newest checkpoint, '
-            'with its options where none are given.',
-        ),
-    ] = False,
+    resume: ResumeOption = False,
     is_dry: Annotated[
         bool,
         flag(
@@ -42,14 +40,7 @@ def pretrain(
         ),
     ] = False,
     out: OutOption = None,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            metavar='SECONDS',
-            help='After how long a process that does not answer ends the '
-            'others, where a launcher has started several.',
-        ),
-    ] = 60,
+    timeout: TimeoutOption = 60,
     as_json: JsonOption = False,
     **options: Any,
 ) -> None:
@@ -58,20 +49,12 @@ def pretrain(
     Ctrl-C and SIGTERM finish the step and write a checkpoint. A launcher,
     such as torchrun, can start the command as several processes.
     """
-    from backends.groups import launched_by
     from d2lbert.runs.pretraining import dry_run
     from d2lbert.runs.pretraining import pretrain as train
-    from d2lbert.runs.processes import joined
 
-    if out is None and resume:
-        raise InputError('--resume needs the folder of the run: give --out')
+    check_resume(resume, out)
     named = (options['backend'], options['recipe'])
-    # A resumed run keeps the options that are not given
-    given = {
-        name: value
-        for name, value in options.items()
-        if 'COMMANDLINE' in str(context.get_parameter_source(name))
-    }
+    given = given_options(context, options)
     if is_dry:
         if resume:
             raise InputError(
@@ -84,13 +67,7 @@ def pretrain(
             print(json.dumps(memory.as_dict()))
         memory.check()
         return
-    context.obj['is_launched'] = bool(launched_by())
-    with joined(timeout) as group:
-        context.obj['group'] = group
-        if group.rank:
-            # Rank 0 speaks for all
-            warnings.simplefilter('ignore', errors.RunWarning)
-            logging.disable()
+    with launched(context, timeout) as group:
         out, run = into_folder(
             out,
             '-'.join(filter(None, named)),
@@ -123,7 +100,7 @@ def chapter(*, out: OutOption = None, **options: Any) -> None:
     import backends
     from d2lbert.runs import display
     from d2lbert.runs.pretraining import pretrain as train
-    from d2lbert.runs.run import check_no_run
+    from d2lbert.runs.trained import check_no_run
 
     names = backends.installed()
     if not names:

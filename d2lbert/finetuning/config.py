@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from d2lbert.errors import InputError, check_choice, input_errors
 from d2lbert.frameworks import check_backend
 from d2lbert.runs.config import (
+    MIN_KEEP,
     Options,
     backend_option,
     check_count,
     check_dropout,
     check_number,
     devices_option,
+    keep_option,
     option,
+    save_every_option,
 )
 
 TASKS = ('nli',)
@@ -23,10 +28,10 @@ MAX_LEN = 128
 #: The least value of each whole number.
 LEAST = {
     'epochs': 1, 'batch_size': 1, 'max_len': 5, 'num_pairs': 1,
-    'micro_batch': 1, 'seed': 0,
+    'micro_batch': 1, 'seed': 0, 'save_every': 1, 'keep': MIN_KEEP,
 }  # fmt: skip
 #: Those that may be left out.
-OPTIONAL = ('max_len', 'num_pairs', 'micro_batch')
+OPTIONAL = ('max_len', 'num_pairs', 'micro_batch', 'save_every')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,12 @@ class FinetuningConfig(Options):
     tab, and `lr` and `dropout`, for the recipe's. Raises `InputError` for a
     value that cannot be used.
     """
+
+    MAY_CHANGE: ClassVar[Sequence[str]] = (
+        *('backend', 'pretrained', 'data', 'epochs', 'devices'),
+        *('micro_batch', 'save_every', 'keep'),
+    )
+    OWN: ClassVar[Sequence[str]] = ('pretrained', 'data', 'devices')
 
     pretrained: str
     task: str = option('nli', 'What to learn.', metavar='nli')
@@ -89,6 +100,8 @@ class FinetuningConfig(Options):
     seed: int = option(
         0, 'The seed of the output layer, the order and dropout.'
     )
+    save_every: int | None = save_every_option()
+    keep: int = keep_option()
 
     def __post_init__(self) -> None:
         # Imported here, because they import NumPy: `--help` would wait

@@ -54,12 +54,13 @@ def draw_finetuning(
             'label': None if scratch in seen else run.start(),
         }
         seen.add(scratch)
-        each = max(1, len(run.steps) // run.config.epochs)
+        ends = [found['step'] for found in run.evaluations]
+        each = ends[0] if ends else len(run.steps)
         steps = range(1, len(run.steps) + 1)
         left.plot(
             [i / each for i in steps], [s.loss for s in run.steps], **style
         )
-        epochs = range(1, len(run.test_accuracies) + 1)
+        epochs = range(1, len(ends) + 1)
         right.plot(epochs, run.test_accuracies, marker='o', ms=3, **style)
     right.axhline(
         1 / NUM_CLASSES, label='chance: 1/3', color='0.5', linewidth=1,

@@ -4,75 +4,77 @@ The folder holds
 
 * `finetuned.json`: the manifest, with the options, the sizes of the network,
   the results, and the versions of the software;
-* `metrics.jsonl`: a line for each step;
+* `metrics.jsonl`: a line for each step, also with the test accuracy after
+  an epoch;
 * `weights.safetensors`, `vocab.txt`, `tokenizer.json`: as in the folder of a
   pretraining;
-* `finetuning.png` and `finetuning.svg`: the curves.
+* `finetuning.png` and `finetuning.svg`: the curves;
+* `checkpoints/`, `.lock`: as there, too.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from d2lbert.data.files import DAMAGE, load_arrays
-from d2lbert.data.vocab import Vocab
-from d2lbert.errors import FolderTaken, InputError, RunError
 from d2lbert.finetuning.config import FinetuningConfig
 from d2lbert.finetuning.figures import draw_finetuning
-from d2lbert.finetuning.trainer import ClassifierStep
+from d2lbert.finetuning.recipes import get_recipe
+from d2lbert.finetuning.trainer import ClassifierStep, ClassifierTrainer
 from d2lbert.frameworks import load_tab
-from d2lbert.runs import display
-from d2lbert.runs.checkpoint import Checkpoints
-from d2lbert.runs.folder import (
-    check_free,
-    locked,
-    read_manifest,
-    to_manifest,
-    write_together,
-)
-from d2lbert.runs.run import (
-    METRICS_FILE,
-    RUN_FILE,
-    TOKENIZER_FILE,
-    VOCAB_FILE,
-    WEIGHTS_FILE,
-    files_of,
+from d2lbert.runs.trained import (
+    FINETUNED_FILE,
+    FINETUNING,
+    TrainedRun,
+    config_of,
     put_weights,
-    speed_of,
-    versions,
-    vocab_in,
+    read_run,
 )
-from d2lbert.weights import check_finite
-
-FINETUNED_FILE = 'finetuned.json'
-PICTURE = 'finetuning'
-PICTURES = [PICTURE + suffix for suffix in display.SUFFIXES]
 
 
 @dataclass
-class FinetunedRun:
+class FinetunedRun(TrainedRun):
     """A fine-tuned network, its vocabulary, and how the training went.
 
-    `sizes`: the arguments of its `BERTModel`; `net`: the native
-    `BERTClassifier`; `steps`: what each step reported; `test_accuracies`:
-    that after each epoch; `record`: the results and versions in
-    `finetuned.json`, for a run that was read.
+    The fields are those of `TrainedRun`, and `sizes`: the arguments of its
+    `BERTModel`. `net` is the native `BERTClassifier`, `steps` are of
+    `ClassifierStep`, and each of `evaluations` has the `test_accuracy` after
+    an epoch.
     """
 
-    config: FinetuningConfig
-    sizes: dict[str, Any]
-    net: Any
-    vocab: Vocab
-    devices: Sequence[Any]
-    steps: list[ClassifierStep] = field(default_factory=list)
-    test_accuracies: list[float] = field(default_factory=list)
-    record: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+    COMMAND: ClassVar[str] = 'finetune'
+    NOUN: ClassVar[str] = 'fine-tuned run'
+    MANIFEST: ClassVar[str] = FINETUNED_FILE
+    PICTURE: ClassVar[str] = FINETUNING
+    STEP: ClassVar[Any] = ClassifierStep
+    ABOUT: ClassVar[Sequence[str]] = ('sizes',)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, backend: str | None = None
+    ) -> FinetunedRun:
+        """Return what `load_finetuned` does."""
+        return load_finetuned(folder, backend)
+
+    def new_trainer(self, **options: Any) -> ClassifierTrainer:
+        """Return a trainer that begins with the current parameters.
+
+        `options`: of `Trainer`, those that no configuration has.
+        """
+        return ClassifierTrainer(
+            self.net,
+            get_recipe(self.config.recipe),
+            lr=self.config.lr,
+            devices=self.devices,
+            micro_batch=self.config.micro_batch,
+            seed=self.config.seed,
+            **options,
+        )
 
     @property
     def history(self) -> list[list[float]]:
@@ -80,51 +82,51 @@ class FinetunedRun:
         return [[step.loss, step.accuracy] for step in self.steps]
 
     @property
-    def epochs(self) -> list[list[ClassifierStep]]:
-        """The steps of each epoch."""
-        each = max(1, len(self.steps) // self.config.epochs)
-        return [
-            self.steps[start : start + each]
-            for start in range(0, len(self.steps), each)
-        ]
+    def last_epoch(self) -> list[ClassifierStep]:
+        """The steps of the last epoch, which may not be at its end."""
+        ends = [0, *(found['step'] for found in self.evaluations)]
+        start = max(end for end in ends if end < max(1, len(self.steps)))
+        return self.steps[start:]
 
     @property
     def loss(self) -> float:
         """The mean over the rows of the last epoch, as they were seen."""
-        return mean_of(self.epochs[-1], 'loss')
+        return mean_of(self.last_epoch, 'loss')
 
     @property
     def train_accuracy(self) -> float:
         """The share of the last epoch's rows that were right when seen."""
-        return mean_of(self.epochs[-1], 'accuracy')
+        return mean_of(self.last_epoch, 'accuracy')
+
+    @property
+    def test_accuracies(self) -> list[float]:
+        """The accuracy on the test part after each epoch."""
+        return [found['test_accuracy'] for found in self.evaluations]
 
     @property
     def test_accuracy(self) -> float:
-        """The accuracy on the test part after the last epoch."""
-        return self.test_accuracies[-1]
+        """The accuracy on the test part after the last epoch, or NaN."""
+        return (self.test_accuracies or [math.nan])[-1]
 
     @property
     def examples_per_sec(self) -> float:
         """Pairs trained on in a second."""
-        return speed_of(self.steps)
+        return self.speed
 
     def summary(self) -> str:
         """Return the section's two lines."""
         return (
             f'loss {self.loss:.3f}, train acc {self.train_accuracy:.3f}, '
             f'test acc {self.test_accuracy:.3f}\n'
-            f'{self.examples_per_sec:.1f} examples/sec on '
-            f'{list(self.devices)}'
+            f'{self.examples_per_sec:.1f} examples/sec on {self.place()}'
         )
 
     def start(self) -> str:
         """Return in words what the training began with."""
         return 'random weights' if self.config.scratch else 'pretrained'
 
-    def results(self) -> dict[str, Any]:
-        """Return the results, ready for JSON."""
-        if self.record:
-            return self.record['results']
+    def new_results(self) -> dict[str, Any]:
+        """Return the results of a run that was trained here."""
         return {
             'backend': self.config.backend,
             'recipe': self.config.recipe,
@@ -133,6 +135,7 @@ class FinetunedRun:
             'seed': self.config.seed,
             'scratch': self.config.scratch,
             'devices': [str(device) for device in self.devices],
+            'processes': self.processes,
             'loss': self.loss,
             'train_accuracy': self.train_accuracy,
             'test_accuracy': self.test_accuracy,
@@ -141,47 +144,11 @@ class FinetunedRun:
             'history': self.history,
         }
 
-    def save(self, folder: str | Path) -> None:
-        """Write the run into a folder. See this module's description.
-
-        Raises `InputError` for a folder that holds such files already or
-        cannot be written, and `RunError` where writing fails half-way.
-        """
-        with locked(folder) as check_held:
-            check_no_finetuned(folder)
-            self.write(Path(folder), check_held)
-
-    def write(self, folder: Path, check_held: Callable[[], None]) -> None:
-        """Write into a folder that is locked, then draw the picture.
-
-        `check_held`: see `locked`.
-        """
-        files = self.files()
-        record = self.record or {
-            'results': self.results(),
-            'versions': versions(self.config.backend),
-        }
-        about = {
-            'config': self.config.as_dict(),
-            'sizes': self.sizes,
-            **record,
-        }
-        files[FINETUNED_FILE] = to_manifest(about, files)
-        write_together(folder, files, check_held, ': make room and try again')
-        with display.drawing():
-            check_held()
-            draw_finetuning([self], folder / PICTURE)
-
-    def files(self) -> dict[str, bytes]:
-        """Return the files that `load_finetuned` needs, by name.
-
-        Raises `RunError` for parameters that are not finite.
-        """
-        metrics = (
-            json.dumps({'step': i, **step._asdict()})
-            for i, step in enumerate(self.steps, 1)
-        )
-        return files_of(self.net, self.vocab, metrics)
+    def draw_curves(
+        self, path: Path, write: Callable[[Path, bytes], None]
+    ) -> object:
+        """Draw losses and accuracies. `path`, `write`: see `draw_losses`."""
+        return draw_finetuning([self], path, write=write)
 
 
 def mean_of(steps: Sequence[ClassifierStep], name: str) -> float:
@@ -199,57 +166,15 @@ def load_finetuned(
     Raises `InputError` where there is none and `RunError` for one that is
     damaged, not finite, or of another d2lbert.
     """
+    found = read_run(folder, FinetunedRun)
     path = Path(folder) / FINETUNED_FILE
-    if not os.path.isfile(path):
-        raise InputError(
-            f'{folder} holds no fine-tuned run: give a folder that '
-            '`d2lbert finetune --out` has written'
-        )
-    try:
-        record, files = read_manifest(path)
-        options, sizes = record.pop('config'), record.pop('sizes')
-        vocab = vocab_in(files)
-        steps = [
-            ClassifierStep(
-                *(json.loads(line)[name] for name in ClassifierStep._fields)
-            )
-            for line in files[METRICS_FILE].splitlines()
-        ]
-        weights = load_arrays(files[WEIGHTS_FILE])
-        config = FinetuningConfig(**options)
-        results = record['results']
-        accuracies = results['test_accuracies']
-        devices = results['devices']
-    except (*DAMAGE, InputError, TypeError) as error:
-        raise RunError(
-            f'the run in {folder} cannot be read ({error}): copy it again '
-            'from where it came, or train it again'
-        ) from error
-    check_finite(f'the weights in {folder} are', weights)
-    net = new_classifier(load_tab(backend or config.backend), sizes)
-    put_weights(net, weights, path)
-    return FinetunedRun(
-        config, sizes, net, vocab, devices, steps, accuracies, record
-    )
+    config = config_of(FinetuningConfig, found.options, path)
+    tab = load_tab(backend or config.backend)
+    net = new_classifier(tab, found.about['sizes'])
+    put_weights(net, found.weights, path)
+    return FinetunedRun(config, net, **found.fields())
 
 
 def new_classifier(tab: Any, sizes: dict[str, Any]) -> Any:
     """Return a classifier without its parameters."""
     return tab.BERTClassifier(tab.BERTModel(**sizes))
-
-
-def check_no_finetuned(folder: str | Path) -> None:
-    """Raise `InputError` unless a run can be written into a folder."""
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise FolderTaken(f'{folder} is not a folder: give another --out')
-    if Checkpoints(folder).find():
-        raise FolderTaken(
-            f'{folder} holds checkpoints of a run: give another --out'
-        )
-    check_free(
-        folder,
-        (
-            *(FINETUNED_FILE, RUN_FILE, METRICS_FILE, WEIGHTS_FILE),
-            *(VOCAB_FILE, TOKENIZER_FILE, *PICTURES),
-        ),
-    )

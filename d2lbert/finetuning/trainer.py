@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from backends.groups import ALONE, Group
 from d2lbert.classifier import NUM_CLASSES, BERTClassifier
 from d2lbert.data.nli import NLIBatch, check_nli_batch
 from d2lbert.errors import RunError
@@ -88,24 +89,28 @@ def logits_of_pairs(
     net: BERTClassifier,
     encoded: Sequence[tuple[list[int], list[int]]],
     pad: int,
+    group: Group = ALONE,
 ) -> np.ndarray:
     """Return the logits of many pairs, `(B, 3)`, without dropout.
 
     `encoded`: tokens and segments of each pair, without padding; `pad`: the
-    index of `<pad>`. Pairs of similar length go through the network
+    index of `<pad>`; `group`: the processes that share the pairs, each of
+    which gets all logits. Pairs of similar length go through the network
     together. Raises `RunError` for logits that are not finite.
     """
     lens = [len(tokens) for tokens, _ in encoded]
     batches = batches_of(lens, TOKENS_AT_A_TIME, None)
+    own = batches[group.rank :: group.size]
 
     def inputs(batch: list[int]) -> tuple[np.ndarray, ...]:
         arrays = encoder_inputs(net, [encoded[i] for i in batch], pad)
         return *arrays, np.zeros((len(arrays[0]), 1), np.int32)
 
-    logits = np.empty((len(lens), NUM_CLASSES), np.float32)
-    outputs = net.backend.evaluate(net, map(inputs, batches))
-    for batch, output in zip(batches, outputs, strict=True):
+    logits = np.zeros((len(lens), NUM_CLASSES), np.float32)
+    outputs = net.backend.evaluate(net, map(inputs, own))
+    for batch, output in zip(own, outputs, strict=True):
         logits[batch] = output[: len(batch)]
+    group.all_reduce([logits])
     if not np.isfinite(logits).all():
         raise RunError(
             'the classifier gives numbers that are not finite, as after a '
@@ -115,7 +120,10 @@ def logits_of_pairs(
 
 
 def logits_of(
-    net: BERTClassifier, examples: NLIBatch, pad: int
+    net: BERTClassifier,
+    examples: NLIBatch,
+    pad: int,
+    group: Group = ALONE,
 ) -> np.ndarray:
     """Return the logits of all examples: see `logits_of_pairs`."""
     encoded = [
@@ -127,10 +135,15 @@ def logits_of(
             strict=True,
         )
     ]
-    return logits_of_pairs(net, encoded, pad)
+    return logits_of_pairs(net, encoded, pad, group)
 
 
-def accuracy_of(net: BERTClassifier, examples: NLIBatch, pad: int) -> float:
+def accuracy_of(
+    net: BERTClassifier,
+    examples: NLIBatch,
+    pad: int,
+    group: Group = ALONE,
+) -> float:
     """Return the share of examples whose class the network predicts."""
-    predicted = logits_of(net, examples, pad).argmax(axis=1)
+    predicted = logits_of(net, examples, pad, group).argmax(axis=1)
     return float((predicted == examples.labels).mean())

@@ -1,35 +1,34 @@
-"""Fine-tuning, from a pretrained network to a classifier of pairs."""
+"""Fine-tuning, from a pretrained network to a classifier of pairs.
+
+The loop, its checkpoints and its end are in `d2lbert.runs.training`.
+"""
 
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from d2lbert.data.batches import Batches
+from backends.groups import Group
+from d2lbert.data.files import sha256, sha256_of
 from d2lbert.data.nli import NLIBatch, make_nli_examples
 from d2lbert.data.snli import read_pairs
 from d2lbert.data.vocab import PAD, Vocab
 from d2lbert.errors import InputError, input_errors
 from d2lbert.finetuning.config import MAX_LEN, FinetuningConfig
 from d2lbert.finetuning.recipes import get_recipe
-from d2lbert.finetuning.run import (
-    FinetunedRun,
-    check_no_finetuned,
-    new_classifier,
-)
-from d2lbert.finetuning.trainer import (
-    ClassifierTrainer,
-    accuracy_of,
-)
+from d2lbert.finetuning.run import FinetunedRun, new_classifier
+from d2lbert.finetuning.trainer import ClassifierStep, accuracy_of
 from d2lbert.frameworks import load_tab
 from d2lbert.pretrained import ARCHIVES, fetch_pretrained, read_pretrained
-from d2lbert.runs import display
-from d2lbert.runs.folder import locked
-from d2lbert.runs.run import devices_of, load_run
+from d2lbert.runs.run import check_shards, devices_of, load_run
+from d2lbert.runs.starting import train_run
+from d2lbert.runs.trained import text_file
+from d2lbert.runs.training import Training
 from d2lbert.weights import (
     get_weights,
     initial_weights,
@@ -39,10 +38,12 @@ from d2lbert.weights import (
 
 
 def finetune(
-    pretrained: str | Path,
+    pretrained: str | Path | None = None,
     *,
     out: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
+    group: Group | None = None,
     **options: Any,
 ) -> FinetunedRun:
     """Fine-tune a pretrained network as the book's section does.
@@ -51,24 +52,25 @@ def finetune(
     `d2lbert.pretrained.ARCHIVES`, or the path of such an archive;
     `options`: the fields of `FinetuningConfig`, with its defaults: `task`,
     `data`, `backend`, `recipe`, `epochs`, `batch_size`, `num_pairs`,
-    `max_len`, `dropout`, `lr`, `scratch`, `devices`, `micro_batch`, `seed`.
-    `out`: the folder for the run, which must not hold one; `progress`: show
-    a progress bar on stderr.
+    `max_len`, `dropout`, `lr`, `scratch`, `devices`, `micro_batch`, `seed`,
+    `save_every`, `keep`. `out`, `progress`, `group` and what happens on a
+    signal: see `d2lbert.pretrain`. `resume`: go on with the run in `out` as
+    there, from the same pretrained network where none is given;
+    `FinetuningConfig.MAY_CHANGE` lists the options that may differ.
 
     Raises `InputError` for an option that cannot be used, `CorpusError` for
     data that cannot be read, `RunError` for a training that diverges or
     cannot be written, or a damaged run, and `ModuleNotFoundError` for a
-    framework that is not installed.
+    framework that is not installed. Warns as `d2lbert.pretrain` does.
     """
-    config = FinetuningConfig(pretrained=os.fspath(pretrained), **options)
-    if out is None:
-        return Finetuning(config, progress).train()
-    check_no_finetuned(out)
-    with locked(out) as check_held:
-        check_no_finetuned(out)  # again: it may have been used meanwhile
-        run = Finetuning(config, progress).train()
-        run.write(Path(out), check_held)
-    return run
+    if pretrained is not None:
+        options['pretrained'] = os.fspath(pretrained)
+    elif not resume:
+        raise InputError(
+            'there is no network to fine-tune: give the folder of a run, or '
+            f'one of {", ".join(ARCHIVES)}'
+        )
+    return train_run(Finetuning, options, out, resume, progress, group)
 
 
 class Start(NamedTuple):
@@ -107,54 +109,56 @@ def start_of(config: FinetuningConfig) -> Start:
     return Start(sizes, found.weights, found.vocab, sizes['max_len'])
 
 
-class Finetuning:
-    """A fine-tuning: its examples, its network and its trainer."""
+class Finetuning(Training):
+    """A run that is being fine-tuned."""
 
-    def __init__(self, config: FinetuningConfig, progress: bool) -> None:
-        self.progress = progress
-        self.recipe = get_recipe(config.recipe)
+    RUN, CONFIG, LENGTH = FinetunedRun, FinetuningConfig, 'epochs'
+
+    config: FinetuningConfig
+    run: FinetunedRun
+
+    def read(self) -> None:
+        """Read the pretrained network, and the pairs in its vocabulary."""
+        config, group = self.config, self.group
         tab = load_tab(config.backend)
-        devices = devices_of(tab, config)
+        self.devices = devices_of(tab, config, group)
         start = start_of(config)
+        self.vocab = start.vocab
         self.max_len = config.max_len or min(MAX_LEN, start.max_len)
         if self.max_len > start.sizes['max_len']:
             raise InputError(
                 f'max_len = {self.max_len}: expected at most '
                 f'{start.sizes["max_len"]}, the positions of the network'
             )
-        self.vocab, self.pad = start.vocab, start.vocab[PAD]
-        self.train_set, self.test_set = (
-            self.examples(config.data, part, num_pairs)
-            for part, num_pairs in (
-                ('train', config.num_pairs),
-                ('test', None),
-            )
+        self.examples = self.examples_of('train', config.num_pairs)
+        self.test_set = self.examples_of('test')
+        check_shards(
+            config.batch_size,
+            self.num_steps,
+            self.examples.num_examples,
+            group.share(len(self.devices))[1],
         )
-        if min(config.batch_size, self.train_set.num_examples) < len(devices):
-            raise InputError(
-                f'a batch of {config.batch_size} of '
-                f'{self.train_set.num_examples} pairs has fewer rows than '
-                f'the {len(devices)} devices: give a larger --batch-size'
-            )
-        sizes = {**start.sizes, 'dropout': config.dropout}
-        net = new_classifier(tab, sizes)
+        self.sizes = {**start.sizes, 'dropout': config.dropout}
+        self.net = new_classifier(tab, self.sizes)
+        weights = self.first_weights(start)
         with input_errors():
-            set_weights(net, self.weights(net, config, start), devices)
-        self.run = FinetunedRun(config, sizes, net, start.vocab, devices)
-        self.trainer = ClassifierTrainer(
-            net,
-            self.recipe,
-            lr=config.lr,
-            devices=devices,
-            micro_batch=config.micro_batch,
-            seed=config.seed,
+            set_weights(self.net, weights, self.devices)
+        self.first = checksum(weights)
+
+    def new_run(self) -> FinetunedRun:
+        """Return the run before its first step."""
+        return FinetunedRun(
+            *(self.config, self.net, self.vocab, self.devices),
+            self.group.size,
+            sizes=self.sizes,
         )
 
-    def examples(
-        self, data: str, part: str, num_pairs: int | None
+    def examples_of(
+        self, part: str, num_pairs: int | None = None
     ) -> NLIBatch:
-        """Return the examples of a part of the data."""
-        pairs, tokenize = read_pairs(data, part), self.vocab.tokenize
+        """Return the examples of a part of the data, or its first ones."""
+        pairs = read_pairs(self.config.data, part)
+        tokenize = self.vocab.tokenize
         return make_nli_examples(
             list(map(tokenize, pairs.premises[:num_pairs])),
             list(map(tokenize, pairs.hypotheses[:num_pairs])),
@@ -163,39 +167,55 @@ class Finetuning:
             self.max_len,
         )
 
-    def weights(
-        self, net: Any, config: FinetuningConfig, start: Start
-    ) -> dict[str, np.ndarray]:
-        """Return the classifier's first weights."""
+    def first_weights(self, start: Start) -> dict[str, np.ndarray]:
+        """Return the classifier's weights before the first step."""
+        config, net = self.config, self.net
         shapes = neutral_shapes(net)
-        new = self.recipe.output_weights(shapes, config.seed)
+        recipe = get_recipe(config.recipe)
+        new = recipe.output_weights(shapes, config.seed)
         if config.scratch:
             drawn = initial_weights(
-                shapes, self.recipe.initialization, config.seed
+                shapes, recipe.initialization, config.seed
             )
             return {**drawn, **new}
         kept = {name: start.weights[name] for name in shapes.keys() - new}
         return {**kept, **new}
 
-    def train(self) -> FinetunedRun:
-        """Take all steps; after each epoch look at the test part."""
-        run, config = self.run, self.run.config
-        batches = Batches(self.train_set, config.batch_size, config.seed)
-        num_steps = config.epochs * len(batches)
-        with (
-            display.Progress(
-                config.backend, num_steps, visible=self.progress
-            ) as bar,
-            closing(self.trainer),
-        ):
-            for _ in range(config.epochs):
-                for step in self.trainer.train(batches, len(batches)):
-                    run.steps.append(step)
-                    shown = {'loss': step.loss, 'acc': step.accuracy}
-                    if run.test_accuracies:
-                        shown['test'] = run.test_accuracies[-1]
-                    bar.show(**shown)
-                run.test_accuracies.append(
-                    accuracy_of(run.net, self.test_set, self.pad)
-                )
-        return run
+    @property
+    def num_steps(self) -> int:
+        """How many steps all epochs have."""
+        return self.config.epochs * self.evaluate_every
+
+    @property
+    def evaluate_every(self) -> int:
+        """How many steps an epoch has."""
+        return -(-self.examples.num_examples // self.config.batch_size)
+
+    def evaluate(self) -> Mapping[str, float]:
+        """Find the accuracy on the test part."""
+        accuracy = accuracy_of(
+            self.net, self.test_set, self.vocab[PAD], self.group
+        )
+        self.run.add_evaluation({'test_accuracy': accuracy})
+        return {'test': accuracy}
+
+    def shown(self, step: ClassifierStep) -> Mapping[str, float]:
+        """Return the loss and the accuracy of a step."""
+        return {'loss': step.loss, 'acc': step.accuracy}
+
+    @cached_property
+    def data(self) -> dict[str, str]:
+        """Checksums of what is trained and tested on, and begun with."""
+        return {
+            'vocabulary': sha256(text_file(self.vocab.idx_to_token)),
+            'training pairs': checksum(self.examples._asdict()),
+            'test pairs': checksum(self.test_set._asdict()),
+            'first weights': self.first,
+        }
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the bytes of arrays, in the order of names."""
+    return sha256_of(
+        np.ascontiguousarray(arrays[name]).data for name in sorted(arrays)
+    )

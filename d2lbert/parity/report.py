@@ -193,7 +193,12 @@ def compare_backends(
     examples, vocab = load_examples(config, progress)
     ours, theirs = (new_run(name, config, vocab) for name in names)
     for run in (ours, theirs):
-        check_shards(config, examples.num_examples, len(run.devices))
+        check_shards(
+            config.batch_size,
+            config.steps,
+            examples.num_examples,
+            len(run.devices),
+        )
     batches = Batches(examples, config.batch_size, config.seed)
     with (
         locked(out)

@@ -48,7 +48,8 @@ class Checkpoint:
 
     `config`: the options; `data`: checksums of what is trained on;
     `environment`: what is trained with; `arrays`: see this module;
-    `evaluations`: those of `Run`.
+    `evaluations`: those of the run; `command`: the subcommand that trains
+    it.
     """
 
     config: dict[str, Any]
@@ -56,6 +57,7 @@ class Checkpoint:
     environment: dict[str, Any]
     arrays: dict[str, np.ndarray]
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    command: str = 'pretrain'
 
     @property
     def num_steps(self) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from d2lbert.errors import InputError, check_choice, input_errors
 from d2lbert.frameworks import FRAMEWORKS, check_backend
@@ -21,19 +21,6 @@ MAX_POSITIONS = 1000
 MIN_KEEP = 2
 #: The reserved tokens, and one that has a meaning.
 MIN_VOCAB_SIZE = 6
-#: What a resumed run may have other values of. The corpus may be at another
-#: path: its contents are compared.
-MAY_CHANGE = (
-    'backend',
-    'corpus',
-    'steps',
-    'devices',
-    'micro_batch',
-    'checkpoint_blocks',
-    'save_every',
-    'keep',
-    'evaluate_every',
-)
 #: The largest whole number but for the seed: larger ones fit no array.
 MOST = 2**31 - 1
 SIZES = ('num_hiddens', 'ffn_num_hiddens', 'num_heads', 'num_blks')
@@ -94,8 +81,26 @@ def devices_option() -> Any:
     )
 
 
+def save_every_option() -> Any:
+    """Return the field of the distance of checkpoints."""
+    return option(None, 'Steps from one checkpoint to the next.', metavar='N')
+
+
+def keep_option() -> Any:
+    """Return the field of the number of checkpoints."""
+    return option(MIN_KEEP, 'How many checkpoints to keep, 2 or more.')
+
+
 class Options:
-    """The base of a frozen dataclass whose fields are options."""
+    """The base of a frozen dataclass whose fields are options.
+
+    `MAY_CHANGE`: what a resumed run may have other values of; `OWN`: what
+    each of several processes may have its own value of. Of a path in them
+    the contents are compared.
+    """
+
+    MAY_CHANGE: ClassVar[Sequence[str]]
+    OWN: ClassVar[Sequence[str]]
 
     def _set(self, name: str, value: object) -> None:
         """Set a field although the class is frozen."""
@@ -104,6 +109,11 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """Return the options by name, ready for JSON."""
         return asdict(self)  # type: ignore[call-overload]
+
+    def differences(self, other: Options) -> list[str]:
+        """Return why `other` cannot continue this run, a text for each."""
+        may_change = {name: getattr(self, name) for name in self.MAY_CHANGE}
+        return different(self.as_dict(), other.as_dict() | may_change)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +125,13 @@ class Config(Options):
     of `RECIPE_FIELDS`, for the recipe's, and each size of `PRESETS`, for the
     preset's. Raises `InputError` for a value that cannot be used.
     """
+
+    MAY_CHANGE: ClassVar[Sequence[str]] = (
+        *('backend', 'corpus', 'steps', 'devices', 'micro_batch'),
+        *('checkpoint_blocks', 'save_every', 'keep'),
+        *('evaluate_every', 'split'),
+    )
+    OWN: ClassVar[Sequence[str]] = ('corpus', 'split', 'devices')
 
     backend: str = backend_option()
     recipe: str = option(
@@ -221,10 +238,8 @@ class Config(Options):
         'tf32 and bf16 are for CUDA cards: faster, and less exact.',
         metavar='float32|tf32|bf16',
     )
-    save_every: int | None = option(
-        None, 'Steps from one checkpoint to the next.', metavar='N'
-    )
-    keep: int = option(MIN_KEEP, 'How many checkpoints to keep, 2 or more.')
+    save_every: int | None = save_every_option()
+    keep: int = keep_option()
     evaluate_every: int | None = option(
         None,
         'Steps from one evaluation to the next; the best weights are kept.',
@@ -339,11 +354,6 @@ class Config(Options):
             **{name: getattr(self, name) for name in (*SIZES, 'dropout')},
             'max_len': MAX_POSITIONS,
         }
-
-    def differences(self, other: Config) -> list[str]:
-        """Return why `other` cannot continue this run, a text for each."""
-        may_change = {name: getattr(self, name) for name in MAY_CHANGE}
-        return different(self.as_dict(), other.as_dict() | may_change)
 
     def title(self) -> str:
         """Return one line about the run, for pictures."""

@@ -10,6 +10,7 @@ from d2lbert.data.archives import SPLIT_FILES
 from d2lbert.data.cache import load_cached_examples
 from d2lbert.data.corpus import Paths, open_corpus
 from d2lbert.data.examples import Examples
+from d2lbert.data.vocab import Vocab
 from d2lbert.data.wordpiece import same_tokens
 from d2lbert.errors import InputError
 from d2lbert.evaluation.evaluate import Evaluation, Evaluator
@@ -95,7 +96,9 @@ def new_evaluator(
     progress: bool,
 ) -> Evaluator:
     """Read the examples to evaluate on, and those of the training."""
-    examples = load_split(run, split, corpus, progress)
+    examples = load_split(
+        split, corpus, run.vocab, run.config.max_len, progress
+    )
     training, vocab = load_examples(run.config, progress, corpus)
     if vocab.idx_to_token != run.vocab.idx_to_token:
         raise InputError(
@@ -108,15 +111,22 @@ def new_evaluator(
 
 
 def load_split(
-    run: Run, split: str | os.PathLike, corpus: Paths, progress: bool
+    split: str | os.PathLike,
+    corpus: Paths,
+    vocab: Vocab,
+    max_len: int,
+    progress: bool,
 ) -> Examples:
-    """Return the examples of a text, in the tokens of a run."""
+    """Return the examples of a part of a corpus, or of another text.
+
+    They are in the tokens of a vocabulary, and have `max_len` of them.
+    """
     is_part = split in SPLITS
     examples, _ = load_cached_examples(
         open_corpus(corpus, str(split)) if is_part else open_corpus(split),
-        run.config.max_len,
+        max_len,
         SEED,
-        same_tokens(run.vocab),
+        same_tokens(vocab),
         display.Building(progress),
     )
     return examples

@@ -45,7 +45,8 @@ from d2lbert.data.weight_files import (
 )
 from d2lbert.errors import InputError, RunError, check_choice, input_errors
 from d2lbert.frameworks import FRAMEWORKS, load_tab
-from d2lbert.runs.run import Run, load_run, versions
+from d2lbert.runs.run import Run, load_run
+from d2lbert.runs.trained import versions
 from d2lbert.weights import (
     get_weights,
     mxnet_name,
