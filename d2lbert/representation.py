@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,19 @@ def encode_texts(
         [len(tokens) for tokens, _ in encoded], TOKENS_AT_A_TIME, batch_size
     )
     return encoded, batches
+
+
+def evaluate_in_turn(
+    net: HasEncoder, inputs: Iterable[Sequence[np.ndarray]]
+) -> Iterator[Any]:
+    """Yield what `Backend.evaluate` returns for each of some inputs.
+
+    So many at a time as there are cores: the outputs of all could be more
+    than the memory has.
+    """
+    inputs = iter(inputs)
+    while some := list(islice(inputs, net.backend.num_cores())):
+        yield from net.backend.evaluate(net, some)
 
 
 def encode(

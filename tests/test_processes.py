@@ -182,11 +182,12 @@ CASES = [
 @pytest.mark.parametrize(('recipe', 'num_ranks', 'devices', 'more'), CASES)
 def test_two_processes_draw_the_curve_of_one(
     launch, train, text_file, backend_name, tmp_path, monkeypatch,
-    recipe, num_ranks, devices, more,
+    recipe, num_ranks, devices, more, held_out,
 ):  # fmt: skip
     """Bit for bit in PyTorch, with dropout and a smaller last batch."""
     out, alone = tmp_path / 'two', tmp_path / 'one'
     options = (f'--recipe={recipe}', '--steps=4', '--save-every=4', *more)
+    options += ('--evaluate-every=2', f'--split={held_out}')
     options += ('--batch-size=47',)
     done = launch(
         *(backend_name, num_ranks, *options, '--json', '--out', out)
@@ -253,6 +254,52 @@ def test_two_processes_fine_tune(launch, saved, any_name, tmp_path):
     assert len(run.history) == 4
     np.testing.assert_allclose(run.history, expected.history, atol=1e-4)
     assert Checkpoints(out).find() == [4, 3]
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    path = write_text(tmp_path / 'held_out.txt')
+    lines = path.read_text('utf-8').splitlines(keepends=True)
+    path.write_text(''.join(lines[::-1][:40]), 'utf-8')
+    return path
+
+
+def numbers_in(results):
+    """All numbers of an evaluation, in order."""
+    for value in results.values():
+        if isinstance(value, dict):
+            yield from numbers_in(value)
+        elif not isinstance(value, str):
+            yield value
+
+
+def test_two_processes_evaluate(launch, saved, any_name, held_out, tmp_path):
+    folder, out = saved(any_name), tmp_path / 'out'
+    done = launch(
+        *(any_name, 2, '--split', held_out, '--out', out, '--json'),
+        command=('evaluate', folder),
+    )
+    *_, results = assert_done(done).splitlines()
+    assert (out / 'evaluation.png').exists()
+    alone = d2lbert.evaluate(folder, held_out, progress=False)
+    found = list(numbers_in(json.loads(results)))
+    expected = list(numbers_in(alone.as_dict()))
+    assert len(expected) > 30
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@long
+@pytest.mark.torch
+def test_a_process_that_evaluates_something_else(launch, saved, held_out):
+    require('torch')
+    done = launch(
+        *('torch', 2, '--split', held_out),
+        command=('evaluate', saved('torch')),
+        last=('--batch-size=3',),
+    )
+    for line in last_lines(done):
+        assert 'rank 1 would compute something else than rank 0' in line
+        assert 'batch_size is 3 instead of None' in line
 
 
 TEXTS = [
@@ -433,7 +480,7 @@ def test_a_process_with_something_else(
     print(*lines, sep='\n')
     assert all(each.status for each in done)
     for line in lines[:2]:
-        assert 'rank 1 would train something else than rank 0' in line
+        assert 'rank 1 would compute something else than rank 0' in line
         assert words in line
     # The new folder is gone, because nothing was trained
     assert not out.exists()

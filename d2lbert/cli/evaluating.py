@@ -8,16 +8,19 @@ from typing import Annotated
 
 import typer
 
+from d2lbert.cli.launching import launched
 from d2lbert.cli.options import (
     BackendOption,
     JsonOption,
     RunArgument,
+    TimeoutOption,
     flag,
     path_option,
 )
 
 
 def evaluate(
+    context: typer.Context,
     folder: RunArgument,
     split: Annotated[
         str,
@@ -56,24 +59,30 @@ def evaluate(
             help='The folder for a picture.', show_default='no picture'
         ),
     ] = None,
+    timeout: TimeoutOption = 60,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a run on text that it was not trained on.
 
     Beside each number stand chance and the frequencies of the words of the
-    training text, and by how many standard errors the network is better.
+    training text, and by how many standard errors the network is better. A
+    launcher, such as torchrun, can start the command as several processes.
     """
     from d2lbert.runs.evaluating import evaluate as evaluate_run
 
-    found = evaluate_run(
-        folder,
-        split,
-        backend=backend,
-        best=best,
-        corpus=corpus or None,
-        batch_size=batch_size,
-        out=out,
-    )
+    with launched(context, timeout) as group:
+        found = evaluate_run(
+            folder,
+            split,
+            backend=backend,
+            best=best,
+            corpus=corpus or None,
+            batch_size=batch_size,
+            out=out,
+            group=group,
+        )
+    if group.rank:
+        return
     print(
         f'{found.num_predictions:,} predictions in {found.num_pairs:,} pairs '
         f'of sentences ({split})'

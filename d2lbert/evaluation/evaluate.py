@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import tee
 from typing import Any
 
 import numpy as np
 
+from backends.groups import ALONE, Group
 from d2lbert.bert import BERTModel
 from d2lbert.data.cache import Progress, Silence
 from d2lbert.data.checks import check_batch
@@ -29,6 +30,7 @@ from d2lbert.evaluation.levels import (
     chance,
     frequent,
 )
+from d2lbert.representation import evaluate_in_turn
 
 #: The measures, and whether more is better.
 MEASURES = {
@@ -146,23 +148,25 @@ class Evaluator:
         net: BERTModel,
         batch_size: int | None = None,
         progress: Progress | None = None,
+        group: Group = ALONE,
     ) -> Evaluation:
         """Return what a network of any tab scores, in evaluation mode.
 
         `batch_size`: the most rows that go through it at a time; they are
         fewer where there would be more than `NUM_LOGITS` logits; `progress`:
-        is told how many pairs are done.
+        is told how many pairs are done; `group`: the processes that share
+        the examples, each of which gets all numbers.
 
         Raises `InputError` for a network that does not fit the examples, and
         `RunError` for losses that are not finite.
         """
         if batch_size is not None:
             check_positive(batch_size=batch_size)
-        chunks = chunks_of(net, self.examples, batch_size)
+        chunks = chunks_of(net, self.examples, batch_size, group)
         with (progress or Silence()).bar(
             f'evaluation on {self.split}', self.examples.num_examples, 'pair'
         ) as show:
-            scores = score(net, chunks, self.answers, show)
+            scores = score(net, chunks, self.answers, show, group)
         if not all(np.isfinite(values).all() for values in scores):
             raise RunError(
                 'the losses are not finite: the parameters of the network '
@@ -193,33 +197,37 @@ def score(
     chunks: Iterator[Chunk],
     answers: Answers,
     show: Callable[[int], None] = lambda num_done: None,
+    group: Group = ALONE,
 ) -> Scores:
     """Return what a network scores for each answer.
 
-    `chunks`: see `chunks_of`; `show`: is called with how many rows are done.
+    `chunks`, `group`: see `chunks_of`; `show`: is called with how many rows
+    are done.
     """
     num_pairs = len(answers.nsp_labels)
     slots = num_pairs, 1 + answers.slots.max(initial=0)
-    mlm_loss, mlm_ranks = np.zeros(slots), np.zeros(slots, int)
-    nsp_loss, nsp_ranks = np.zeros(num_pairs), np.zeros(num_pairs, int)
+    mlm_loss, mlm_ranks = np.zeros(slots), np.zeros(slots)
+    nsp_loss, nsp_ranks = np.zeros(num_pairs), np.zeros(num_pairs)
     num_done = 0
-    while block := list(islice(chunks, net.backend.num_cores())):
-        outputs = net.backend.evaluate(
-            net, (inputs_of(net, batch) for _, batch in block)
+    chunks, again = tee(chunks)
+    outputs = evaluate_in_turn(
+        net, (inputs_of(net, batch) for _, batch in again)
+    )
+    for (rows, batch), (_, mlm_Y_hat, nsp_Y_hat) in zip(
+        chunks, outputs, strict=True
+    ):
+        row, slot = np.nonzero(batch.mlm_weights)
+        asked = rows[row], slot
+        mlm_loss[asked], mlm_ranks[asked] = cross_entropies(
+            mlm_Y_hat[row, slot], batch.mlm_labels[row, slot]
         )
-        for (rows, batch), (_, mlm_Y_hat, nsp_Y_hat) in zip(
-            block, outputs, strict=True
-        ):
-            row, slot = np.nonzero(batch.mlm_weights)
-            asked = rows[row], slot
-            mlm_loss[asked], mlm_ranks[asked] = cross_entropies(
-                mlm_Y_hat[row, slot], batch.mlm_labels[row, slot]
-            )
-            nsp_loss[rows], nsp_ranks[rows] = cross_entropies(
-                nsp_Y_hat, batch.nsp_labels
-            )
-            num_done += len(rows)
+        nsp_loss[rows], nsp_ranks[rows] = cross_entropies(
+            nsp_Y_hat, batch.nsp_labels
+        )
+        num_done += len(rows) * group.size
         show(min(num_done, num_pairs))
+    # What another process has computed is zero here
+    group.all_reduce([mlm_loss, mlm_ranks, nsp_loss, nsp_ranks])
     asked = answers.rows, answers.slots
     return Scores(
         mlm_loss[asked],
@@ -231,9 +239,14 @@ def score(
 
 
 def chunks_of(
-    net: BERTModel, examples: Examples, batch_size: int | None
+    net: BERTModel,
+    examples: Examples,
+    batch_size: int | None,
+    group: Group = ALONE,
 ) -> Iterator[Chunk]:
     """Yield rows that go through a network together, and their numbers.
+
+    `group`: the processes that share them; these are the rows of this one.
 
     Each has rows of similar length, cut to the longest, so that little is
     padding. Where each shape is compiled, all have one shape: the first rows
@@ -242,9 +255,10 @@ def chunks_of(
     lens = examples.column('valid_lens', slice(None))
     num_slots = examples.column('mlm_labels', slice(1)).shape[1]
     most = max(1, NUM_LOGITS // (num_slots * net.vocab_size))
-    size = min(batch_size or most, most, len(lens))
+    # Each process has some
+    size = min(batch_size or most, most, math.ceil(len(lens) / group.size))
     order = np.argsort(-lens, kind='stable')
-    for start in range(0, len(order), size):
+    for start in range(0, len(order), size)[group.rank :: group.size]:
         rows = order[start : start + size]
         if net.backend.compiles:
             rows = np.resize(rows, size)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backends.groups import Group
-from d2lbert.data.files import sha256, sha256_of
+from d2lbert.data.files import sha256
 from d2lbert.data.nli import NLIBatch, make_nli_examples
 from d2lbert.data.snli import read_pairs
 from d2lbert.data.vocab import PAD, Vocab
@@ -27,7 +27,7 @@ from d2lbert.frameworks import load_tab
 from d2lbert.pretrained import ARCHIVES, fetch_pretrained, read_pretrained
 from d2lbert.runs.run import check_shards, devices_of, load_run
 from d2lbert.runs.starting import train_run
-from d2lbert.runs.trained import text_file
+from d2lbert.runs.trained import checksum, text_file
 from d2lbert.runs.training import Training
 from d2lbert.weights import (
     get_weights,
@@ -87,11 +87,11 @@ class Start(NamedTuple):
     max_len: int
 
 
-def start_of(config: FinetuningConfig) -> Start:
-    """Read the pretrained network of a fine-tuning."""
+def start_of(config: FinetuningConfig, gpu: int = 0) -> Start:
+    """Read the pretrained network of a fine-tuning. `gpu`: see `load_run`."""
     name = config.pretrained
     if os.path.isdir(name):
-        run = load_run(name, config.backend)
+        run = load_run(name, config.backend, gpu=gpu)
         return Start(
             run.config.net_arguments(len(run.vocab)),
             get_weights(run.net),
@@ -122,7 +122,7 @@ class Finetuning(Training):
         config, group = self.config, self.group
         tab = load_tab(config.backend)
         self.devices = devices_of(tab, config, group)
-        start = start_of(config)
+        start = start_of(config, group.local_rank)
         self.vocab = start.vocab
         self.max_len = config.max_len or min(MAX_LEN, start.max_len)
         if self.max_len > start.sizes['max_len']:
@@ -212,10 +212,3 @@ class Finetuning(Training):
             'test pairs': checksum(self.test_set._asdict()),
             'first weights': self.first,
         }
-
-
-def checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of the bytes of arrays, in the order of names."""
-    return sha256_of(
-        np.ascontiguousarray(arrays[name]).data for name in sorted(arrays)
-    )

@@ -173,7 +173,7 @@ class Pretraining(Training):
     def evaluate(self) -> Mapping[str, float]:
         """Evaluate the network on the held-out text, and keep the best."""
         assert self.evaluator
-        found = self.evaluator.evaluate(self.run.net)
+        found = self.evaluator.evaluate(self.run.net, group=self.group)
         self.run.add_evaluation(found.as_dict())
         return {'valid': found.network['mlm_loss']}
 

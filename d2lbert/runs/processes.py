@@ -1,7 +1,7 @@
-"""Several processes that train one run together.
+"""Several processes that train or evaluate one run together.
 
-Rank 0 alone reads, locks and writes the run's folder. What all processes
-must have alike is compared before the first step.
+Rank 0 alone locks and writes folders, and speaks. What all processes must
+have alike is compared before they begin.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def check_alike(group: Group, about: Mapping[str, Any]) -> None:
         ]
         if faults:
             raise InputError(
-                f'rank {rank} would train something else than rank 0: '
+                f'rank {rank} would compute something else than rank 0: '
                 f'{"; ".join(faults)}. Start all ranks with the same '
                 'options, corpus and versions'
             )

@@ -263,12 +263,16 @@ def check_memory(
 
 
 def load_run(
-    folder: str | Path, backend: str | None = None, best: bool = False
+    folder: str | Path,
+    backend: str | None = None,
+    best: bool = False,
+    gpu: int = 0,
 ) -> Run:
     """Read a run, into its own framework or into the other one.
 
     `best`: the network has the weights of the best evaluation instead of the
-    last ones.
+    last ones; `gpu`: the number of the GPU that it is on, where there are
+    any.
 
     Raises `InputError` where there is no run or no evaluation, and
     `RunError` for a run that is damaged, not finite, or of a newer d2lbert.
@@ -285,5 +289,5 @@ def load_run(
     check_memory(config, len(found.vocab))
     tab = load_tab(backend or config.backend)
     net = tab.BERTModel(**config.net_arguments(len(found.vocab)))
-    put_weights(net, weights, path)
+    put_weights(net, weights, path, gpu)
     return Run(config, net, **found.fields())

@@ -23,6 +23,7 @@ from d2lbert import __version__
 from d2lbert.data.files import (
     DAMAGE,
     load_arrays,
+    sha256_of,
     to_safetensors,
     write_file,
 )
@@ -273,14 +274,19 @@ def read_run(folder: str | Path, Kind: type[TrainedRun]) -> Read:
 
 
 def put_weights(
-    net: Any, weights: Mapping[str, np.ndarray], manifest: Path
+    net: Any,
+    weights: Mapping[str, np.ndarray],
+    manifest: Path,
+    number: int = 0,
 ) -> None:
     """Give a network the weights of a run, on a GPU where there is one.
 
+    `number`: of the GPU; where there are fewer, they are counted again.
     Raises `RunError` where they are not those that the manifest describes.
     """
     try:
-        set_weights(net, weights, [net.backend.try_gpu()])
+        gpu = number % max(1, net.backend.num_gpus())
+        set_weights(net, weights, [net.backend.try_gpu(gpu)])
     except ValueError as error:
         raise RunError(
             f'the weights in {manifest.parent} are not those of its '
@@ -350,6 +356,13 @@ def versions(backend: str) -> dict[str, str]:
     modules = map(import_module, ('d2lbert', 'numpy', backend))
     found = {module.__name__: str(module.__version__) for module in modules}
     return {'python': platform.python_version(), **found}
+
+
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of the bytes of arrays, in the order of names."""
+    return sha256_of(
+        np.ascontiguousarray(arrays[name]).data for name in sorted(arrays)
+    )
 
 
 def weights_file(weights: Mapping[str, np.ndarray]) -> bytes:
