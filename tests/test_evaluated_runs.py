@@ -1,6 +1,7 @@
 """Runs that are evaluated while they are trained."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,44 @@ def test_a_resumed_run_is_evaluated_as_an_uninterrupted_one(
     assert (pieces / BEST_FILE).read_bytes() == (
         whole / BEST_FILE
     ).read_bytes()
+
+
+def test_a_resumed_run_has_the_same_held_out_text(
+    train, one_backend, options, held_out, tmp_path
+):
+    out, text = tmp_path / 'run', Path(held_out).read_text('utf-8')
+    options |= {'steps': 2, 'save_every': 2}
+    train(one_backend, out=out, **options)
+
+    def resume(steps, **options):
+        return d2lbert.pretrain(
+            out=out, resume=True, progress=False, steps=steps, **options
+        )
+
+    moved = tmp_path / 'moved.txt'
+    moved.write_text(text, 'utf-8')
+    assert len(resume(4, split=moved).evaluations) == 2
+    moved.write_text(text.replace('crane', 'driver'), 'utf-8')
+    with pytest.raises(InputError, match=r'held-out examples is .*, was'):
+        resume(6)
+    # Also where it was not read meanwhile
+    resume(6, evaluate_every=None)
+    with pytest.raises(InputError, match=r'held-out examples is .*, was'):
+        resume(8, evaluate_every=2)
+    moved.write_text(text, 'utf-8')
+    assert len(resume(8, evaluate_every=2).evaluations) == 3
+
+
+def test_the_text_is_free_before_the_first_evaluation(
+    train, one_backend, options, tmp_path
+):
+    out, split = tmp_path / 'run', options['split']
+    train(one_backend, out=out, steps=2, save_every=2)
+    run = d2lbert.pretrain(
+        out=out, resume=True, progress=False, steps=4, evaluate_every=2,
+        split=split,
+    )  # fmt: skip
+    assert [found['split'] for found in run.evaluations] == [split]
 
 
 def test_checkpoints_are_as_often_as_without_evaluations(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import d2lbert
 from d2lbert.errors import InputError, RunError
+from d2lbert.evaluation import fill_mask
 from test_representation import VOCAB, WORDS, make_net
 
 TEXTS = [
@@ -78,6 +79,44 @@ def test_all_frameworks_answer_alike(all_tabs):
             np.testing.assert_allclose(
                 ours.probabilities, theirs.probabilities, atol=1e-5
             )
+
+
+@pytest.fixture
+def calls(net, monkeypatch):
+    """The outputs of each call of `evaluate`, which two cores serve."""
+    calls = []
+
+    def evaluate(net, batches):
+        outputs = type(net.backend).evaluate(net.backend, net, batches)
+        calls.append(outputs)
+        return outputs
+
+    monkeypatch.setattr(net.backend, 'evaluate', evaluate)
+    monkeypatch.setattr(net.backend, 'num_cores', lambda: 2)
+    return calls
+
+
+def test_as_many_batches_at_a_time_as_cores(net, calls):
+    d2lbert.fill(net, VOCAB, TEXTS, batch_size=1)
+    assert [len(outputs) for outputs in calls] == [2, 1]
+    d2lbert.follows(net, VOCAB, PAIRS * 2, batch_size=1)
+    assert [len(outputs) for outputs in calls[2:]] == [2, 2]
+    # Which sentence follows takes no logits over the vocabulary
+    for outputs in calls[2:]:
+        assert all(mlm_Y_hat is None for _, mlm_Y_hat, _ in outputs)
+
+
+def test_few_logits_exist_at_a_time(net, calls, monkeypatch):
+    expected = d2lbert.fill(net, VOCAB, TEXTS * 3)
+    calls.clear()
+    monkeypatch.setattr(fill_mask, 'NUM_LOGITS', 4 * len(VOCAB))
+    found = d2lbert.fill(net, VOCAB, TEXTS * 3)
+    most = max(Y.size for outputs in calls for _, Y, _ in outputs)
+    assert most <= 4 * len(VOCAB)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(
+            ours.probabilities, theirs.probabilities, atol=1e-5
+        )
 
 
 def texts_of(words):

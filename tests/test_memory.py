@@ -21,6 +21,7 @@ from d2lbert.pytest_plugin import require
 from d2lbert.runs import memory
 from d2lbert.runs.config import PRESETS, Config
 from d2lbert.runs.pretraining import Pretraining, dry_run
+from d2lbert.runs.run import load_examples
 from helpers import (
     BOOK_BACKENDS,
     ROOT,
@@ -233,6 +234,7 @@ def test_a_small_training_takes_what_is_predicted(measured_name, tmp_path):
     [
         *((network, []) for network in NETWORKS),
         ('base', ['--checkpoint-blocks', '--save-every', '1']),
+        ('small', ['--evaluate-every', '1']),
         ('large', ['--checkpoint-blocks']),
     ],
     ids=str,
@@ -246,9 +248,13 @@ def test_a_training_takes_what_is_predicted(
     preset = PRESETS[config.get('--preset', 'chapter')]
     max_len = int(config.get('--max-len', preset['max_len']))
     corpus = write_corpus(tmp_path / 'corpus.txt', max_len)
+    lines = corpus.read_text().splitlines(keepends=True)
+    held_out = tmp_path / 'held_out.txt'
+    held_out.write_text(''.join(lines[:20]))
     predicted, measured = predicted_and_measured(
         *('--backend', measured_name, '--devices', 'cpu', '--steps', 2),
-        *('--corpus', corpus, '--out', tmp_path / 'run', *options, *more),
+        *('--corpus', corpus, '--split', held_out),
+        *('--out', tmp_path / 'run', *options, *more),
     )
     print(
         f'\n{network} {measured_name} {" ".join(more)}: predicted '
@@ -265,6 +271,11 @@ def predicted(measured_name, **options):
     return dry_run(backend=measured_name, **SMALL | options).total
 
 
+def num_tokens_of_the_sample():
+    _, vocab = load_examples(Config(), progress=False)
+    return len(vocab)
+
+
 def test_what_takes_less_memory(measured_name):
     """Each option that an error may name takes less than without it."""
     large = {'num_hiddens': 256, 'num_blks': 8, 'batch_size': 256}
@@ -272,6 +283,14 @@ def test_what_takes_less_memory(measured_name):
     assert predicted(measured_name, micro_batch=8, **large) < plain
     assert predicted(measured_name, checkpoint_blocks=True, **large) < plain
     assert predicted(measured_name, **large | {'devices': 'cpu:4'}) > plain
+    # The best weights, and one copy more when the run is written
+    evaluated = dry_run(
+        backend=measured_name, **SMALL | large, evaluate_every=1
+    )
+    assert evaluated.total > plain
+    assert evaluated.parts['the best weights'] == 4 * (
+        memory.count_parameters(Config(**large), num_tokens_of_the_sample())
+    )
 
 
 def test_rows_that_are_short_take_less(measured_name):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +10,13 @@ import numpy as np
 from d2lbert.bert import BERTModel
 from d2lbert.data.vocab import MASK, PAD, Vocab
 from d2lbert.errors import InputError, check_positive
+from d2lbert.evaluation.evaluate import NUM_LOGITS
 from d2lbert.representation import (
     Text,
     check_finite,
     encode_texts,
     encoder_inputs,
+    evaluate_in_turn,
     power_of_two,
 )
 
@@ -56,9 +58,10 @@ def fill(
     """Return the most probable tokens for each `<mask>` of many texts.
 
     `texts`, `batch_size`: see `d2lbert.represent`; each text has one
-    `<mask>` or more, which are filled independently of each other. A mask
-    stands for one token: a word, or a piece of a word where the vocabulary
-    has pieces. `top`: how many tokens for each mask.
+    `<mask>` or more, which are filled independently of each other. Fewer go
+    through at a time where there would be more than `NUM_LOGITS` logits. A
+    mask stands for one token: a word, or a piece of a word where the
+    vocabulary has pieces. `top`: how many tokens for each mask.
 
     Raises `InputError` for a text without a mask, a `top` that is not from
     1 to the number of tokens, and what `represent` refuses; `RunError` where
@@ -72,14 +75,17 @@ def fill(
         )
     encoded, batches = encode_texts(net, vocab, texts, batch_size)
     places = [masks_of(tokens, vocab) for tokens, _ in encoded]
-    results: list[Any] = [None] * len(encoded)
-    for batch in batches:
-        inputs = encoder_inputs(net, [encoded[i] for i in batch], vocab[PAD])
-        positions = padded(
-            [places[i] for i in batch], len(inputs[0]), net.backend.compiles
+    batches = list(of_few_logits(batches, places, len(vocab)))
+
+    def inputs(batch: Sequence[int]) -> tuple[np.ndarray, ...]:
+        arrays = encoder_inputs(net, [encoded[i] for i in batch], vocab[PAD])
+        return *arrays, padded(
+            [places[i] for i in batch], len(arrays[0]), net.backend.compiles
         )
-        # One batch at a time: the logits of all would fill the memory
-        ((_, logits, _),) = net.backend.evaluate(net, [(*inputs, positions)])
+
+    results: list[Any] = [None] * len(encoded)
+    outputs = evaluate_in_turn(net, map(inputs, batches))
+    for batch, (_, logits, _) in zip(batches, outputs, strict=True):
         for row, i in enumerate(batch):
             its_logits = logits[row, : len(places[i])]
             check_finite(its_logits, 'logits')
@@ -116,11 +122,12 @@ def follows(
                 )
     encoded, batches = encode_texts(net, vocab, pairs, batch_size)
     probabilities = np.empty((len(encoded), 2), np.float32)
-    for batch in batches:
-        inputs = encoder_inputs(net, [encoded[i] for i in batch], vocab[PAD])
-        # The network wants a position to predict; its answer is not used
-        positions = np.zeros((len(inputs[0]), 1), int)
-        ((_, _, logits),) = net.backend.evaluate(net, [(*inputs, positions)])
+    inputs = (
+        encoder_inputs(net, [encoded[i] for i in batch], vocab[PAD])
+        for batch in batches
+    )
+    outputs = evaluate_in_turn(net, inputs)
+    for batch, (_, _, logits) in zip(batches, outputs, strict=True):
         its_logits = logits[: len(batch)]
         check_finite(its_logits, 'logits')
         probabilities[batch] = softmax(its_logits)
@@ -140,6 +147,23 @@ def masks_of(tokens: Sequence[int], vocab: Vocab) -> list[int]:
             'find, with spaces around it'
         )
     return places
+
+
+def of_few_logits(
+    batches: Iterable[list[int]],
+    places: Sequence[Sequence[int]],
+    vocab_size: int,
+) -> Iterator[list[int]]:
+    """Yield batches cut so that none gives more than `NUM_LOGITS` logits.
+
+    `batches`: the numbers of texts, one of them at least in each; `places`:
+    the positions of the masks of each text.
+    """
+    for batch in batches:
+        num_slots = max(len(places[i]) for i in batch)
+        size = max(1, NUM_LOGITS // (num_slots * vocab_size))
+        for start in range(0, len(batch), size):
+            yield batch[start : start + size]
 
 
 def padded(

@@ -32,7 +32,8 @@ FLOAT_BYTES = 4
 LARGE = 2e9
 #: In so many steps the largest micro-batch is looked for.
 MOST_STEPS = 100
-#: Copies of all parameters that a run, or a checkpoint, is written from.
+#: Copies of all parameters that a run, or a checkpoint, is written from. One
+#: more is of the best weights, where the run has some.
 RUN_COPIES, CHECKPOINT_COPIES = 2, 3
 
 
@@ -139,7 +140,12 @@ class Prediction:
             self.vocabulary_loss(config, *shape) for shape in shapes
         )
         data = self.examples.nbytes
-        copies = CHECKPOINT_COPIES if config.save_every else RUN_COPIES
+        best = {}
+        if config.evaluate_every:
+            best = {'the best weights': parameters}
+        copies = RUN_COPIES + len(best)
+        if config.save_every:
+            copies = max(copies, CHECKPOINT_COPIES)
         # What a step has held is not all free when the run is written
         saving = copies * parameters - (1 - footprint.kept) * (
             activations + vocabulary
@@ -153,6 +159,7 @@ class Prediction:
             f'gradients of {counted(num_workers, "worker")}': parameters
             * num_workers,
             "Adam's moments": 2 * parameters,
+            **best,
             'activations of '
             + described([rows for rows, _ in shapes]): activations,
             'the loss over the vocabulary': vocabulary,
