@@ -57,7 +57,7 @@ ONE_FRAMEWORK = {
     'test_signals',
     'test_threads',
 }
-WITH_JAX = {'test_backends', 'test_parity'}
+WITH_JAX = {'test_backends'}
 # They have many shapes, or processes, and JAX compiles for each
 LONG_IN_JAX = {
     'test_cli',

@@ -393,6 +393,7 @@ def test_several_devices_in_mxnet(
         assert parameter.list_ctx() == two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('edition', 'num_devices'),
     [
@@ -441,6 +442,7 @@ def test_the_packages_functions_are_the_cells(
 # ---- in a script and in a notebook -----------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('edition', 'own_functions'),
     [

@@ -75,6 +75,7 @@ def test_the_run_is_kept_with_its_evaluations(
     assert same_weights(copy.best_weights, run.best_weights)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_evaluated_as_an_uninterrupted_one(
     train, one_backend, options, tmp_path
 ):

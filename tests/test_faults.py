@@ -204,6 +204,7 @@ def test_a_number_that_is_huge(run, tmp_path, name):
     assert_refused(done, f'{name} = 1000', '2147483647')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('setting', ['MININTERVAL=x', 'ASCII=1'])
 def test_a_progress_bar_set_up_in_an_odd_way(
     command, one_backend, text_file, tmp_path, setting
@@ -295,6 +296,7 @@ def test_a_user_without_a_home(command, one_backend, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('setting', 'content'),
     [

@@ -245,6 +245,7 @@ def test_texts_of_all_lengths_share_programs(d2l):
     assert evaluated._cache_size() <= 7
 
 
+@pytest.mark.slow
 def test_programs_are_forgotten_in_time(d2l, monkeypatch, tmp_path):
     """XLA ends a process that has all mappings that Linux allows."""
     from backends import jax_programs

@@ -464,6 +464,7 @@ def test_a_system_that_does_not_say(tmp_path):
     assert memory.available_bytes(none, none, none) == total
 
 
+@pytest.mark.slow
 def test_a_real_limit(tmp_path, one_backend):
     """A control group with little memory, which only root can make."""
     folder = memory.cgroups.ROOT / 'memory' / 'd2lbert-test'

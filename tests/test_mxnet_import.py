@@ -86,6 +86,7 @@ def test_a_training_step_leaves_numpy_as_it_was(tmp_path):
         """)
 
 
+@pytest.mark.slow
 @mxnet_test
 @needs_torch
 @pytest.mark.torch
@@ -140,6 +141,7 @@ def test_numpy_stays_and_nothing_is_printed_and_twice_is_once():
     )
 
 
+@pytest.mark.slow
 @mxnet_test
 def test_it_recovers_from_an_import_that_failed_before():
     run("""

@@ -157,6 +157,7 @@ def test_losses_of_our_trainer(backend_name, training, name):
     assert_close({key: found}, read(backend_name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ONE_SMALL)
 @pytest.mark.parametrize(('backend_name', 'training'), TRAININGS)
 def test_losses_of_the_chapters_loop(backend_name, training, name):

@@ -53,6 +53,7 @@ def test_one_curve(tab, num_shards, micro_batch):
     np.testing.assert_allclose(cut, whole, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('num_shards', 'micro_batch'), CUTS)
 def test_one_curve_to_the_last_digits(tab, num_shards, micro_batch):
     """What is left in float32 is rounding: float64 has none of it."""

@@ -332,6 +332,7 @@ with joined(60) as group:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_represent_texts(saved, any_name, tmp_path):
     folder = shutil.copytree(saved(any_name), tmp_path / 'run')
     started = [
@@ -454,6 +455,7 @@ if sys.argv.count('--out') == 2:
 {MAIN}"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('last', 'words'),
     [

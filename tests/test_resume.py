@@ -112,6 +112,7 @@ def test_a_run_in_pieces_equals_the_uncut_one(
     assert_same_runs(out, tmp_path / 'uninterrupted')
 
 
+@pytest.mark.slow
 def test_the_end_of_an_epoch_and_its_uneven_last_batch(
     train, resume, backend_name, tmp_path
 ):

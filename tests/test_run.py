@@ -123,6 +123,7 @@ def test_the_seed_decides_everything(train, backend_name):
     assert train(backend_name, seed=4).history != first.history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_all_frameworks_train_alike(train, all_tabs, recipe):
     first, *others = (

@@ -673,6 +673,7 @@ def test_dataset(edition, functions, backend_name, capsys):
     assert names['vocab']['crane'] != names['vocab'].unk
 
 
+@pytest.mark.slow
 def test_dataset_of_wikitext_2(
     backend_name, wikitext2, monkeypatch, capsys, tmp_path
 ):

@@ -96,7 +96,15 @@ def test_loss_weights_sum_to_the_shards(name):
 # ---- shards, micro-batches, backends ---------------------------------
 
 
-@pytest.mark.parametrize('recipe', RECIPES)
+@pytest.mark.parametrize(
+    'recipe',
+    [
+        'mxnet',
+        pytest.param('pytorch', marks=pytest.mark.slow),
+        pytest.param('corrected', marks=pytest.mark.slow),
+        'bert',
+    ],
+)
 def test_all_backends_train_alike(all_tabs, recipe):
     (ours, w), *others = (train(new_trainer(tab, recipe)) for tab in all_tabs)
     for theirs, v in others:
