@@ -48,12 +48,14 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_COMPILATION_CACHE_MAX_SIZE', str(1 << 30))
 
 
-# Tests that start processes try one framework by default, and JAX, which
-# compiles each network, is tried by default where it differs
+# Tests that start processes, and those of what another file tries in each
+# framework, try one framework by default; JAX, which compiles each network,
+# is tried by default where it differs
 ONE_FRAMEWORK = {
     'test_faults',
     'test_memory',
     'test_processes',
+    'test_resumed_finetuning',
     'test_signals',
     'test_threads',
 }

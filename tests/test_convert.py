@@ -430,6 +430,17 @@ def test_nothing_is_overwritten(file, folder):
         convert.convert(folder, 'run', folder, like=folder)
 
 
+def test_the_best_weights_of_another_run_are_not_kept(
+    train, one_backend, text_file, tmp_path
+):
+    like, out = tmp_path / 'like', tmp_path / 'out'
+    train(one_backend, out=like, evaluate_every=1, split=text_file)
+    convert.convert(like, 'run', out, like=like)
+    assert not d2lbert.load_run(out).evaluations
+    with pytest.raises(InputError, match='has no best weights'):
+        d2lbert.load_run(out, best=True)
+
+
 def test_like_belongs_to_run(folder, tmp_path):
     for to, like in (('run', None), ('safetensors', folder)):
         with pytest.raises(InputError, match='--like RUN and --to run'):

@@ -228,6 +228,7 @@ def test_two_processes_in_jax(launch, train, tmp_path):
     np.testing.assert_allclose(history, alone.history, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_fine_tune(launch, saved, any_name, tmp_path):
     """With the curve of two shards, bit for bit in PyTorch."""
     folder, out, alone = saved(any_name), tmp_path / 'two', tmp_path / 'one'
@@ -273,6 +274,7 @@ def numbers_in(results):
             yield value
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate(launch, saved, any_name, held_out, tmp_path):
     folder, out = saved(any_name), tmp_path / 'out'
     done = launch(

@@ -84,17 +84,10 @@ def test_a_run_in_pieces_equals_the_uncut_one(
     assert (out / 'finetuning.png').exists()
 
 
-def test_another_framework_goes_on(both_tabs, begin, resume, tmp_path):
-    check_another_framework(both_tabs, begin, resume, tmp_path)
-
-
 @pytest.mark.slow
-def test_each_framework_goes_on(all_tabs, begin, resume, tmp_path):
-    check_another_framework(all_tabs, begin, resume, tmp_path)
-
-
-def check_another_framework(tabs, begin, resume, tmp_path):
-    names = [tab.BACKEND.name for tab in tabs]
+def test_another_framework_goes_on(all_tabs, begin, resume, tmp_path):
+    """Each hands over to the next one."""
+    names = [tab.BACKEND.name for tab in all_tabs]
     for name, other in zip(names, [*names[1:], names[0]], strict=True):
         out = tmp_path / name
         begin(name, out, epochs=1, recipe='mxnet', save_every=3)

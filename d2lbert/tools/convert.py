@@ -139,7 +139,14 @@ def like_run(folder: str | Path, weights: Weights, source: str) -> Run:
         set_weights(like.net, single)
     results = {'weights_from': source, 'steps': 0, 'history': []}
     record = {'results': results, 'versions': versions(like.config.backend)}
-    return replace(like, devices=[], steps=[], record=record)
+    return replace(
+        like,
+        devices=[],
+        steps=[],
+        record=record,
+        evaluations=[],
+        best_weights={},
+    )
 
 
 # ---- names and shapes ------------------------------------------------
