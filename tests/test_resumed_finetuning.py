@@ -99,8 +99,9 @@ def test_another_framework_goes_on(all_tabs, begin, resume, tmp_path):
 
 
 def test_a_stop_in_the_first_epoch_leaves_no_run(
-    begin, one_backend, tmp_path
+    begin, saved, one_backend, tmp_path
 ):
+    saved(one_backend)  # else its training would be stopped
     with stopping_at(2), pytest.raises(Stopped, match='2 of 6') as stopped:
         begin(one_backend, tmp_path, epochs=2)
     assert Checkpoints(tmp_path).find() == [2]
@@ -127,7 +128,7 @@ def test_fewer_epochs_than_taken(begun, resume, tmp_path):
 @pytest.mark.parametrize(
     ('option', 'value'),
     [
-        ('recipe', 'mxnet'), ('batch_size', 8), ('num_pairs', 19),
+        ('recipe', 'mxnet'), ('batch_size', 100), ('num_pairs', 19),
         ('max_len', 30), ('dropout', 0.3), ('lr', 0.02), ('scratch', True),
         ('seed', 1),
     ],

@@ -98,11 +98,6 @@ def continue_from(
     saved = config_of(Task.CONFIG, checkpoint.config, out / FOLDER)
     config = replace(saved, **options)
     training = Task(config, progress, group, checkpoints)
-    if training.num_steps < checkpoint.num_steps:
-        raise InputError(
-            f'{Task.LENGTH} = {getattr(config, Task.LENGTH)}: the run in '
-            f'{out} has taken {checkpoint.num_steps} steps already; give more'
-        )
     # Held-out text that is read no more, or was not, is not compared
     data = checkpoint.data | training.data
     differences = saved.differences(config)
@@ -114,6 +109,11 @@ def continue_from(
             f'the run in {out} cannot be resumed as another one: '
             f'{"; ".join(differences)}. Leave these options out, or '
             'train without --resume into another folder'
+        )
+    if training.num_steps < checkpoint.num_steps:
+        raise InputError(
+            f'{Task.LENGTH} = {getattr(config, Task.LENGTH)}: the run in '
+            f'{out} has taken {checkpoint.num_steps} steps already; give more'
         )
     training.data = data
     finished = None

@@ -222,8 +222,9 @@ class Read(NamedTuple):
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of `TrainedRun`, but the first two."""
-        common = dict(zip(self._fields[3:], self[3:], strict=True))
-        return {**common, **self.about}
+        found = self._asdict()
+        del found['options'], found['weights']
+        return {**found.pop('about'), **found}
 
 
 def read_run(folder: str | Path, Kind: type[TrainedRun]) -> Read:

@@ -36,10 +36,7 @@ from d2lbert.runs.checkpoint import (
 from d2lbert.runs.config import different
 from d2lbert.runs.processes import check_alike
 from d2lbert.runs.signals import STOP_SIGNALS, StopSignals
-from d2lbert.runs.trained import (
-    TrainedRun,
-    versions,
-)
+from d2lbert.runs.trained import TrainedRun, versions
 from d2lbert.weights import (
     get_weights,
     neutral_name,
@@ -64,8 +61,8 @@ class Training(ABC):
     #: The option that says how long to train.
     LENGTH: ClassVar[str]
 
-    #: What `read` has to set: the examples to train on, in `Batches`, and
-    #: the vocabulary of the network.
+    #: What `read` sets: the examples to train on, as `Batches` takes them,
+    #: and the vocabulary of the network.
     examples: Any
     vocab: Vocab
 
