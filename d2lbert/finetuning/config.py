@@ -51,7 +51,7 @@ class FinetuningConfig(Options):
     )
     OWN: ClassVar[Sequence[str]] = ('pretrained', 'data', 'devices')
 
-    pretrained: str
+    pretrained: str = ''
     task: str = option('nli', 'What to learn.', metavar='nli')
     data: str = option(
         'sample',
@@ -107,8 +107,14 @@ class FinetuningConfig(Options):
         # Imported here, because they import NumPy: `--help` would wait
         from backends.devices import parse_devices
         from d2lbert.finetuning.recipes import OF_BACKEND, get_recipe
+        from d2lbert.pretrained import ARCHIVES
         from d2lbert.recipes import check_lr
 
+        if not self.pretrained:
+            raise InputError(
+                'there is no network to fine-tune: give the folder of a run, '
+                f'or one of {", ".join(ARCHIVES)}'
+            )
         check_choice('task', self.task, TASKS)
         check_backend(self.backend)
         for name in ('pretrained', 'data'):

@@ -64,12 +64,7 @@ def finetune(
     framework that is not installed. Warns as `d2lbert.pretrain` does.
     """
     if pretrained is not None:
-        options['pretrained'] = os.fspath(pretrained)
-    elif not resume:
-        raise InputError(
-            'there is no network to fine-tune: give the folder of a run, or '
-            f'one of {", ".join(ARCHIVES)}'
-        )
+        options['pretrained'] = pretrained
     return train_run(Finetuning, options, out, resume, progress, group)
 
 
