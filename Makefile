@@ -111,10 +111,14 @@ $(VENV)/.lab: $(READY)
 notebooks: $(READY)  ## Build and run them (CORPUS=wikitext-2 LANGUAGES=en)
 	$(BIN)/python -m notebooks.build --corpus $(CORPUS) $(LANGUAGES)
 
-site: .site/.ready  ## Build the page in build/site
+site: .site/.ready  ## Build the pages in build/site
+	rm -rf build/site
 	.site/bin/python docs/site/source.py build/site-source
 	.site/bin/sphinx-build --quiet --fail-on-warning --keep-going \
 	  -c docs/site build/site-source build/site
+	.site/bin/python -m pagefind --site build/site --silent --keep-index-url \
+	  --exclude-selectors .headerlink --exclude-selectors .math
+	.site/bin/python docs/site/search.py build/site/pagefind
 	@echo build/site/index.html
 
 .site/.ready: setup.cfg constraints.txt

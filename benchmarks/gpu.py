@@ -41,7 +41,7 @@ INEXACT = {
     'bf16': 'd2lbert, bf16 (inexact)',
 }
 NO_CARD = """\
-# On a GPU
+# Speed on a GPU
 
 No CUDA card was at hand where `make bench-gpu` was run: nothing was
 measured.

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import inspect
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
-from switches import NOTEBOOK, switches  # noqa: E402
-from words import words_of  # noqa: E402
+from pages import (  # noqa: E402
+    FRAMEWORK,
+    LANGUAGES,
+    NOTEBOOK,
+    framework_of,
+    language_of,
+    link_to,
+    named,
+    neighbours,
+    own,
+    sidebar,
+)
+from switches import switches  # noqa: E402
+from words import OF_THE_SCRIPT, words_of  # noqa: E402
 
+import d2lbert  # noqa: E402
 from d2lbert.frameworks import FRAMEWORKS  # noqa: E402
+
+ROOT = HERE.parents[1]
 
 project = 'd2lbert'
 extensions = [
     'myst_nb',
     'sphinx.ext.autodoc',
     'sphinx.ext.viewcode',
+    'sphinx_copybutton',
     'sphinx-mathjax-offline',
 ]
 root_doc = 'index'
@@ -32,20 +54,23 @@ html_css_files = ['site.css']
 html_js_files = ['site.js']
 html_copy_source = False
 html_show_copyright = False
-# Summaries are fetched, which pages opened as files may not
-html_show_search_summary = False
+html_show_sphinx = False
 html_use_index = False
 html_domain_indices = False
 templates_path = ['templates']
 
 nb_execution_mode = 'off'
 nb_merge_streams = True
-myst_enable_extensions = ['dollarmath', 'amsmath']
+myst_enable_extensions = [
+    *('amsmath', 'attrs_block', 'attrs_inline', 'dollarmath'),
+]
 myst_heading_anchors = 3
 smartquotes = False
-# All notebooks but one are reached by the switches, not by the table of
-# contents; the definition and its tabs have classes of one name
+# `pages` orders the pages; the definition and its tabs have classes of one
+# name
 suppress_warnings = ['toc.not_included', 'ref.python']
+# What a reader types, not what it prints
+copybutton_selector = 'div:not(.output) > div.highlight > pre'
 
 default_role = 'literal'
 # JAX's backend sets JAX up when it is imported
@@ -53,31 +78,118 @@ autodoc_mock_imports = [*FRAMEWORKS, 'flax', 'optax', 'backends.jax']
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'description'
 # `set` is matplotlib's, which writes one into each of its subclasses
-autodoc_default_options = {'members': True, 'exclude-members': 'set'}
+autodoc_default_options = {'exclude-members': 'set'}
+
+#: Sphinx names a section, where Pagefind looks for the name of a heading.
+SECTION = re.compile(
+    r'<section id="([^"]+)">\n((?:<span id="[^"]+"></span>)*)<h([2-6])>'
+)
+#: A cell of a table, and the code in it. Its lines may end after `_`.
+CELL = re.compile('<td>.*?</td>', re.DOTALL)
+CODE = re.compile('(?<=<span class="pre">)[^<]+')
+#: From code to its page, which Sphinx gets wrong for what has two names.
+WRONG_LINK = re.compile(
+    '<a class="viewcode-back".*?</a>|<li><a href="builtins.html">.*?</li>'
+)
+#: A word that a browser would break before a digit.
+HYPHENATED = re.compile(r'([\w.,]*\w-\d[\w.,]*)')
+#: What a line may end in.
+PARENTS = (
+    *(nodes.paragraph, nodes.emphasis, nodes.strong, nodes.title),
+    *(nodes.reference, nodes.term, nodes.inline),
+)
+
+# The package imports its public names when they are first used
+for name in d2lbert.__all__:
+    getattr(d2lbert, name)
 
 
 def complete(
     app: Any, page: str, template: str, context: dict[str, Any], tree: Any
 ) -> None:
-    """Put the switches onto a page; a notebook's page is in its language."""
-    for part in ('body', 'furo_navigation_tree'):
-        context[part] = accessible(context.get(part, ''))
-    match = NOTEBOOK.fullmatch(page)
-    if match:
-        context['language'] = match[1]
-        # What the templates' _() and {% trans %} call
-        context['gettext'] = words_of(match[1])
-    context['switches'] = switches(page, app.env.found_docs)
+    """Put what stands around the text onto a page, in its language."""
+    pages = app.env.found_docs
+    language = language_of(page)
+    say = words_of(language)
+    context['language'] = language
+    # What the templates' _() and {% trans %} call
+    context['gettext'] = say
+    context['master_doc'] = own(language, 'index')
+    if 'body' in context:
+        context['body'] = searched(page, accessible(context['body']))
+    context['furo_navigation_tree'] = sidebar(page, pages)
+    for key, entry in zip(
+        ('prev', 'next'), neighbours(page, pages), strict=True
+    ):
+        context[key] = entry and {
+            'link': link_to(entry.page, page),
+            'title': named(entry, page),
+        }
+    context['search_page'] = link_to(own(language, 'search'), page)
+    context['switches'] = switches(page, pages)
+    context['script_words'] = json.dumps(
+        {it: say(it) for it in OF_THE_SCRIPT}
+    )
+
+
+def searches(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield the page for searching in each language."""
+    for language in LANGUAGES:
+        title = words_of(language)('Search')
+        yield own(language, 'search'), {'title': title}, 'search.html'
+
+
+def leave_out_search(app: Any) -> None:
+    """Make no index of Sphinx's own: docs/site/search.py makes a better."""
+    app.builder.search = False
+
+
+def copy_notebooks(app: Any, error: Exception | None) -> None:
+    """Put each notebook, as it was run, beside its page."""
+    for page in app.env.found_docs:
+        if not error and NOTEBOOK.fullmatch(page):
+            path = ROOT / f'{page}.ipynb'
+            shutil.copyfile(path, Path(app.outdir, f'{page}.ipynb'))
 
 
 def accessible(html: str) -> str:
-    """Mend what Sphinx's HTML does not tell a screen reader."""
-    for wrong, right in (
-        ('class="caption" role="heading"', 'class="caption"'),
-        ('<th class="head"><p></p></th>', '<td></td>'),
-    ):
-        html = html.replace(wrong, right)
+    """Mend what Sphinx's HTML does not tell a screen reader and a search."""
+    html = WRONG_LINK.sub('', html)
+    html = html.replace('<th class="head"><p></p></th>', '<td></td>')
+    html = CELL.sub(lambda cell: CODE.sub(breakable, cell[0]), html)
+    return SECTION.sub(r'<section>\n\2<h\3 id="\1">', html)
+
+
+def breakable(code: re.Match[str]) -> str:
+    """Let a line end after each underscore of a name."""
+    return code[0].replace('_', '_<wbr>')
+
+
+def searched(page: str, html: str) -> str:
+    """Mark the text for Pagefind; of a notebook, one framework will do."""
+    if framework_of(page) in (None, FRAMEWORK) and '_modules' not in page:
+        return f'<div data-pagefind-body>{html}</div>'
     return html
+
+
+class KeepNumbersWhole(SphinxPostTransform):
+    """No line ends at a hyphen before a digit: 1e-14, WikiText-2."""
+
+    default_priority = 900
+
+    def run(self) -> None:
+        """Mark such words in the text; code and formulas are no text."""
+        for text in list(self.document.findall(nodes.Text)):
+            parts = HYPHENATED.split(text)
+            if len(parts) == 1 or not isinstance(text.parent, PARENTS):
+                continue
+            found = [
+                nodes.inline('', part, classes=['whole'])
+                if number % 2
+                else nodes.Text(part)
+                for number, part in enumerate(parts)
+            ]
+            text.parent.replace(text, found)
 
 
 def real_signature(
@@ -115,7 +227,11 @@ def mark_code(
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.add_post_transform(KeepNumbersWhole)
+    app.connect('builder-inited', leave_out_search)
+    app.connect('html-collect-pages', searches)
     # After the theme, which makes the navigation
     app.connect('html-page-context', complete, priority=900)
+    app.connect('build-finished', copy_notebooks)
     app.connect('autodoc-process-signature', real_signature)
     app.connect('autodoc-process-docstring', mark_code)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import reference
 from nbformat import NotebookNode, v4
+from picture import picture
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -23,7 +25,9 @@ FILES = (
     *('benchmarks/results*.md', 'benchmarks/*.png'),
     *('LICENSE', 'notebooks/README.md'),
 )
-NOTEBOOKS = 'notebooks/*/bert-*.ipynb'
+#: Where the first pages have their picture.
+PICTURE = '<!-- picture -->'
+NOTEBOOKS = 'notebooks/*/*-*.ipynb'
 
 
 def anchor(name: str) -> str:
@@ -65,7 +69,13 @@ def alternative(cell: NotebookNode) -> str | None:
 
 def moved_up(text: str) -> str:
     """Return a file of docs/site with links that hold at the top."""
-    return text.replace('](../../', '](').replace('](../', '](docs/')
+    return text.replace('](../../', '](')
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file, and make its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, 'utf-8')
 
 
 def lay_out(folder: Path) -> None:
@@ -76,9 +86,13 @@ def lay_out(folder: Path) -> None:
             target = folder / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    for path in HERE.glob('*.md'):
+    for path in HERE.rglob('*.md'):
         text = moved_up(path.read_text('utf-8'))
-        (folder / path.name).write_text(text, 'utf-8')
+        language = path.parent.name if path.parent != HERE else 'en'
+        text = text.replace(PICTURE, picture(language))
+        write(folder / path.relative_to(HERE), text)
+    for name, text in reference.pages():
+        write(folder / 'api' / f'{name}.md', text)
     for path in sorted(ROOT.glob(NOTEBOOKS)):
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,63 +2,71 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
 from html import escape
 
+from pages import (
+    LANGUAGES,
+    framework_of,
+    language_of,
+    link_to,
+    versions,
+)
 from words import words_of
 
 from d2lbert.frameworks import FRAMEWORKS
 
-LANGUAGES = {
-    'en': 'English',
-    'fr': 'Français',
-    'ko': '한국어',
-    'vi': 'Tiếng Việt',
-    'zh': '中文',
-}
-NOTEBOOK = re.compile(r'notebooks/(\w+)/bert-(\w+)')
-
 
 def switches(page: str, pages: Container[str]) -> str:
-    """Return the links from a page to the versions of the chapter.
+    """Return the links from a page to its versions.
 
-    From a notebook they lead to the same one in another framework or
-    language. Other pages are in no framework and in English: theirs lead to
-    the chapter, and the page's script marks what the reader chose last.
+    A notebook has one in each framework and language. Another page has no
+    framework, and where it is in English only, the languages lead to their
+    first pages.
     """
-    match = NOTEBOOK.fullmatch(page)
-    language, framework = match.groups() if match else ('en', 'torch')
-    frameworks = [
-        (f'notebooks/{language}/bert-{it.name}', it.label, it.label, 'en')
-        for it in FRAMEWORKS.values()
-    ]
+    say = words_of(language_of(page))
     languages = [
-        (f'notebooks/{key}/bert-{framework}', name, key, key)
-        for key, name in LANGUAGES.items()
+        link(target, page, LANGUAGES[key], key)
+        for key, target in versions(page, pages).items()
+        if target == page or target in pages or target.endswith('search')
     ]
-    groups = (('Framework', frameworks), ('Language', languages))
-    of = '' if match else ' of the chapter'
-    say = words_of(language)
     return (
         '<div class="switches">'
-        + ''.join(
-            f'<nav class="{kind.lower()}" aria-label="{say(kind)}{of}">'
-            + ''.join(link(*one, page) for one in group if one[0] in pages)
-            + '</nav>'
-            for kind, group in groups
-        )
-        + '</div>'
+        + frameworks(page, pages)
+        + f'<nav class="language" aria-label="{say("Language")}">'
+        + ''.join(languages)
+        + '</nav></div>'
     )
 
 
-def link(target: str, name: str, short: str, lang: str, page: str) -> str:
+def frameworks(page: str, pages: Container[str]) -> str:
+    """Return the links of a notebook: its frameworks and its file."""
+    framework = framework_of(page)
+    if not framework:
+        return ''
+    say = words_of(language_of(page))
+    links = []
+    for it in FRAMEWORKS.values():
+        target = page.removesuffix(framework) + it.name
+        if target in pages:
+            links.append(link(target, page, it.label))
+    return (
+        f'<nav class="framework" aria-label="{say("Framework")}">'
+        + ''.join(links)
+        + '</nav>'
+        + f'<a class="download" href="{page.split("/")[-1]}.ipynb" download '
+        f'aria-label="{say("Download the notebook")}">'
+        f'<span aria-hidden="true">⤓</span> .ipynb</a>'
+    )
+
+
+def link(target: str, page: str, name: str, language: str = '') -> str:
     """Return a link of a switch; the page's own is marked as current."""
     current = ' aria-current="page"' if target == page else ''
-    up = '../' * page.count('/')
+    lang = f' lang="{language}"' if language else ''
     return (
-        f'<a href="{up}{target}.html" lang="{lang}" '
+        f'<a href="{link_to(target, page)}"{lang} '
         f'aria-label="{escape(name)}"{current}>'
         f'<span class="long">{escape(name)}</span>'
-        f'<span class="short">{escape(short)}</span></a>'
+        f'<span class="short">{language or escape(name)}</span></a>'
     )

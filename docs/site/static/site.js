@@ -1,8 +1,8 @@
-// The switches keep the reader's choice and place.
+// What the theme does not do: the switches keep the reader's place, and all
+// parts have names in the page's language.
 'use strict';
 
-const NOTEBOOK = /notebooks\/(\w+)\/bert-(\w+)\.html/;
-const KEY = 'd2lbert-notebook';
+const words = JSON.parse(document.getElementById('words').textContent);
 
 /** The last mark of a place that is not below the switches. */
 function place(switches) {
@@ -13,43 +13,12 @@ function place(switches) {
   return above.length ? `#${above[above.length - 1].id}` : '';
 }
 
-function keepPlace(switches) {
-  for (const link of switches.querySelectorAll('a')) {
+function keepPlace() {
+  const switches = document.querySelector('.switches');
+  for (const link of switches.querySelectorAll('nav a')) {
     link.addEventListener('click', () => {
       link.hash = place(switches);
     });
-  }
-}
-
-/** Where a browser keeps nothing, the links lead where they are written. */
-function remembered(now) {
-  try {
-    if (now) localStorage.setItem(KEY, now);
-    return localStorage.getItem(KEY);
-  } catch {
-    return now;
-  }
-}
-
-/** Links of the sidebar and the first page lead to what was read last. */
-function keepChoice(last) {
-  for (const link of document.querySelectorAll('a[href*="/bert-"]')) {
-    if (!link.closest('.switches')) {
-      link.href = link.href.replace(NOTEBOOK, last);
-    }
-  }
-}
-
-/** On a page of no version, the switches change what was read last. */
-function followChoice(switches, last) {
-  const [, language, framework] = last.match(NOTEBOOK);
-  for (const link of switches.querySelectorAll('a')) {
-    const [, itsLanguage, itsFramework] = link.href.match(NOTEBOOK);
-    const target = link.closest('.framework')
-      ? `notebooks/${language}/bert-${itsFramework}.html`
-      : `notebooks/${itsLanguage}/bert-${framework}.html`;
-    link.href = link.href.replace(NOTEBOOK, target);
-    if (target === last) link.setAttribute('aria-current', 'true');
   }
 }
 
@@ -61,26 +30,39 @@ function reachScrolling() {
   }
 }
 
-/** The theme's parts have no names, and its search has no heading. */
+/** The theme's parts have names in English, or none. */
 function nameParts() {
-  const names = { '.sidebar-drawer': 'Contents', '.toc-drawer': 'This page' };
-  for (const [part, name] of Object.entries(names)) {
-    document.querySelector(part)?.setAttribute('aria-label', name);
+  const names = {
+    '.sidebar-drawer': 'Contents',
+    '#__navigation': 'Contents',
+    '.toc-drawer': 'On this page',
+    '#__toc': 'On this page',
+    '.theme-toggle': 'Change the colours',
+  };
+  for (const [parts, name] of Object.entries(names)) {
+    for (const part of document.querySelectorAll(parts)) {
+      part.setAttribute('aria-label', words[name]);
+    }
   }
-  if (document.querySelector('h1')) return;
-  const heading = document.createElement('h1');
-  heading.textContent = 'Search';
-  document.querySelector('article')?.prepend(heading);
+}
+
+/** The buttons that copy code come later, from a script of their own. */
+function nameCopyButtons() {
+  for (const button of document.querySelectorAll('.copybtn')) {
+    button.setAttribute('aria-label', words.Copy);
+    button.dataset.tooltip = words.Copy;
+    button.querySelector('title')?.remove();
+    button.addEventListener('click', () => {
+      button.dataset.tooltip = words.Copied;
+    });
+  }
 }
 
 addEventListener('DOMContentLoaded', () => {
   nameParts();
-  const switches = document.querySelector('.switches');
-  const now = location.pathname.match(NOTEBOOK)?.[0];
-  const last = remembered(now);
-  if (now) keepPlace(switches);
-  if (!last || !NOTEBOOK.test(last)) return;
-  keepChoice(last);
-  if (!now) followChoice(switches, last);
+  keepPlace();
 });
-addEventListener('load', reachScrolling);
+addEventListener('load', () => {
+  reachScrolling();
+  nameCopyButtons();
+});
