@@ -1,0 +1,163 @@
+"""Checks of what students write in the notebooks.
+
+Each prints one line: a tick where the answer is right, or else what is wrong
+with it, without the answer. What has not been written yet is `None`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from d2lbert.data.vocab import MASK
+
+RIGHT, WRONG, NOT_YET = '✓', '✗', '… not written yet'
+NUM_DRAWS = 10_000
+#: Five standard errors of a share of 0.8 among so many draws.
+TOLERANCE = 0.02
+
+
+def check_replacement(replace: Callable[[str, str], str | None]) -> None:
+    """Check the rule for words that were picked, by many draws.
+
+    `replace`: takes a word and another word and returns what the network
+    sees. The state of the random numbers is afterwards as it was.
+    """
+    states = random.getstate(), np.random.get_state()
+    draws = Counter(replace('crane', 'boat') for _ in range(NUM_DRAWS))
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    if set(draws) == {None}:
+        print(NOT_YET)
+        return
+    wanted = {MASK: 0.8, 'boat': 0.1, 'crane': 0.1}
+    for token in draws:
+        if token not in wanted:
+            _wrong(
+                f"replace('crane', 'boat') is {token!r}: expected {MASK!r} "
+                'or one of the two words'
+            )
+            return
+    names = dict(zip(wanted, (MASK, 'another word', 'the word'), strict=True))
+    for token, share in wanted.items():
+        found = draws[token] / NUM_DRAWS
+        if abs(found - share) > TOLERANCE:
+            often = 'often' if found > share else 'seldom'
+            _wrong(f'{names[token]} comes too {often}: {found:.0%}')
+            return
+    shares = ', '.join(
+        f'{names[token]} {draws[token] / NUM_DRAWS:.0%}' for token in wanted
+    )
+    _right(shares)
+
+
+def check_chance(
+    mlm_loss: float | None, nsp_loss: float | None, vocab_size: int
+) -> None:
+    """Check the losses of a guesser who knows nothing, in nats."""
+    for name, loss, num_answers in (
+        ('mlm_chance', mlm_loss, vocab_size),
+        ('nsp_chance', nsp_loss, 2),
+    ):
+        if loss is None:
+            print(NOT_YET)
+            return
+        loss, wanted = float(loss), math.log(num_answers)
+        if math.isclose(loss, wanted, rel_tol=1e-3):
+            continue
+        if loss < 0:
+            _wrong(f'{name} is negative: a loss is not')
+        elif any(
+            math.isclose(loss, wanted / math.log(base), rel_tol=1e-3)
+            for base in (2, 10)
+        ):
+            _wrong(f'{name}: another logarithm than that of the formula')
+        else:
+            _wrong(f'{name} = {loss:.3f}: how many answers are there?')
+        return
+    _right(f'{mlm_loss:.3f} and {nsp_loss:.3f}')
+
+
+def check_attention(attention: Callable[..., Any]) -> None:
+    """Check a head of attention without masks.
+
+    `attention`: takes queries `(N, d)`, keys `(M, d)` and values `(M, v)`
+    and returns `(N, v)`.
+    """
+    rng = np.random.default_rng(0)
+    Q, K, V = (rng.normal(size=(n, d)) for n, d in ((3, 9), (5, 9), (5, 2)))
+    found = attention(Q, K, V)
+    if found is None:
+        print(NOT_YET)
+        return
+    found, scores = np.asarray(found), Q @ K.T
+    if found.shape != (3, 2):
+        _wrong(f'shape {found.shape}: each of 3 queries gets 2 numbers')
+    elif _alike(found, _softmax(scores / 3) @ V):
+        _right('a head of attention')
+    elif _alike(found, _softmax(scores) @ V):
+        _wrong('the longer the vectors, the larger are your scores')
+    elif _alike(found, _softmax((scores / 3).T).T @ V):
+        _wrong('the weights of each query have to add up to 1')
+    else:
+        _wrong('not the weighted means of the values')
+
+
+def check_weighted_mean(mean: Callable[..., Any]) -> None:
+    """Check the mean of the losses of words, without those of padding.
+
+    `mean`: takes `losses` and `weights`, `(N,)` each, a weight being 1 for a
+    word and 0 for padding.
+    """
+    rng = np.random.default_rng(0)
+    losses = rng.uniform(1, 8, 40)
+    weights = (np.arange(40) < 28).astype(float)
+    found = mean(losses, weights)
+    if found is None:
+        print(NOT_YET)
+        return
+    if np.shape(found) != ():
+        _wrong(f'shape {np.shape(found)}: expected a single number')
+    elif not _alike(found, mean(np.where(weights, losses, 99), weights)):
+        _wrong('it changes when padding has another loss, and no word has')
+    elif not _alike(mean(losses[:28], weights[:28]), found):
+        _wrong('it changes when padding is left out')
+    elif _alike(found, losses[:28].mean()):
+        _right('the mean over the words')
+    else:
+        _wrong('not the mean of the losses whose weight is 1')
+
+
+def check_total(total: float | None, losses: np.ndarray) -> None:
+    """Check the mean over all slots, put together from its two parts.
+
+    `losses`: those of all slots.
+    """
+    if total is None:
+        print(NOT_YET)
+    elif _alike(total, losses.mean()):
+        _right(f'{total:.3f} is the mean over all slots')
+    else:
+        _wrong(f'{total:.3f}: the mean over all slots is another number')
+
+
+def _right(what: str) -> None:
+    print(f'{RIGHT} {what}')
+
+
+def _wrong(what: str) -> None:
+    print(f'{WRONG} {what}')
+
+
+def _alike(found: Any, wanted: Any) -> bool:
+    return bool(np.allclose(found, wanted, rtol=1e-4, atol=1e-6))
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    exps = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return exps / exps.sum(axis=1, keepdims=True)
