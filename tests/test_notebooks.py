@@ -1,14 +1,19 @@
 """The notebooks are those of their source, and their code runs."""
 
+import random
 import re
+from contextlib import closing
 
 import numpy as np
 import pytest
 
-from d2lbert.classroom import inspection
+from d2lbert.classroom import charts, exercises, inspection
 from d2lbert.data import sample
-from d2lbert.data.examples import load_examples
+from d2lbert.data.examples import Batch, load_examples
+from d2lbert.recipes import RECIPES
 from d2lbert.runs.config import Config
+from d2lbert.trainer import Trainer
+from helpers import BIRD, MACHINE
 
 NEEDS = "needs pip install '.[notebooks]'"
 nbformat = pytest.importorskip('nbformat', reason=NEEDS)
@@ -56,10 +61,20 @@ def test_prose_keeps_what_is_not_to_be_translated(language):
     english = build.read_prose('en')
     assert list(ours.texts) == list(english.texts)
     assert set(ours.alts) == set(english.alts)
+    patterns = (
+        r'\]\((.+?)\)',
+        r'</?(?:details|summary)>',
+        r'^```python\n.+?^```',
+    )
     for name, text in ours.texts.items():
-        for pattern in (r'\]\((.+?)\)', r'</?(?:details|summary)>'):
-            wanted = re.findall(pattern, english.texts[name])
-            assert re.findall(pattern, text) == wanted, (name, pattern)
+        # A language links to the chapter of its own edition
+        text = re.sub(r'https://\w\w\.d2l\.ai', 'https://d2l.ai', text)
+        for pattern in patterns:
+            found, wanted = (
+                sorted(re.findall(pattern, one, re.M | re.S))
+                for one in (text, english.texts[name])
+            )
+            assert found == wanted, (name, pattern)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +132,28 @@ def test_notebook_runs_from_scratch(backend_name):
     ]
 
 
+@pytest.mark.parametrize(
+    ('cell', 'name', 'check'),
+    [
+        ('masking-solution', 'replace', exercises.check_replacement),
+        ('attention-solution', 'attention', exercises.check_attention),
+        ('bug-solution', 'mean_over_words', exercises.check_weighted_mean),
+    ],
+)
+def test_the_checks_accept_the_solutions(capsys, cell, name, check):
+    text = build.read_prose('en').texts[cell]
+    (code,) = re.findall(r'^```python\n(.+?)^```', text, re.M | re.S)
+    names = {'np': np, 'random': random}
+    exec(code, names)
+    check(names[name])
+    assert capsys.readouterr().out.startswith('✓')
+
+
 # ---- what the cells call ---------------------------------------------
 
 
 @pytest.fixture(scope='module')
 def examples_and_vocab():
-    import random
-
     return load_examples(sample.lines(), 64, random.Random(0))
 
 
@@ -139,8 +169,21 @@ def test_telling_example_has_a_token_of_every_kind(examples_and_vocab):
         assert (token == word) == (kind not in ('masked', 'changed'))
 
 
-def small_net(tab, vocab):
-    net = tab.BERTModel(len(vocab), 16, 32, 2, 2, 0.5)
+def test_telling_example_masks_a_telling_word(examples_and_vocab):
+    masked = {'hook', 'wings'}
+    example = inspection.telling_example(*examples_and_vocab, masked)
+    assert masked & {
+        word
+        for place, word in enumerate(example.words)
+        if example.kind(place) == 'masked'
+    }
+    # No example masks this word
+    plain = inspection.telling_example(*examples_and_vocab)
+    assert inspection.telling_example(*examples_and_vocab, {'x'}) == plain
+
+
+def small_net(tab, vocab, dropout=0.5):
+    net = tab.BERTModel(len(vocab), 16, 32, 2, 2, dropout)
     shapes = tab.BACKEND.parameter_shapes(net)
     rng = np.random.default_rng(0)
     arrays = {
@@ -164,6 +207,53 @@ def test_attention_and_words(tab, examples_and_vocab):
     np.testing.assert_allclose((vectors**2).sum(axis=1), 1, rtol=1e-5)
     with pytest.raises(ValueError, match="no 'crane' in 'he just left'"):
         inspection.word_vectors(net, vocab, ['he just left'], 'crane')
+
+
+def test_slot_losses_are_those_of_the_loss(tab, examples_and_vocab):
+    examples, vocab = examples_and_vocab
+    batch = Batch(*(array[:70] for array in examples))
+    net = small_net(tab, vocab, dropout=0)
+    losses = inspection.slot_losses(net, batch)
+    assert losses.shape == batch.mlm_labels.shape
+    devices = tab.BACKEND.devices('cpu')
+    trainer = Trainer(net, RECIPES['pytorch'], lr=1e-30, devices=devices)
+    with closing(trainer):
+        (step,) = trainer.train([batch], 1)
+    assert losses.mean() == pytest.approx(step.mlm_loss, rel=1e-5)
+
+
+def test_the_senses_are_the_topics_with_a_crane():
+    found = inspection.sentences_by_topic('crane')
+    assert set(found) == BIRD | MACHINE
+    assert [set(topics) for topics in inspection.SENSES.values()] == [
+        BIRD,
+        MACHINE,
+    ]
+    for sentences in found.values():
+        assert sentences == sorted(set(sentences))
+        assert all(one.split().count('crane') == 1 for one in sentences)
+
+
+def test_mean_cosines_are_those_of_all_pairs():
+    rng = np.random.default_rng(0)
+    X, Y = (rng.normal(size=(n, 4)) for n in (3, 5))
+    X, Y = (Z / np.linalg.norm(Z, axis=1, keepdims=True) for Z in (X, Y))
+    found = inspection.mean_cosines([X, Y])
+    upper = np.triu_indices(3, 1)
+    np.testing.assert_allclose(found[0, 0], (X @ X.T)[upper].mean())
+    np.testing.assert_allclose(found[0, 1], (X @ Y.T).mean())
+    np.testing.assert_allclose(found, found.T)
+
+
+def test_principal_components_keep_a_plane_as_it_is():
+    rng = np.random.default_rng(0)
+    plane = rng.normal(size=(20, 2)) * [3, 1]
+    plane -= plane.mean(axis=0)
+    basis, _ = np.linalg.qr(rng.normal(size=(7, 2)))
+    found, shares = charts.principal_components(plane @ basis.T + 5)
+    np.testing.assert_allclose(found @ found.T, plane @ plane.T, atol=1e-10)
+    assert shares.sum() == pytest.approx(1)
+    assert (found.max(axis=0) >= -found.min(axis=0)).all()
 
 
 def test_number_of_parameters_is_the_networks(tab):

@@ -1,4 +1,4 @@
-"""The pictures of the notebooks.
+"""The notebooks' diagrams, and what all their pictures have in common.
 
 Their labels are names from the code, formulas and words of the corpus, so
 that they need no translation. A picture shows itself in a notebook when it
@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from PIL import Image
 
 from d2lbert.bert import BERTModel
-from d2lbert.classroom.inspection import Example, attention_weights
+from d2lbert.classroom.inspection import Example
 from d2lbert.data.examples import Batch
-from d2lbert.data.vocab import Vocab
-from d2lbert.representation import Text, to_tokens
 from d2lbert.runs import display
-from d2lbert.runs.run import Run
 
 Point = tuple[float, float]
 
@@ -48,6 +44,8 @@ CHANGES = {
     'kept': 'crane → crane',
 }
 LAYER, LINE = '#d0ebff', '#495057'
+#: Of text in a picture, in points: as many pixels on a screen.
+SIZE = 11
 
 
 class Picture(Figure):
@@ -61,6 +59,38 @@ class Picture(Figure):
         image.save(small, format='png', optimize=True)
         width, height = (size // 2 for size in image.size)
         return small.getvalue(), {'width': width, 'height': height}
+
+
+# ---- the whole -------------------------------------------------------
+
+
+def draw_pretraining() -> Picture:
+    """Draw where the weights of a BERT come from, and where they go."""
+    picture = Picture((9, 3.5))
+    axes = _blank_axes(picture, 18, 7)
+    top, bottom = 1.9, 5.1
+    for x, y, width, text, color in (
+        (2.6, top, 4.6, '… a crane is flying\nover the marsh …', 'white'),
+        (9, top, 3.8, 'BERTEncoder', LAYER),
+        (15, top - 0.75, 4.4, 'mlm: <mask> → flying', KIND_COLORS['masked']),
+        (15, top + 0.75, 4.4, 'nsp: A → B ?', KIND_COLORS['plain 1']),
+        (2.6, bottom, 4.6, '2,400 × (A, B, label)', 'white'),
+        (9, bottom, 3.8, 'BERTEncoder', LAYER),
+        (15, bottom, 4.4, 'BERTClassifier: label', KIND_COLORS['kept']),
+    ):
+        _box(
+            axes, (x - width / 2, y - 0.55), (width, 1.1), text, color,
+            size=SIZE,
+        )  # fmt: skip
+    for y, text in ((top, 'pretrain'), (bottom, 'finetune')):
+        _arrow(axes, (4.9, y), (7.1, y))
+        _name(axes, 6, y - 0.35, text, size=SIZE)
+    _arrow(axes, (10.9, top), (12.8, top - 0.75))
+    _arrow(axes, (10.9, top), (12.8, top + 0.75))
+    _arrow(axes, (10.9, bottom), (12.8, bottom))
+    _arrow(axes, (9, top + 0.55), (9, bottom - 0.55))
+    _name(axes, 9.2, 3.5, 'weights.safetensors', ha='left', size=SIZE)
+    return picture
 
 
 # ---- an example ------------------------------------------------------
@@ -190,90 +220,6 @@ def _arrow(axes: Any, start: Point, end: Point) -> None:
     axes.annotate('', end, start, arrowprops=style)
 
 
-# ---- losses ----------------------------------------------------------
-
-
-def draw_curves(runs: Sequence[Run]) -> Picture:
-    """Draw the losses of trainings on one corpus, with the chance levels."""
-    picture = Picture((8, 3.4), layout='constrained')
-    histories = [
-        (f'{run.config.backend}, {run.config.recipe}', run.history)
-        for run in runs
-    ]
-    tasks = (('mlm', len(runs[0].vocab)), ('nsp', 2))
-    for task, axes in enumerate(picture.subplots(1, 2)):
-        title, num_classes = tasks[task]
-        display.draw_curves(axes, histories, task)
-        chance = math.log(num_classes)
-        axes.axhline(chance, color='0.5', linewidth=1)
-        axes.text(
-            1, chance, f'ln {num_classes:,}', ha='right', va='bottom',
-            color='0.4', transform=axes.get_yaxis_transform(),
-        )  # fmt: skip
-        axes.set(title=title, xlabel='step', ylabel='loss')
-        axes.grid(alpha=0.25)
-    handles = axes.get_legend_handles_labels()
-    picture.legend(
-        *handles, loc='outside lower center', ncols=2, frameon=False
-    )
-    return picture
-
-
-# ---- representations -------------------------------------------------
-
-
-def draw_cosines(
-    vectors: Mapping[str, np.ndarray], sentences: Sequence[str], word: str
-) -> Picture:
-    """Draw the cosines between the representations of a word.
-
-    `vectors`: for each network, by name, one vector of length 1 for each
-    sentence, as `word_vectors` returns them; `sentences`: of which the first
-    half has one sense of the word and the other half the other. All panels
-    have one scale, from the least cosine of any to 1.
-    """
-    cosines = {name: X @ X.T for name, X in vectors.items()}
-    least = min(map(np.min, cosines.values()))
-    picture = Picture((3 + 2 * len(cosines), 2.9), layout='constrained')
-    panels = picture.subplots(1, len(cosines), sharey=True, squeeze=False)
-    places, middle = range(len(sentences)), len(sentences) / 2 - 0.5
-    names = [f'{text}  {i}' for i, text in enumerate(sentences, 1)]
-    for axes, (name, array) in zip(panels.flat, cosines.items(), strict=True):
-        image = axes.imshow(array, vmin=least, vmax=1)
-        axes.axhline(middle, color='white')
-        axes.axvline(middle, color='white')
-        axes.set_title(name, size=9)
-        axes.set_xticks(places, [i + 1 for i in places], size=8)
-        axes.set_yticks(places, names, size=8)
-    picture.colorbar(image, ax=panels, shrink=0.8).set_label(
-        f'cos ({word}, {word})', size=8
-    )
-    return picture
-
-
-def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
-    """Draw the attention weights, a panel for each head of each block.
-
-    Rows are the tokens of the queries, columns the tokens of the keys.
-    """
-    tokens, _ = to_tokens(text, vocab)
-    weights = attention_weights(net, vocab, text)
-    num_blks, num_heads = weights.shape[:2]
-    size = (3.2 * num_heads + 0.8, 0.4 + 3.6 * num_blks)
-    picture = Picture(size, layout='constrained')
-    panels = picture.subplots(
-        num_blks, num_heads, sharex=True, sharey=True, squeeze=False
-    )
-    places, scale = range(len(tokens)), {'vmin': 0, 'vmax': weights.max()}
-    for (blk, head), axes in np.ndenumerate(panels):
-        image = axes.imshow(weights[blk, head], cmap='Blues', **scale)
-        axes.set_title(f'blks[{blk}], head {head}', size=9)
-        axes.set_xticks(places, tokens, rotation=90, size=8)
-        axes.set_yticks(places, tokens, size=8)
-    picture.colorbar(image, ax=panels, shrink=0.6)
-    return picture
-
-
 # ---- drawing ---------------------------------------------------------
 
 
@@ -285,10 +231,15 @@ def _blank_axes(picture: Picture, width: float, height: float) -> Any:
 
 
 def _box(
-    axes: Any, corner: Point, size: Point, text: str, color: str, **style: Any
+    axes: Any,
+    corner: Point,
+    extent: Point,
+    text: str,
+    color: str,
+    **style: Any,
 ) -> None:
     """Draw a box with a text in its middle, from its upper left corner."""
-    (left, top), (width, height) = corner, size
+    (left, top), (width, height) = corner, extent
     box = FancyBboxPatch(
         corner, width, height,
         boxstyle='round,pad=0,rounding_size=0.12',

@@ -1,29 +1,51 @@
-"""Examples, representations, attention and memory, for the notebooks.
+"""Examples, losses, representations, attention, memory, for the notebooks.
 
-`d2lbert.classroom.figures` draws them.
+`d2lbert.classroom.figures` and `charts` draw them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import backends
 from d2lbert.bert import BERTModel
+from d2lbert.data import sample
 from d2lbert.data.examples import Batch
 from d2lbert.data.vocab import CLS, MASK, SEP, Vocab
 from d2lbert.errors import InputError
-from d2lbert.frameworks import label_of
+from d2lbert.evaluation.evaluate import cross_entropies
+from d2lbert.frameworks import label_of, load_tab
 from d2lbert.representation import Text, encode_text, represent
 from d2lbert.runs.config import Config
 from d2lbert.runs.memory import FLOAT_BYTES, count_parameters
+from d2lbert.runs.run import Run, new_net
 from d2lbert.runs.trained import versions
 from d2lbert.tools import doctor
 
 #: How many arrays of each size a block keeps for the way back.
 KEPT_HIDDENS, KEPT_FFN_HIDDENS, KEPT_SCORES = 12, 2, 4
+#: The topics of the sample in which a crane is a bird, or a machine.
+SENSES = {
+    'bird': (
+        'a bird diary',
+        'the crane and her nest',
+        'the crane watchers',
+        'the flight to the south',
+        'the life of a crane',
+    ),
+    'machine': (
+        'the crane driver',
+        'the crane on the building site',
+        'the crane on the quay',
+        'the log of the foreman',
+        'the work of a crane',
+    ),
+}
+#: Rows that go through a network at a time.
+ROWS = 64
 
 
 def check_environment(backend: str) -> None:
@@ -95,24 +117,90 @@ def unroll(examples: Batch, vocab: Vocab, row: int) -> Example:
     )
 
 
-def telling_example(examples: Batch, vocab: Vocab) -> Example:
-    """Return the shortest example that has every kind of token.
+def telling_example(
+    examples: Batch, vocab: Vocab, masked: Collection[str] = ()
+) -> Example:
+    """Return a short example that has every kind of token.
 
-    Its second sentence does not follow the first. Raises `InputError` where
-    there is none.
+    Its second sentence does not follow the first. `masked`: words of which
+    one should be masked, if there is such an example. Raises `InputError`
+    where there is none with every kind.
     """
+    found = None
     for row in np.argsort(examples.valid_lens, kind='stable'):
         example = unroll(examples, vocab, row)
-        kinds = set(map(example.kind, range(len(example.words))))
-        if kinds == set(KINDS) and not example.is_next:
+        kinds = list(map(example.kind, range(len(example.words))))
+        if set(kinds) != set(KINDS) or example.is_next:
+            continue
+        found = found or example
+        pairs = zip(example.words, kinds, strict=True)
+        if any(word in masked for word, kind in pairs if kind == 'masked'):
             return example
+    if found:
+        return found
     raise InputError(
         f'none of {len(examples.tokens)} examples has a word of every kind '
         f'({", ".join(KINDS)}): give more of them'
     )
 
 
+# ---- losses ----------------------------------------------------------
+
+
+def slot_losses(net: BERTModel, batch: Batch) -> np.ndarray:
+    """Return the cross-entropy of each slot, without dropout.
+
+    `batch`: B rows in NumPy. Float64 `(B, P)`, padding included, whose label
+    is 0.
+    """
+    losses = np.empty(batch.mlm_labels.shape)
+    for start in range(0, len(losses), ROWS):
+        rows = slice(start, start + ROWS)
+        inputs = tuple(array[rows] for array in batch[:4])
+        ((_, logits, _),) = net.backend.evaluate(net, [inputs])
+        labels = batch.mlm_labels[rows]
+        found, _ = cross_entropies(
+            logits.reshape(labels.size, -1), labels.ravel()
+        )
+        losses[rows] = found.reshape(labels.shape)
+    return losses
+
+
+def untrained(run: Run) -> BERTModel:
+    """Return the network of a run as it was before the first step."""
+    tab = load_tab(run.config.backend)
+    return new_net(tab, run.config, run.vocab, run.devices)
+
+
 # ---- representations -------------------------------------------------
+
+
+def sentences_by_topic(word: str = 'crane') -> dict[str, list[str]]:
+    """Return the different sentences of the sample that have a word once.
+
+    By topic, those of `SENSES`, in their order.
+    """
+    texts = sample.read_text().splitlines()
+    found: dict[str, set[str]] = {}
+    for topic, text in zip(texts[::2], texts[1::2], strict=True):
+        sentences = text.lower().removesuffix(' .').split(' . ')
+        found.setdefault(topic.strip('= '), set()).update(
+            one for one in sentences if one.split().count(word) == 1
+        )
+    topics = (topic for sense in SENSES.values() for topic in sense)
+    return {topic: sorted(found[topic]) for topic in topics}
+
+
+def mean_cosines(vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean cosine of two vectors from each pair of groups.
+
+    `vectors`: groups of vectors of length 1, `(N, num_hiddens)` each. A
+    vector is not compared with itself. Returns `(G, G)` for G groups.
+    """
+    sums = np.stack([X.sum(axis=0) for X in vectors])
+    sizes = np.array(list(map(len, vectors)))
+    products, pairs = sums @ sums.T, np.outer(sizes, sizes)
+    return (products - np.diag(sizes)) / (pairs - np.diag(sizes))
 
 
 def word_vectors(

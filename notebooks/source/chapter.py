@@ -33,7 +33,8 @@ import numpy as np
 
 import backends
 import d2lbert
-from d2lbert.classroom import figures
+from d2lbert.classroom import charts, exercises, figures
+from d2lbert.data.corpus import read_lines
 
 # %% framework tags=["jax"]
 import optax
@@ -49,20 +50,34 @@ from d2lbert import mxnet as d2l
 npx.set_np()
 
 # %% framework tags=["torch"]
+import warnings
+
 import torch
 from torch import nn
 
 from d2lbert import torch as d2l
 
+# %% pretraining-figure
+figures.draw_pretraining()
+
 # %% data [markdown]
 
-# %% load
+# %% raw
 corpus = 'sample'
+lines = read_lines(corpus)
+for line in [line for line in lines if ' crane ' in line][:2]:
+    print(line.strip(), end='\n\n')
+
+# %% loading [markdown]
+
+# %% load
 batch_size, max_len = 512, 64
 random.seed(0)
 train_iter, vocab = d2l.load_data_wiki(batch_size, max_len, corpus)
 examples = train_iter.dataset.examples
 print(f'{len(examples.tokens):,} examples, {len(vocab):,} tokens')
+print(' '.join(vocab.idx_to_token[:5]), '…', *vocab.idx_to_token[300:310])
+print(vocab[['<unk>', 'a', 'crane', 'is', 'flying', 'dinosaur']])
 
 # %% arrays [markdown]
 
@@ -74,9 +89,23 @@ for name, X in zip(examples._fields, batch, strict=True):
 # %% example [markdown]
 
 # %% example-figure
-figures.draw_example(inspection.telling_example(examples, vocab))
+telling = {'hook', 'cable', 'crate', 'nest', 'wings', 'feathers', 'flock'}
+figures.draw_example(inspection.telling_example(examples, vocab, telling))
 
 # %% example-reading [markdown]
+
+# %% masking [markdown]
+
+
+# %% masking-turn
+def replace(word, other_word):
+    """Return what the network sees of a word that was picked."""
+    return None  # your turn
+
+
+exercises.check_replacement(replace)
+
+# %% masking-solution [markdown]
 
 # %% model [markdown]
 
@@ -149,6 +178,14 @@ figures.draw_model(net, batch)
 
 # %% losses [markdown]
 
+# %% chance-turn
+mlm_chance = None  # your turn
+nsp_chance = None
+
+exercises.check_chance(mlm_chance, nsp_chance, len(vocab))
+
+# %% chance-solution [markdown]
+
 # %% first-losses tags=["mxnet"]
 shards = [
     gluon.utils.split_and_load(X, devices, even_split=False) for X in batch
@@ -175,8 +212,14 @@ print(f'MLM loss of guessing by frequency: {entropy:.3f}')
 
 # %% training [markdown]
 
-# %% train
+# %% train tags=["jax", "mxnet"]
 d2l.train_bert(train_iter, net, loss, len(vocab), devices, 50)
+
+# %% train tags=["torch"]
+with warnings.catch_warnings():
+    # It would answer a later question
+    warnings.simplefilter('ignore')
+    d2l.train_bert(train_iter, net, loss, len(vocab), devices, 50)
 
 # %% two-lines [markdown]
 
@@ -191,60 +234,106 @@ print('shapes:', tuple(text.shape), tuple(pair.shape))
 print('crane in the sentence:', text[0, 2, :3])
 print('crane in the pair:    ', pair[0, 2, :3])
 
-# %% senses [markdown]
-
-# %% sentences
-birds = [
-    'a crane is flying over the quiet marsh',
-    'the crane folded its wings and slept',
-    'the crane danced beside its mate',
-    'the crane found a fish beside the lake',
-    'the crane called and the flock followed',
-]
-machines = [
-    'a crane is lifting a heavy beam',
-    'the crane lowered its hook to the deck',
-    'the crane moved a heavy crate with its hook',
-    'the crane stopped above the truck',
-    'the crane driver checked the engine',
-]
-sentences = birds + machines
+# %% longer [markdown]
 
 # %% longer-training
-longer = d2lbert.pretrain(
-    backend=backend,
-    corpus='sample',
-    recipe='corrected',
-    lr=0.001,
-    steps=640,
-    batch_size=64,
-    num_blks=1,
-    dropout=0.0,
+settings = {
+    'backend': backend,
+    'corpus': 'sample',
+    'recipe': 'corrected',
+    'lr': 0.001,
+    'batch_size': 128,
+    'num_blks': 1,
+    'dropout': 0.1,
+}
+longer = d2lbert.pretrain(steps=640, evaluate_every=40, **settings)
+charts.draw_held_out(longer)
+
+# %% longer-reading [markdown]
+
+# %% evaluate
+print(d2lbert.evaluate(longer).table())
+
+# %% fill [markdown]
+
+# %% fill-figure
+shorter = d2lbert.pretrain(steps=50, **settings)
+nets = {
+    'steps = 0': inspection.untrained(longer),
+    'steps = 50': shorter.net,
+    'steps = 640': longer.net,
+}
+texts = [
+    'the crane folded its <mask> and slept',
+    'the crane lowered its <mask> to the deck',
+    'the crane built its <mask> in the reeds',
+    'the crane lifted the <mask> with its hook',
+]
+charts.draw_fillings(
+    {
+        name: d2lbert.fill(its_net, longer.vocab, texts)
+        for name, its_net in nets.items()
+    }
 )
-print(longer.summary())
+
+# %% fill-reading [markdown]
+
+# %% fill-turn
+your_texts = ['the <mask> found a fish', 'the crane is in the <mask>']
+for found in d2lbert.fill(longer.net, longer.vocab, your_texts):
+    print(' '.join(found.tokens[1:-1]))
+    for word, p in zip(
+        found.candidates[0], found.probabilities[0], strict=True
+    ):
+        print(f'    {p:6.1%} {word}')
+
+# %% senses [markdown]
 
 # %% senses-figure
-figures.draw_cosines(
-    {
-        f'steps = {steps}': inspection.word_vectors(
-            its_net, its_vocab, sentences, 'crane'
+sentences = inspection.sentences_by_topic('crane')
+print(sum(map(len, sentences.values())), 'sentences')
+cranes = {
+    name: {
+        topic: inspection.word_vectors(
+            its_net, longer.vocab, sentences[topic], 'crane'
         )
-        for steps, its_net, its_vocab in (
-            (0, new_net(), vocab),
-            (50, net, vocab),
-            (640, longer.net, longer.vocab),
-        )
-    },
-    sentences,
-    'crane',
-)
+        for topic in sentences
+    }
+    for name, its_net in nets.items()
+}
+charts.draw_plane(cranes, inspection.SENSES)
+
+# %% senses-means [markdown]
+
+# %% means
+for name, groups in cranes.items():
+    birds, machines = (
+        np.concatenate([groups[topic] for topic in topics])
+        for topics in inspection.SENSES.values()
+    )
+    (bb, bm), (_, mm) = inspection.mean_cosines([birds, machines])
+    print(
+        f'{name:12} birds {bb:.3f}, machines {mm:.3f}, '
+        f'bird with machine {bm:.3f}'
+    )
 
 # %% senses-reading [markdown]
 
 # %% attention [markdown]
 
+
+# %% attention-turn
+def attention(Q, K, V):
+    """Return what each query takes from the values."""
+    return None  # your turn
+
+
+exercises.check_attention(attention)
+
+# %% attention-solution [markdown]
+
 # %% attention-figure
-figures.draw_attention(
+charts.draw_attention(
     longer.net, longer.vocab, 'the crane lowered its hook to the deck'
 )
 
@@ -260,18 +349,36 @@ runs = [
 ]
 for run in runs:
     print(f'{run.label()}: {run.mlm_loss:.3f}, {run.nsp_loss:.3f}')
-figures.draw_curves(runs)
+charts.draw_curves(runs, entropy)
 
-# %% recipes-reading [markdown]
+# %% bug [markdown]
 
-# %% padding
-q = 1 - examples.mlm_weights.mean()
-print(f'{q:.1%} of all slots are padding')
-alike = q * -math.log(q) + (1 - q) * (entropy - math.log(1 - q))
-print(f'all slots answered alike: {alike:.3f}')
-print(f'padding for nothing: {(1 - q) * entropy:.3f}')
 
-# %% other-framework [markdown]
+# %% mean-turn
+def mean_over_words(losses, weights):
+    """Return the mean of the losses that have the weight 1."""
+    return None  # your turn
+
+
+exercises.check_weighted_mean(mean_over_words)
+
+# %% bug-solution [markdown]
+
+# %% split
+few = type(examples)(*(array[:512] for array in examples))
+losses = inspection.slot_losses(runs[1].net, few)
+q = 1 - few.mlm_weights.mean()
+words = losses[few.mlm_weights > 0].mean()
+padding = losses[few.mlm_weights == 0].mean()
+print(f'padding: {q:.1%} of the slots, loss {padding:.3f}')
+print(f'words:   {1 - q:.1%} of the slots, loss {words:.3f}')
+
+# %% split-turn
+total = None  # your turn, from q, words and padding
+
+exercises.check_total(total, losses)
+
+# %% split-reading [markdown]
 
 # %% other-curves
 if other in backends.installed():
@@ -281,7 +388,7 @@ if other in backends.installed():
     ]
 else:
     print(f"No curves of {other}: pip install '.[{other}]' adds them")
-figures.draw_curves(runs)
+charts.draw_curves(runs, entropy)
 
 # %% other-reading [markdown]
 
@@ -292,6 +399,7 @@ figures.draw_curves(runs)
 # %% exercise-large [markdown]
 
 # %% memory
+your_estimate = None  # GB, for a whole batch at a time
 bert_large = {
     'num_hiddens': 1024,
     'ffn_num_hiddens': 4096,
@@ -299,7 +407,7 @@ bert_large = {
     'num_blks': 24,
     'max_len': 512,
 }
-for micro_batch in (512, 16, 1):
+for micro_batch in (512, 16, 1) if your_estimate else ():
     memory = inspection.estimate_memory(
         len(vocab), micro_batch=micro_batch, **bert_large
     )
@@ -321,3 +429,5 @@ if run_bert_large:
     print(large.summary())
 
 # %% more-exercises [markdown]
+
+# %% summary [markdown]
