@@ -184,8 +184,9 @@ def draw_plane(
         parts = np.split(Y, np.cumsum(sizes)[:-1])
         of_topic = dict(zip(groups, parts, strict=True))
         for sense, (marker, colors) in zip(senses, MARKS, strict=True):
-            shades = colormaps[colors](np.linspace(0.4, 0.95, 5))
-            for topic, color in zip(senses[sense], shades, strict=True):
+            topics = senses[sense]
+            shades = colormaps[colors](np.linspace(0.4, 0.95, len(topics)))
+            for topic, color in zip(topics, shades, strict=True):
                 axes.scatter(
                     *of_topic[topic].T, s=12, marker=marker, color=color,
                     label=topic, linewidths=0.8,
