@@ -84,9 +84,10 @@ autodoc_default_options = {'exclude-members': 'set'}
 SECTION = re.compile(
     r'<section id="([^"]+)">\n((?:<span id="[^"]+"></span>)*)<h([2-6])>'
 )
-#: A cell of a table, and the code in it. Its lines may end after `_`.
+#: A cell of a table, the code in it, and where a line of that may end.
 CELL = re.compile('<td>.*?</td>', re.DOTALL)
 CODE = re.compile('(?<=<span class="pre">)[^<]+')
+END = re.compile(r'(?<=[._/:=])(?=[A-Za-z])')
 #: From code to its page, which Sphinx gets wrong for what has two names.
 WRONG_LINK = re.compile(
     '<a class="viewcode-back".*?</a>|<li><a href="builtins.html">.*?</li>'
@@ -161,8 +162,8 @@ def accessible(html: str) -> str:
 
 
 def breakable(code: re.Match[str]) -> str:
-    """Let a line end after each underscore of a name."""
-    return code[0].replace('_', '_<wbr>')
+    """Let a line end within a long name."""
+    return END.sub('<wbr>', code[0])
 
 
 def searched(page: str, html: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+TABS = ('d2lbert.jax', 'd2lbert.mxnet', 'd2lbert.torch')
 #: The modules that a user calls. All others are the project's own matter.
 SECTIONS = {
     'The library': (
@@ -17,11 +18,7 @@ SECTIONS = {
         'd2lbert.finetuning.config',
         'd2lbert.errors',
     ),
-    'The tabs, with the names of the book': (
-        'd2lbert.jax',
-        'd2lbert.mxnet',
-        'd2lbert.torch',
-    ),
+    'The tabs, with the names of the book': TABS,
     'The model, the data and the training': (
         'd2lbert.bert',
         'd2lbert.classifier',
@@ -70,17 +67,17 @@ def index() -> str:
 
 
 def page(module: str) -> str:
-    """Return the page of one module, its public names first."""
-    parts = [
-        f'.. automodule:: {module}',
-        f'   :members: {", ".join(public_names(module))}',
-    ]
+    """Return the page of one module: what it defines and what it hands on."""
+    parts = [f'.. automodule:: {module}']
+    members = ', '.join(defined(module))
+    parts += [f'   :members: {members}'] if members else []
     for name in handed_on(module):
         kind = 'class' if name[0].isupper() else 'function'
         parts.append(f'.. auto{kind}:: {module}.{name}')
         if kind == 'class':
+            parts.append('   :members:')
             # Each tab has it, and Sphinx would index it by its home
-            parts += ['   :members:', '   :no-index:']
+            parts += ['   :no-index:'] if module in TABS else []
     text = '\n'.join(parts)
     return f'# Module `{module}`\n\n```{{eval-rst}}\n{text}\n```\n'
 
@@ -97,31 +94,34 @@ def first_line(module: str) -> str:
     return (ast.get_docstring(tree(module)) or '').split('\n')[0]
 
 
-def public_names(module: str) -> list[str]:
-    """Return `__all__`, or what a module defines without an underscore.
-
-    Of `__all__`, functions come before classes.
-    """
+def defined(module: str) -> list[str]:
+    """Return the public names that a module defines, in their order."""
     found: list[str] = []
     for node in tree(module).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             found.append(node.name)
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = getattr(node, 'targets', None) or [node.target]
-            names = [it.id for it in targets if isinstance(it, ast.Name)]
-            if names == ['__all__']:
-                public = ast.literal_eval(node.value)
-                return sorted(public, key=lambda name: name[0].isupper())
-            found += names
+            found += [it.id for it in targets if isinstance(it, ast.Name)]
     return [name for name in found if not name.startswith('_')]
 
 
 def handed_on(module: str) -> list[str]:
-    """Return what a tab takes from modules that the tabs share."""
-    shared = [
-        alias.name
-        for node in tree(module).body
-        if isinstance(node, ast.ImportFrom) and node.module in SHARED
-        for alias in node.names
-    ]
-    return [name for name in shared if name[0] != '_' and not name.isupper()]
+    """Return the public names that a module takes from others.
+
+    Those are in its `__all__`, and in a tab what all tabs have alike.
+    Functions come before classes.
+    """
+    names: list[str] = []
+    for node in tree(module).body:
+        if isinstance(node, ast.ImportFrom) and node.module in SHARED:
+            names += [it.name for it in node.names if module in TABS]
+        elif isinstance(node, ast.Assign) and '__all__' in map(
+            ast.unparse, node.targets
+        ):
+            names += ast.literal_eval(node.value)
+    own = defined(module)
+    public = [it for it in names if it[0] != '_' and not it.isupper()]
+    return sorted(
+        (it for it in public if it not in own), key=lambda it: it[0].isupper()
+    )
