@@ -64,7 +64,7 @@ nb_merge_streams = True
 myst_enable_extensions = [
     *('amsmath', 'attrs_block', 'attrs_inline', 'dollarmath'),
 ]
-myst_heading_anchors = 3
+myst_heading_anchors = 4
 smartquotes = False
 # `pages` orders the pages; the definition and its tabs have classes of one
 # name

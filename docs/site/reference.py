@@ -31,6 +31,8 @@ SECTIONS = {
         'd2lbert.data.wordpiece',
     ),
     'Teaching, comparing, converting': (
+        'd2lbert.classroom.charts',
+        'd2lbert.classroom.exercises',
         'd2lbert.classroom.inspection',
         'd2lbert.classroom.figures',
         'd2lbert.parity',
