@@ -23,6 +23,7 @@ from d2lbert.errors import (
 )
 from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.recipes import RECIPES
+from d2lbert.runs import display
 from d2lbert.runs.config import Config
 from d2lbert.runs.folder import read_manifest, to_manifest
 from d2lbert.runs.run import Run
@@ -601,3 +602,21 @@ def test_inexact_precision_is_refused_without_a_card(
 def test_an_unknown_precision(train):
     with pytest.raises(InputError, match=r"unknown precision 'half'.*'tf32'"):
         train('torch', precision='half')
+
+
+def test_curves_of_one_recipe_are_told_apart_where_they_lie_on_each_other():
+    from matplotlib.figure import Figure
+
+    history = [[7.0, 0.7], [6.0, 0.6]]
+    labels = [
+        'jax, recipe mxnet',
+        'torch, recipe mxnet',
+        'torch, recipe pytorch',
+    ]
+    axes = Figure().subplots()
+    display.draw_curves(axes, dict.fromkeys(labels, history), task=0)
+    wide, thin, other = axes.lines
+    assert wide.get_linewidth() > thin.get_linewidth()
+    assert wide.get_alpha() < thin.get_alpha() == 1
+    assert wide.get_linestyle() == thin.get_linestyle() == '-'
+    assert other.get_linestyle() != '-'

@@ -7,7 +7,7 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: the name of a framework.
 Histories = Mapping[str, Sequence[Sequence[float]]]
 DASHES = ('-', '--', ':', '-.')
+#: The same in widths of a line, which has so many points.
+PATTERNS, THIN = ((), (3.7, 1.6), (1, 1.65), (6.4, 1.6, 1, 1.6)), 1.5
 SUFFIXES = ('.png', '.svg')
 TASKS = ('Masked language modelling', 'Next sentence prediction')
 #: A picture takes less memory than this.
@@ -201,15 +203,11 @@ def draw_losses(
     histories = {run.label(): run.history for run in runs}
     vocab_size = len(runs[0].vocab)
     title = title or runs[0].config.title()
-    figure = Figure(figsize=(9, 4.4))
-    # The legend is below the axes, where it covers no curve
-    figure.subplots_adjust(
-        left=0.065, right=0.985, top=0.86, bottom=0.24, wspace=0.18
-    )
+    figure = Figure()
     figure.suptitle(title, y=0.97, fontsize='medium', parse_math=False)
     num_classes = (vocab_size, 2)
     for task, axes in enumerate(figure.subplots(1, 2)):
-        draw_curves(axes, histories.items(), task)
+        draw_curves(axes, histories, task)
         draw_evaluations(axes, runs, task)
         axes.axhline(
             math.log(num_classes[task]),
@@ -223,6 +221,17 @@ def draw_losses(
         axes.grid(alpha=0.25)
     lines, labels = axes.get_legend_handles_labels()
     figure.legend(lines, labels, loc='lower center', ncols=3, frameon=False)
+    # The legend is below the axes, where it covers no curve; in inches
+    legend = 0.56 + 0.25 * math.ceil(len(lines) / 3)
+    height = 3.34 + legend
+    figure.set_size_inches(9, height)
+    figure.subplots_adjust(
+        left=0.065,
+        right=0.985,
+        top=1 - 0.62 / height,
+        bottom=legend / height,
+        wspace=0.18,
+    )
     return save_figure(figure, Path(path), write)
 
 
@@ -244,7 +253,7 @@ def draw_parity(
     axes = figure.subplots(2, 2, sharex=True, height_ratios=(2, 1.3))
     (first, ours), *others = histories.items()
     for task, (curves, gaps) in enumerate(axes.T):
-        draw_curves(curves, histories.items(), task)
+        draw_curves(curves, histories, task)
         for i, (label, history) in enumerate(others or [(first, ours)]):
             apart = abs(np.subtract(ours, history))[:, task]
             both = f'{_title_of(first)} and {_title_of(label)}'
@@ -324,18 +333,33 @@ def save_figure(
 
 def draw_curves(
     axes: Any,
-    histories: Iterable[tuple[str, Sequence[Sequence[float]]]],
+    histories: Histories,
     task: int,
 ) -> None:
-    """Draw one task's losses of all histories, each with its label."""
-    for number, (label, history) in enumerate(histories):
+    """Draw one task's losses of all histories, each with its label.
+
+    Curves of one recipe may lie on each other, so they are drawn from wide
+    and pale to thin and dark. Each recipe has its own dashes.
+    """
+    groups: dict[str, list[str]] = {}
+    for label in histories:
+        groups.setdefault(label.partition(',')[2], []).append(label)
+    for label, history in histories.items():
         losses = [both[task] for both in history]
+        recipe = label.partition(',')[2]
+        number = list(groups).index(recipe) % len(PATTERNS)
+        above = len(groups[recipe]) - 1 - groups[recipe].index(label)
+        width = THIN + 2.5 * above
+        # As long as the dashes of a thin line
+        dashes = [length * THIN / width for length in PATTERNS[number]]
         axes.plot(
             range(1, len(losses) + 1),
             losses,
             label=_title_of(label),
             color=_color_of(label),
-            linestyle=DASHES[number % len(DASHES)],
+            linestyle=(0, dashes) if dashes else '-',
+            linewidth=width,
+            alpha=0.4 if above else 1,
             # A line through a single step would be invisible
             marker='o' if len(losses) == 1 else None,
         )
