@@ -617,7 +617,7 @@ def test_code_is_copied_and_outputs_are_not(opened):
     button = cell.locator('.copybtn')
     assert button.get_attribute('data-tooltip') == 'Copier'
     button.click()
-    assert button.get_attribute('data-tooltip') == 'Copié'
+    opened.locator('[data-tooltip="Copié"]').wait_for()
     box = opened.locator('[name=q]').first
     box.focus()
     opened.keyboard.press('Control+V')

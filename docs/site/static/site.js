@@ -48,14 +48,13 @@ function nameParts() {
 
 /** The buttons that copy code come later, from a script of their own. */
 function nameCopyButtons() {
+  // That script's own words, which it has in few languages
+  messages[locale].copy_success = words.Copied;
   // In English, and shown where the mouse rests
   for (const title of document.querySelectorAll('svg title')) title.remove();
   for (const button of document.querySelectorAll('.copybtn')) {
     button.setAttribute('aria-label', words.Copy);
     button.dataset.tooltip = words.Copy;
-    button.addEventListener('click', () => {
-      button.dataset.tooltip = words.Copied;
-    });
   }
 }
 
