@@ -1,4 +1,4 @@
-"""BERT pretraining from *Dive into Deep Learning*, in MXNet and PyTorch.
+"""BERT pretraining from *Dive into Deep Learning*, in each framework.
 
     import d2lbert
     run = d2lbert.pretrain(backend='torch', steps=50)
@@ -6,8 +6,8 @@
 
 One definition (`d2lbert.bert`) and one trainer (`d2lbert.trainer`) reproduce
 both tabs of the chapter. A reader of it imports a tab instead:
-`from d2lbert import torch as d2l`, or `mxnet`. Importing this package
-imports no framework.
+`from d2lbert import torch as d2l`, or `mxnet`, or `jax`. Importing this
+package imports no framework.
 """
 
 from __future__ import annotations

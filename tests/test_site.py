@@ -634,6 +634,11 @@ def test_a_first_page_has_a_picture_and_leads_on(opened, name):
         'all => all.map((it) => it.getBoundingClientRect().width)'
     )
     assert len(widths) == 12
+    tracks = opened.locator('.guesses .bar').evaluate_all(
+        'all => all.map((it) => it.getBoundingClientRect().width)'
+    )
+    # One scale for all bars
+    assert max(tracks) - min(tracks) < 1
     # The first bars are of the network after a few steps
     assert max(widths[:3]) < max(widths[3:6])
     language = name.split('/')[0] if '/' in name else 'en'

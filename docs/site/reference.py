@@ -77,7 +77,8 @@ def page(module: str) -> str:
         kind = 'class' if name[0].isupper() else 'function'
         parts.append(f'.. auto{kind}:: {module}.{name}')
         if kind == 'class':
-            parts.append('   :members:')
+            # Those of a named tuple are no news
+            parts += ['   :members:', '   :inherited-members: tuple']
             # Each tab has it, and Sphinx would index it by its home
             parts += ['   :no-index:'] if module in TABS else []
     text = '\n'.join(parts)
