@@ -98,7 +98,7 @@ def train(
 def scaling(framework: str, num_rounds: int) -> None:
     """Print rows of the table: ratios of pairs a second, in order."""
     options = ('--corpus', 'wikitext-2', '--devices', 'cpu')
-    options = (*options, '--steps', 8, '--log-interval', 8)
+    options = (*options, '--steps', 8)
     ratios: dict[str, list[float]] = {'strong': [], 'weak': []}
     for _ in range(num_rounds):
         two, _ = train(framework, 2, 1, *options, '--batch-size', 512)

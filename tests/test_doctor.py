@@ -256,6 +256,7 @@ def test_a_corpus_that_is_and_is_not_there(tmp_path):
     assert status == 0 and f'WikiText-2 at {archive}' in text
 
 
+@pytest.mark.slow
 @pytest.mark.mxnet
 @pytest.mark.skipif(
     importlib.util.find_spec('mxnet') is None, reason='mxnet not installed'
@@ -265,6 +266,7 @@ def test_the_mxnet_that_is_here():
     assert found.error == '' and found.version and found.gpus >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.skipif(
     importlib.util.find_spec('torch') is None, reason='torch not installed'

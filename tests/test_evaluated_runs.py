@@ -28,6 +28,7 @@ def options(held_out):
     return {'evaluate_every': 2, 'split': held_out, 'lr': 0.05, 'steps': 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('devices', ['cpu', 'cpu:2'])
 def test_an_evaluation_is_that_of_the_run_at_this_step(
     train, backend_name, options, devices

@@ -56,6 +56,7 @@ full = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @full
 @pytest.mark.parametrize('unbuffered', ['', '1'])
 @pytest.mark.parametrize('args', [['--help'], ['encode', 'RUN', 'a crane']])

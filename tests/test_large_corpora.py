@@ -227,6 +227,7 @@ def test_the_disk_space_is_checked_before(large, folder, monkeypatch):
     assert not list(folder.iterdir())
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near(wikitext2):
     corpus = open_corpus(wikitext2)
     build = cache.Build(corpus, 64, 0, cache.tokens_of(), None, Path('x'))

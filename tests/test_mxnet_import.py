@@ -363,6 +363,7 @@ def hooked(environment):
     mxnet_import.disable(site_packages)
 
 
+@pytest.mark.slow
 @mxnet_test
 def test_a_reader_who_imports_mxnet_first(hooked, tmp_path):
     python, _ = hooked
@@ -377,6 +378,7 @@ def test_a_reader_who_imports_mxnet_first(hooked, tmp_path):
     )
 
 
+@pytest.mark.slow
 @mxnet_test
 @pytest.mark.parametrize(
     'code',

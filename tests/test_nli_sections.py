@@ -369,6 +369,7 @@ def check_output(output):
     assert re.fullmatch(r'\d+\.\d examples/sec on \[.*\]', speed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('own', [True, False], ids=['own', 'package'])
 @pytest.mark.usefixtures('archive')
 def test_fine_tuning(backend_name, own, capsys, tmp_path):

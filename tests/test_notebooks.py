@@ -194,6 +194,7 @@ def small_net(tab, vocab, dropout=0.5):
     return net
 
 
+@pytest.mark.slow
 def test_attention_and_words(tab, examples_and_vocab):
     _, vocab = examples_and_vocab
     net = small_net(tab, vocab)

@@ -146,6 +146,7 @@ def test_gradients(tab, golden, name):
     assert_close(results.gradients(side, tab, net, name), golden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ONE_SMALL)
 @pytest.mark.parametrize(('backend_name', 'training'), TRAININGS)
 def test_losses_of_our_trainer(backend_name, training, name):

@@ -146,6 +146,7 @@ def test_where_the_largest_difference_is():
 # ---- the chapter's network -------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe', RECIPES)
 @pytest.mark.parametrize('devices', ['cpu', 'cpu:2'])
 def test_the_chapters_network(both_tabs, recipe, devices):
@@ -156,6 +157,7 @@ def test_the_chapters_network(both_tabs, recipe, devices):
     assert kinds == one_step | {'training'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_in_float64(both_tabs, recipe):
     report = compare_backends(recipe=recipe, dtype='float64', **TINY)

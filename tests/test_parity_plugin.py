@@ -57,6 +57,7 @@ def test_once_for_each_backend(both_tabs, check):
         assert f'test_backend[{name}] PASSED' in out
 
 
+@pytest.mark.slow
 def test_a_framework_is_missing(both_tabs, check):
     status, out = check(conftest=CONFTEST + MISSING)
     assert status == 0, out
@@ -73,6 +74,7 @@ def test_a_framework_is_missing_where_it_must_not(both_tabs, check):
     assert '2 failed, 1 passed' in out or '1 passed, 2 errors' in out
 
 
+@pytest.mark.slow
 def test_one_framework_by_its_marker(both_tabs, check):
     status, out = check('-m', 'torch')
     assert status == 0, out

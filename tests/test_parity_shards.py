@@ -41,6 +41,7 @@ def trainer_in_float64(tab, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('num_shards', 'micro_batch'), CUTS)
 def test_one_curve(tab, num_shards, micro_batch):
     whole, _ = train(new_trainer(tab), BATCHES)

@@ -144,6 +144,7 @@ def test_the_end_of_an_epoch_and_its_uneven_last_batch(
         )
 
 
+@pytest.mark.slow
 def test_a_run_cut_in_its_warm_up_equals_the_uncut_one(
     train, resume, backend_name, tmp_path
 ):

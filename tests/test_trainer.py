@@ -122,6 +122,7 @@ def test_corrected_does_not_depend_on_the_shards(tab, num_shards):
         np.testing.assert_allclose(array, v[name], atol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('recipe', BY_LOSS)
 @pytest.mark.parametrize('micro_batch', [1, 4])
 def test_micro_batches_change_nothing(tab, recipe, micro_batch):
