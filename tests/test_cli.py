@@ -278,6 +278,7 @@ def test_every_option_reaches_the_run(pretrain, backend_name, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_without_out_each_run_has_a_folder(
     pretrain, backend_name, tmp_path, monkeypatch
 ):

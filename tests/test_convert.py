@@ -68,6 +68,7 @@ def textbook_weights():
 # ---- there and back --------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('via', ['mxnet-params', 'safetensors', 'flax-state'])
 def test_a_network_in_another_framework(
     all_tabs, backend_name, saved, tmp_path, via

@@ -379,6 +379,7 @@ def test_edition(edition, own_functions, capsys, tmp_path):
     assert (tmp_path / 'loss.png').exists() != drawn_last
 
 
+@pytest.mark.slow
 @in_both_ways('French MXNet', 'English 2020')
 def test_several_devices_in_mxnet(
     edition, own_functions, monkeypatch, capsys

@@ -88,6 +88,7 @@ def test_a_reader_that_has_left():
     assert (done.returncode, done.stderr) == (1, b'')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'closed',
     [
@@ -285,6 +286,7 @@ def test_a_path_below_the_home_folder(
     assert (tmp_path / 'home' / 'x.npy').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not shutil.which('setpriv') or os.geteuid(), reason='needs root, setpriv'
 )

@@ -73,6 +73,7 @@ def is_of_packages(entry):
 # --- the mend --------------------------------------------------------------
 
 
+@pytest.mark.slow
 @mxnet_test
 def test_a_training_step_leaves_numpy_as_it_was(tmp_path):
     run(f"""

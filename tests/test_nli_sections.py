@@ -399,6 +399,7 @@ def test_fine_tuning_in_jax(capsys, tmp_path):
     assert names['vocab'].idx_to_token == list(nli.TOKENS)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('archive')
 def test_few_batches_divide_by_no_zero(backend_name, capsys, tmp_path):
     tab = load_tab(backend_name)

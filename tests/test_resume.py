@@ -166,6 +166,7 @@ def test_a_run_cut_in_its_warm_up_equals_the_uncut_one(
         resume(out, steps=6, schedule_steps=6)
 
 
+@pytest.mark.slow
 def test_from_an_older_checkpoint_where_the_newest_is_damaged(
     train, resume, backend_name, tmp_path
 ):

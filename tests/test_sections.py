@@ -615,6 +615,7 @@ def corpus(tmp_path, monkeypatch):
 # ---- the tests -------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('own', [True, False], ids=['own', 'package'])
 @pytest.mark.parametrize('edition', BERT)
 def test_bert(edition, own):

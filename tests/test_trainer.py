@@ -102,7 +102,7 @@ def test_loss_weights_sum_to_the_shards(name):
         'mxnet',
         pytest.param('pytorch', marks=pytest.mark.slow),
         pytest.param('corrected', marks=pytest.mark.slow),
-        'bert',
+        pytest.param('bert', marks=pytest.mark.slow),
     ],
 )
 def test_all_backends_train_alike(all_tabs, recipe):
