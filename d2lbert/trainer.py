@@ -1,10 +1,9 @@
 """The one training loop.
 
-A step takes a batch, gives each device its share of the rows, cuts each
-share into micro-batches of similar length, sums their gradients, updates the
-parameters once, and reports its losses. The recipe decides how a loss is
-normalised, and the backend how arrays are computed. Another task than
-pretraining replaces the four methods under "the task".
+A step takes a batch, gives each device its share of the rows, cuts each share
+into micro-batches of similar length, sums their gradients, updates the
+parameters, and reports its losses. The recipe decides how a loss is averaged,
+and the backend how arrays are computed. Another task replaces "the task".
 """
 
 from __future__ import annotations
