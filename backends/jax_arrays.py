@@ -16,6 +16,7 @@ from flax import nnx
 from jax.experimental import enable_x64
 
 from backends.flax_names import is_turned, name_of, turned
+from backends.parameters import cut_normal
 from backends.types import Arrays, Device
 
 PROCESS = os.getpid()
@@ -137,10 +138,7 @@ def kernel_init(key, shape, dtype, **options):
     """Draw as `nnx.Linear` does: N(0, 1 / inputs), cut at two deviations."""
     if isinstance(key, jax.core.Tracer):
         return nnx.initializers.lecun_normal()(key, shape, dtype, **options)
-    rng = generator_of(key)
-    X = rng.standard_normal(shape)
-    while (beyond := np.abs(X) > 2).any():
-        X[beyond] = rng.standard_normal(beyond.sum())
+    X = cut_normal(generator_of(key), shape)
     X /= CUT_DEVIATION * shape[0] ** 0.5
     return jnp.asarray(X.astype(dtype))
 

@@ -1,8 +1,10 @@
-"""Parameters by name: do they fit a network?"""
+"""Parameters by name: do they fit a network? And a way to draw them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from backends.types import Arrays
 
@@ -31,3 +33,11 @@ def check_parameters(
         raise ValueError(
             'the arrays do not fit this network: ' + '; '.join(faults)
         )
+
+
+def cut_normal(rng: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
+    """Return numbers from N(0, 1), drawn again beyond ±2; float64."""
+    Z = rng.standard_normal(shape)
+    while (beyond := abs(Z) > 2).any():
+        Z[beyond] = rng.standard_normal(np.count_nonzero(beyond))
+    return Z

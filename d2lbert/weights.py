@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Generator
 
 from backends.flax_names import is_turned, name_of, turned
+from backends.parameters import cut_normal
 from backends.types import Device
 from d2lbert.bert import BERTModel
 from d2lbert.errors import RunError
@@ -181,7 +182,4 @@ def truncated_normal(name: str, shapes: Shapes, rng: Generator) -> np.ndarray:
     shape = shapes[name]
     if len(shape) < 2:
         return np.zeros(shape)
-    Z = rng.standard_normal(shape)
-    while (outside := abs(Z) > 2).any():
-        Z[outside] = rng.standard_normal(np.count_nonzero(outside))
-    return 0.02 * Z
+    return 0.02 * cut_normal(rng, shape)

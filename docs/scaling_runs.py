@@ -25,6 +25,12 @@ NUM_WARMUP = 2  # steps that are not counted
 COMMAND = (sys.executable, '-m', 'd2lbert', 'pretrain')
 
 
+def free_port() -> str:
+    """Return a port of this machine that nobody uses."""
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return str(server.getsockname()[1])
+
+
 def variables(framework: str, num_processes: int) -> list[dict[str, str]]:
     """Return what the launcher of a framework tells each of its processes.
 
@@ -32,9 +38,7 @@ def variables(framework: str, num_processes: int) -> list[dict[str, str]]:
     """
     if num_processes == 1:
         return [{}]
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        port = str(server.getsockname()[1])
-    ranks = range(num_processes)
+    port, ranks = free_port(), range(num_processes)
     if framework == 'torch':
         common = {
             'MASTER_ADDR': '127.0.0.1',
@@ -54,7 +58,7 @@ def variables(framework: str, num_processes: int) -> list[dict[str, str]]:
         'DMLC_NUM_SERVER': '1',
         'DMLC_NUM_WORKER': str(num_processes),
     }
-    roles = ['worker'] * num_processes + ['scheduler', 'server']
+    roles = ['worker'] * num_processes + ['server', 'scheduler']
     return [common | {'DMLC_ROLE': role} for role in roles]
 
 

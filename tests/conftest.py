@@ -1,6 +1,5 @@
 """Fixtures that all tests share; see also `d2lbert.pytest_plugin`."""
 
-import functools
 import os
 import signal
 import sys
@@ -17,7 +16,12 @@ from d2lbert.pytest_plugin import require
 pytest.register_assert_rewrite('helpers')
 
 import helpers  # noqa: E402
-from helpers import RUN_SIZES, Done, write_text  # noqa: E402
+from helpers import (  # noqa: E402
+    RUN_SIZES,
+    Done,
+    trained_once,
+    write_text,
+)
 
 pytest_plugins = ['d2lbert.pytest_plugin']
 
@@ -149,6 +153,15 @@ def text_file(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp('corpus') / 'cranes.txt')
 
 
+@pytest.fixture
+def held_out(tmp_path):
+    """The path of another text than the one that is trained on."""
+    path = write_text(tmp_path / 'held_out.txt')
+    lines = path.read_text('utf-8').splitlines(keepends=True)
+    path.write_text(''.join(lines[::-1][:40]), 'utf-8')
+    return path
+
+
 @pytest.fixture(scope='session')
 def train(text_file):
     """Trains a tiny network on a small text."""
@@ -165,14 +178,7 @@ def train(text_file):
 @pytest.fixture(scope='session')
 def saved(train, tmp_path_factory):
     """Trains a run once for each backend and gives its folder."""
-
-    @functools.cache
-    def saved(backend_name):
-        out = tmp_path_factory.mktemp('runs') / backend_name
-        train(backend_name, out=out)
-        return out
-
-    return saved
+    return trained_once(train, tmp_path_factory.mktemp('runs'))
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What the tests of several files use; fixtures are in `conftest.py`."""
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -307,3 +308,27 @@ def assert_refused(done, *words, status=2):
     assert done.err.startswith('d2lbert: ') and done.err.count('\n') == 1
     for word in words:
         assert str(word) in done.err
+
+
+# ---- runs ------------------------------------------------------------
+
+
+def trained_once(train, folder, **options):
+    """What trains a run once for each backend, and gives its own folder."""
+
+    @functools.cache
+    def trained(backend_name):
+        out = folder / backend_name
+        train(backend_name, out=out, **options)
+        return out
+
+    return trained
+
+
+def resuming(train, folder):
+    """What goes on with the run in a folder, by default in this one."""
+
+    def resume(out=folder, **options):
+        return train(out=out, resume=True, progress=False, **options)
+
+    return resume

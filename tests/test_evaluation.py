@@ -262,14 +262,6 @@ def test_a_network_that_knows_the_frequencies_scores_as_they_do(evaluator):
 # ---- runs ------------------------------------------------------------
 
 
-@pytest.fixture
-def held_out(tmp_path):
-    path = write_text(tmp_path / 'held_out.txt')
-    lines = path.read_text('utf-8').splitlines(keepends=True)
-    path.write_text(''.join(lines[::-1][:40]), 'utf-8')
-    return path
-
-
 def test_the_command_evaluates_a_run(run, saved, held_out, tmp_path):
     folder, out = saved('torch'), tmp_path / 'out'
     done = run(

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 
@@ -19,6 +18,7 @@ import d2lbert
 from d2lbert.pytest_plugin import require
 from d2lbert.recipes import RECIPES
 from d2lbert.runs.checkpoint import Checkpoints
+from docs import scaling_runs
 from helpers import (
     BOOK_BACKENDS,
     MAIN,
@@ -36,41 +36,12 @@ long = pytest.mark.long
 TIMEOUT = 30
 
 
-def free_port():
-    with socket.create_server(('127.0.0.1', 0)) as server:
-        return str(server.getsockname()[1])
-
-
 def variables_of(backend_name, num_ranks):
-    """The variables of each process, those of the ranks first."""
-    one_core, port = {'OMP_NUM_THREADS': '1'}, free_port()
-    if backend_name == 'torch':
-        common = {
-            'MASTER_ADDR': '127.0.0.1',
-            'MASTER_PORT': port,
-            'WORLD_SIZE': str(num_ranks),
-        }
-        return [
-            one_core | common | {'RANK': str(rank)}
-            for rank in range(num_ranks)
-        ]
-    if backend_name == 'jax':
-        common = {
-            'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
-            'JAX_NUM_PROCESSES': str(num_ranks),
-        }
-        return [
-            one_core | common | {'JAX_PROCESS_ID': str(rank)}
-            for rank in range(num_ranks)
-        ]
-    common = {
-        'DMLC_PS_ROOT_URI': '127.0.0.1',
-        'DMLC_PS_ROOT_PORT': port,
-        'DMLC_NUM_SERVER': '1',
-        'DMLC_NUM_WORKER': str(num_ranks),
-    }
-    roles = ['worker'] * num_ranks + ['server', 'scheduler']
-    return [one_core | common | {'DMLC_ROLE': role} for role in roles]
+    """The variables of each process of a core, those of the ranks first."""
+    return [
+        {'OMP_NUM_THREADS': '1'} | given
+        for given in scaling_runs.variables(backend_name, num_ranks)
+    ]
 
 
 @pytest.fixture(params=BOOK_BACKENDS)
@@ -255,14 +226,6 @@ def test_two_processes_fine_tune(launch, saved, any_name, tmp_path):
     assert len(run.history) == 4
     np.testing.assert_allclose(run.history, expected.history, atol=1e-4)
     assert Checkpoints(out).find() == [4, 3]
-
-
-@pytest.fixture
-def held_out(tmp_path):
-    path = write_text(tmp_path / 'held_out.txt')
-    lines = path.read_text('utf-8').splitlines(keepends=True)
-    path.write_text(''.join(lines[::-1][:40]), 'utf-8')
-    return path
 
 
 def numbers_in(results):
@@ -552,7 +515,12 @@ def torchrun(out, text_file, *args, code):
     file.write_text(code)
     launcher = 'from torch.distributed.run import main; main()'
     return python(
-        *(launcher, '--nproc-per-node=2', '--master-port', free_port()),
+        *(
+            launcher,
+            '--nproc-per-node=2',
+            '--master-port',
+            scaling_runs.free_port(),
+        ),
         *(*args, file, 'pretrain', *TINY, '--corpus', text_file),
         *('--steps=5', '--save-every=1', '--out', out, '--resume'),
     )

@@ -1,6 +1,5 @@
 """A run that is cut and resumed equals the uninterrupted one, bit by bit."""
 
-import functools
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.folder import LOCK
 from d2lbert.runs.trained import RUN_FILE, WEIGHTS_FILE
 from d2lbert.weights import get_weights
-from helpers import assert_same_runs, same_weights
+from helpers import assert_same_runs, resuming, same_weights, trained_once
 
 pytestmark = pytest.mark.filterwarnings('error::d2lbert.errors.RunWarning')
 
@@ -24,26 +23,14 @@ pytestmark = pytest.mark.filterwarnings('error::d2lbert.errors.RunWarning')
 @pytest.fixture
 def resume(train, tmp_path):
     """Goes on with the run in `tmp_path`, or another folder."""
-
-    def resume(out=tmp_path, **options):
-        return d2lbert.pretrain(
-            out=out, resume=True, progress=False, **options
-        )
-
-    return resume
+    return resuming(d2lbert.pretrain, tmp_path)
 
 
 @pytest.fixture(scope='session')
 def begun_once(train, tmp_path_factory):
     """Trains a run once for each backend and gives its folder."""
-
-    @functools.cache
-    def begun_once(backend_name):
-        out = tmp_path_factory.mktemp('begun')
-        train(backend_name, out=out, save_every=1)
-        return out
-
-    return begun_once
+    folder = tmp_path_factory.mktemp('begun')
+    return trained_once(train, folder, save_every=1)
 
 
 @pytest.fixture

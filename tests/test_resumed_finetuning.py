@@ -1,6 +1,5 @@
 """A fine-tuning that is cut and resumed equals the uninterrupted one."""
 
-import functools
 import shutil
 
 import numpy as np
@@ -9,7 +8,13 @@ import pytest
 import d2lbert
 from d2lbert.errors import InputError, RunWarning, Stopped
 from d2lbert.runs.checkpoint import Checkpoints
-from helpers import assert_refused, assert_same_runs, stopping_at
+from helpers import (
+    assert_refused,
+    assert_same_runs,
+    resuming,
+    stopping_at,
+    trained_once,
+)
 
 #: Three steps an epoch, the last one of two pairs.
 OPTIONS = {
@@ -35,26 +40,14 @@ def begin(saved):
 @pytest.fixture
 def resume(tmp_path):
     """Goes on with the run in `tmp_path`, or in another folder."""
-
-    def resume(out=tmp_path, **options):
-        return d2lbert.finetune(
-            out=out, resume=True, progress=False, **options
-        )
-
-    return resume
+    return resuming(d2lbert.finetune, tmp_path)
 
 
 @pytest.fixture(scope='module')
 def begun_once(begin, tmp_path_factory):
     """Fine-tunes a run once for each backend and gives its folder."""
-
-    @functools.cache
-    def begun_once(backend_name):
-        out = tmp_path_factory.mktemp('begun')
-        begin(backend_name, out, epochs=1, save_every=2)
-        return out
-
-    return begun_once
+    folder = tmp_path_factory.mktemp('begun')
+    return trained_once(begin, folder, epochs=1, save_every=2)
 
 
 @pytest.fixture

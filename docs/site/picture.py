@@ -7,7 +7,6 @@ cores that are free) and writes `picture.json`.
 from __future__ import annotations
 
 import json
-import tempfile
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,7 @@ def measure() -> list[dict[str, Any]]:
     """Return the three best words after each number of steps."""
     found = []
     for steps in STEPS:
-        with tempfile.TemporaryDirectory() as folder:
-            run = d2lbert.pretrain(
-                **OPTIONS, steps=steps, out=Path(folder, 'run')
-            )
+        run = d2lbert.pretrain(**OPTIONS, steps=steps)
         filled = d2lbert.fill(run.net, run.vocab, SENTENCES, top=3)
         for sentence, one in zip(SENTENCES, filled, strict=True):
             words = zip(
