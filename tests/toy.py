@@ -25,22 +25,16 @@ class Module:
         return self.forward(*inputs)
 
 
-class Parameter:
-    def __init__(self, *shape):
-        self.data = np.zeros(shape)
-
-
 class Layer(Module):
-    """A function of an input and of parameters of given shapes."""
+    """A function of an input and of parameters, which are NumPy arrays."""
 
-    def __init__(self, function, **shapes):
+    def __init__(self, function, **parameters):
         self.function = function
-        for name, shape in shapes.items():
-            setattr(self, name, Parameter(*shape))
+        vars(self).update(parameters)
 
     def forward(self, X):
-        _, *parameters = vars(self).values()
-        return self.function(X, *(p.data for p in parameters))
+        function, *parameters = vars(self).values()
+        return function(X, *parameters)
 
 
 class Sequential(Module):
@@ -60,28 +54,16 @@ class Sequential(Module):
         return X
 
 
-class Dropout(Module):
-    def __init__(self, p):
-        self.p = p
-
-    def forward(self, X):
-        return X * current_masks()(X.shape, self.p) / (1 - self.p)
-
-
 def layer_norm(X, weight, bias):
-    deviation = X - X.mean(-1, keepdims=True)
-    variance = (deviation**2).mean(-1, keepdims=True)
-    return (
-        deviation / np.sqrt(variance + base.LAYER_NORM_EPSILON) * weight
-        + bias
-    )
+    variance = X.var(-1, keepdims=True) + base.LAYER_NORM_EPSILON
+    return weight * (X - X.mean(-1, keepdims=True)) / variance**0.5 + bias
 
 
 def parameters(net, prefix=''):
     """Return the parameters of a network by their structural names."""
     found = {}
     for name, part in vars(net).items():
-        if isinstance(part, Parameter):
+        if isinstance(part, np.ndarray):
             found[prefix + name] = part
         elif isinstance(part, Module):
             found |= parameters(part, f'{prefix}{name}.')
@@ -121,11 +103,9 @@ class ToyBackend(base.Backend):
         return E / E.sum(-1, keepdims=True)
 
     def cross_entropy(self, logits, labels, weights):
-        top = logits.max(-1, keepdims=True)
-        logsumexp = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
-        return (
-            (logsumexp - logits[range(len(labels)), labels]) * weights
-        ).sum()
+        losses = np.logaddexp.reduce(logits, -1)
+        losses = losses - logits[range(len(labels)), labels]
+        return (weights * losses).sum()
 
     def linear_cross_entropy(self, layer, X, labels, weights):
         return self.cross_entropy(layer(X), labels, weights)
@@ -136,45 +116,45 @@ class ToyBackend(base.Backend):
     def Linear(
         self, num_outputs, num_inputs=None, bias=True, activation=None
     ):
-        linear = Layer(
-            lambda X, W, b=0.0: X @ W.T + b,
-            weight=(num_outputs, num_inputs),
-            **({'bias': (num_outputs,)} if bias else {}),
-        )
+        parameters = {'weight': np.zeros((num_outputs, num_inputs))}
+        if bias:
+            parameters['bias'] = np.zeros(num_outputs)
+        linear = Layer(lambda X, W, b=0.0: X @ W.T + b, **parameters)
         if activation is None:
             return linear
-        return Sequential(
-            [linear, Layer({'relu': self.relu, 'tanh': np.tanh}[activation])]
-        )
+        activations = {'relu': self.relu, 'tanh': np.tanh}
+        return Sequential([linear, Layer(activations[activation])])
 
     def Embedding(self, num_embeddings, num_hiddens):
-        return Layer(lambda X, W: W[X], weight=(num_embeddings, num_hiddens))
+        weight = np.zeros((num_embeddings, num_hiddens))
+        return Layer(lambda X, W: W[X], weight=weight)
 
     def LayerNorm(self, num_hiddens):
-        return Layer(layer_norm, weight=(num_hiddens,), bias=(num_hiddens,))
+        weight, bias = np.zeros((2, num_hiddens))
+        return Layer(layer_norm, weight=weight, bias=bias)
 
     def Dropout(self, p):
-        return Dropout(p)
+        return Layer(lambda X: X * current_masks()(X.shape, p) / (1 - p))
 
     def Sequential(self, *layers):
         return Sequential(layers)
 
     def parameter(self, module, name, shape):
-        return Parameter(*shape)
+        return np.zeros(shape)
 
     def value(self, parameter, like):
-        return parameter.data
+        return parameter
 
     def parameter_shapes(self, net):
-        return {name: p.data.shape for name, p in parameters(net).items()}
+        return {name: W.shape for name, W in parameters(net).items()}
 
     def get_parameters(self, net):
-        return {name: p.data.copy() for name, p in parameters(net).items()}
+        return {name: W.copy() for name, W in parameters(net).items()}
 
     def set_parameters(self, net, arrays, devices=None):
         check_parameters(self.parameter_shapes(net), arrays)
-        for name, parameter in parameters(net).items():
-            parameter.data = arrays[name].astype(np.float64)
+        for name, W in parameters(net).items():
+            W[...] = arrays[name]
 
     def device(self, kind, index):
         return f'{kind}:{index}'
@@ -213,15 +193,14 @@ class DataParallel(base.DataParallel):
     def value_and_grad(self, parts):
         parts = [part for shard in parts for part in shard]
         arrays = {}
-        for name, parameter in parameters(self.net).items():
-            gradient = arrays[name] = np.empty(parameter.data.shape)
-            flat = parameter.data.reshape(-1)
-            for i, value in enumerate(flat.tolist()):
+        for name, W in parameters(self.net).items():
+            arrays[name] = np.empty(W.shape)
+            for i, value in np.ndenumerate(W.copy()):
                 sides = []
-                for flat[i] in (value - H, value + H):
+                for W[i] in (value - H, value + H):
                     sides.append(self.losses(parts).sum())
-                flat[i] = value
-                gradient.flat[i] = (sides[1] - sides[0]) / (2 * H)
+                W[i] = value
+                arrays[name][i] = (sides[1] - sides[0]) / (2 * H)
         return Gradients(self.losses(parts), arrays)
 
 
@@ -236,7 +215,7 @@ class Gradients(base.Gradients):
         return self.named
 
     def norm(self):
-        return float(np.sqrt(sum((g**2).sum() for g in self.named.values())))
+        return sum((G**2).sum() for G in self.named.values()) ** 0.5
 
 
 class Adam(base.Optimizer):
@@ -244,25 +223,27 @@ class Adam(base.Optimizer):
         self.net, self.inside, self.decay = net, epsilon_inside, weight_decay
         self.num_steps = 0
         self.moments = {
-            name: [np.zeros(shape), np.zeros(shape)]
-            for name, shape in BACKEND.parameter_shapes(net).items()
+            name: np.zeros((2, *W.shape))
+            for name, W in parameters(net).items()
             if not name.endswith(frozen)
         }
 
     def step(self, gradients, lr, scale):
         self.num_steps += 1
-        b1, b2 = adam.BETAS
-        root = np.sqrt(1 - b2**self.num_steps)
+        beta1, beta2 = adam.BETAS
+        root = (1 - beta2**self.num_steps) ** 0.5
+        rate = lr * root / (1 - beta1**self.num_steps)
+        epsilon = adam.EPSILON * (1 if self.inside else root)
         for name, (m, v) in self.moments.items():
-            gradient = scale * gradients.arrays()[name]
-            m += (1 - b1) * (gradient - m)
-            v += (1 - b2) * (gradient**2 - v)
-            epsilon = adam.EPSILON * (1 if self.inside else root)
-            data = parameters(self.net)[name].data
-            if adam.decays(data.shape):
-                data *= 1 - lr * self.decay
-            rate = lr * root / (1 - b1**self.num_steps)
-            data -= rate * m / (np.sqrt(v) + epsilon)
+            G, W = (
+                scale * gradients.arrays()[name],
+                parameters(self.net)[name],
+            )
+            m += (1 - beta1) * (G - m)
+            v += (1 - beta2) * (G**2 - v)
+            if adam.decays(W.shape):
+                W *= 1 - lr * self.decay
+            W -= rate * m / (v**0.5 + epsilon)
 
     state = load_state = unused
 
