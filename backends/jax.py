@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from backends import base
+from backends.cores import num_cores
 from backends.dropout import current_masks, dropout_masks
 from backends.flax_names import words_of
 from backends.jax_arrays import (
@@ -32,16 +33,20 @@ from backends.jax_arrays import (
     to_device,
     width_of,
 )
+from backends.jax_loss import CHUNK_ROWS, linear_cross_entropy
 from backends.jax_programs import make_room
-from backends.jax_training import CPU_TOKENS, Adam, DataParallel
+from backends.jax_training import (
+    CPU_TOKENS,
+    SIDE_BY_SIDE_BYTES,
+    Adam,
+    DataParallel,
+)
 from backends.outputs import named_arrays, to_arrays
 from backends.parameters import check_parameters
 from backends.recompute import noted_calls
 from backends.types import Footprint
 
-# How many rows of logits exist at a time
-CHUNK_ROWS = 128
-NUM_CPU_DEVICES = 8
+LEAST_CPU_DEVICES = 8
 ACTIVATIONS = {'relu': jax.nn.relu, 'tanh': jnp.tanh}
 
 _thread = local()
@@ -51,7 +56,8 @@ _thread = local()
 # is fixed when JAX is used first; a reader may have done so
 if jax.config.jax_num_cpu_devices < 1:
     with suppress(RuntimeError):
-        jax.config.update('jax_num_cpu_devices', NUM_CPU_DEVICES)
+        num_devices = max(num_cores(), LEAST_CPU_DEVICES)
+        jax.config.update('jax_num_cpu_devices', num_devices)
 
 
 # ---- layers ----------------------------------------------------------
@@ -153,67 +159,6 @@ class Sequential(Traced, nnx.Sequential):
         return self.layers[index]
 
 
-# ---- the cross-entropy of a linear layer -----------------------------
-
-
-@jax.custom_vjp
-def linear_cross_entropy(X, kernel, bias, labels, weights):
-    """Return Σᵢ `weights[i]` · the cross-entropy of row i of X·kernel + bias.
-
-    `CHUNK_ROWS` rows of logits exist at a time, and none after the last row
-    that has a weight.
-    """
-    return with_gradients(X, kernel, bias, labels, weights)[0]
-
-
-def with_gradients(X, kernel, bias, labels, weights):
-    num_rows = len(X)
-    chunk = min(CHUNK_ROWS, num_rows)
-    counted = jnp.where(weights != 0, jnp.arange(1, num_rows + 1), 0).max()
-    X, labels, weights = (
-        jnp.pad(A, [(0, -num_rows % chunk)] + [(0, 0)] * (A.ndim - 1))
-        for A in (X, labels, weights)
-    )
-
-    def add_chunk(i, sums):
-        loss, dX, dkernel, dbias = sums
-        x, label, weight = (
-            jax.lax.dynamic_slice_in_dim(A, i * chunk, chunk)
-            for A in (X, labels, weights)
-        )
-        logits = x @ kernel + bias
-        # Below the greatest, so that no exponential is infinite
-        logits -= logits.max(-1, keepdims=True)
-        at_label = jnp.take_along_axis(logits, label[:, None], 1)[:, 0]
-        exps = jnp.exp(logits)
-        total = exps.sum(-1)
-        loss += ((jnp.log(total) - at_label) * weight).sum()
-        # `exps` · scale is from here on the gradient of the logits, softmax −
-        # one-hot; scaling the narrower factors of its products is cheaper
-        exps = exps.at[jnp.arange(chunk), label].add(-total)
-        scale = weight / total
-        dX = jax.lax.dynamic_update_slice_in_dim(
-            dX, exps @ kernel.T * scale[:, None], i * chunk, 0
-        )
-        dkernel += (x * scale[:, None]).T @ exps
-        return loss, dX, dkernel, dbias + scale @ exps
-
-    loss, dX, *others = jax.lax.fori_loop(
-        0,
-        -(-counted // chunk),
-        add_chunk,
-        (jnp.zeros((), X.dtype), *map(jnp.zeros_like, (X, kernel, bias))),
-    )
-    return loss, (dX[:num_rows], *others)
-
-
-def backward(gradients, scale):
-    return (*(scale * gradient for gradient in gradients), None, None)
-
-
-linear_cross_entropy.defvjp(with_gradients, backward)
-
-
 # ---- the interface ---------------------------------------------------
 
 
@@ -238,9 +183,9 @@ class JaxBackend(base.Backend):
         copies=True,
         passing=1,
         kept=0.9,
-        least_tokens=0,
+        least_tokens=CPU_TOKENS,
         most_tokens=CPU_TOKENS,
-        side_by_side=False,
+        side_by_side=SIDE_BY_SIDE_BYTES,
     )
 
     # ---- tensor operations -------------------------------------------

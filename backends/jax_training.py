@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from backends import adam, base
+from backends.cores import num_cores
 from backends.dropout import dropout_masks
 from backends.flax_names import name_of
 from backends.groups import Group
@@ -31,9 +32,12 @@ from backends.jax_arrays import (
 from backends.jax_programs import make_room, told
 from backends.parameters import check_parameters
 from backends.recompute import recomputing
+from backends.threads import count_workers, share_out
 from backends.types import Losses, Part
 
 CPU_TOKENS, GPU_TOKENS = 8192, 32768
+# Programs of a larger network use all cores, and need much memory
+SIDE_BY_SIDE_BYTES = 64e6
 
 
 class DataParallel(base.DataParallel):
@@ -62,8 +66,15 @@ class DataParallel(base.DataParallel):
         self.net, self.devices = net, list(devices)
         self.group = group
         self.own_shards, self.num_shards = group.share(len(self.devices))
-        self.num_workers = self.num_shards
+        parameters = jax.tree.leaves(parameters_of(net))
+        is_small = sum(W.nbytes for W in parameters) < SIDE_BY_SIDE_BYTES
+        cores = num_cores() if is_small else 1
+        num_each, _ = count_workers(net, len(devices), on_gpu, cores)
+        self.workers = workers_of(self.devices, num_each)
+        _, self.num_workers = group.share(len(self.workers))
         self.tokens_at_a_time = GPU_TOKENS if on_gpu else CPU_TOKENS
+        # A program uses all cores: small ones side by side would be slower
+        self.least_tokens = self.tokens_at_a_time
         self.asynchronous = on_gpu
         self.draws_masks = on_gpu and not shared_masks
         self.rngs = current_rngs()
@@ -74,23 +85,28 @@ class DataParallel(base.DataParallel):
 
     def value_and_grad(self, parts):
         parameters = parameters_of(self.net)
+        shares = share_out(parts, [worker.shard for worker in self.workers])
+        busy = [i for i, share in enumerate(shares) if share]
+        devices = [self.workers[i].device for i in busy]
         with width_of(parameters):
             # New ones for each, because several may share a device
             sums = [
-                jax.device_put(zeros_like(parameters), each)
-                for each in self.devices
+                jax.device_put(zeros_like(parameters), device)
+                for device in devices
             ]
             copies = [
-                jax.device_put((parameters, self.others), each)
-                for each in self.devices
+                jax.device_put((parameters, self.others), device)
+                for device in devices
             ]
-            losses = []
-            # The devices take turns, because a call does not wait
-            for turn in zip_longest(*parts):
+            losses, spent = [], []
+            # The workers take turns, because a call does not wait
+            for turn in zip_longest(*(shares[i] for i in busy)):
                 for i, part in enumerate(turn):
                     if part is not None:
+                        # To let go of them would wait for the worker
+                        spent.append(sums[i])
                         sums[i], each = self.add_part(
-                            sums[i], copies[i], part, self.devices[i]
+                            sums[i], copies[i], part, devices[i]
                         )
                         losses.append(each)
             total, *others = jax.device_put(sums, self.devices[0])
@@ -137,6 +153,35 @@ class DataParallel(base.DataParallel):
         again = self.program[-1] and device.platform == 'cpu'
         with compiling:
             return (add_again if again else add_gradients)(*arguments)
+
+
+class Worker(NamedTuple):
+    """Computes micro-batches of one shard, on a device of its own.
+
+    `shard`: its number among those of this process.
+    """
+
+    shard: int
+    device: jax.Device
+
+
+def workers_of(devices: Sequence[jax.Device], num_each: int) -> list[Worker]:
+    """Return `num_each` workers for each device, the first of them on it.
+
+    A program runs some of its parts on one core. So several programs run
+    side by side on a processor, on further devices of it, if it has as many.
+    """
+    workers = [Worker(i, device) for i, device in enumerate(devices)]
+    if num_each > 1:
+        others = [
+            device
+            for device in jax.local_devices(backend='cpu')
+            if device not in devices
+        ]
+        num_more = min(num_each - 1, len(others) // len(devices))
+        for k in range(num_more * len(devices)):
+            workers.append(Worker(k % len(devices), others[k]))
+    return workers
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -220,7 +220,6 @@ class MXNetBackend(base.Backend):
         kept=0.85,
         least_tokens=DataParallel.least_tokens,
         most_tokens=CPU_TOKENS,
-        side_by_side=True,
     )
 
     # ---- tensor operations -------------------------------------------

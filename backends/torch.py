@@ -118,7 +118,6 @@ class TorchBackend(base.Backend):
         kept=0.93,
         least_tokens=LEAST_TOKENS,
         most_tokens=CPU_TOKENS,
-        side_by_side=True,
     )
 
     # ---- tensor operations -------------------------------------------

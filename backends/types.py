@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -83,8 +84,9 @@ class Footprint(NamedTuple):
     worker has the parameters, too; `passing`: how many more copies of all
     parameters a step has for a moment. `kept`: the part of a step's memory
     that the process keeps after it. `least_tokens`: see `DataParallel`, and
-    `most_tokens` its `tokens_at_a_time`. `side_by_side`: each core is a
-    worker; else all cores of a shard compute one micro-batch together.
+    `most_tokens` its `tokens_at_a_time`. `side_by_side`: where the parameters
+    take fewer bytes each core is a worker; else all cores of a shard compute
+    one micro-batch together.
     """
 
     hidden: float
@@ -103,4 +105,4 @@ class Footprint(NamedTuple):
     kept: float
     least_tokens: int
     most_tokens: int
-    side_by_side: bool
+    side_by_side: float = math.inf

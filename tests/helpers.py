@@ -174,10 +174,6 @@ def skip_beyond_the_book(tab):
 
 def set_num_cores(monkeypatch, tab, num_cores):
     """Let a backend use so many cores from now on."""
-    if tab.BACKEND.name == 'jax':
-        if num_cores > 1:
-            pytest.skip('JAX shares out the cores itself')
-        return
     monkeypatch.setattr(
         f'backends.{tab.BACKEND.name}_training.num_cores', lambda: num_cores
     )

@@ -3,6 +3,7 @@
 import pickle
 import random
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -276,6 +277,27 @@ def test_a_long_compilation_is_told(d2l, monkeypatch, caplog):
 def test_shards_are_host_devices(d2l):
     first, second = d2l.BACKEND.devices('cpu:2')
     assert first != second and first.platform == 'cpu'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='only Linux has /proc')
+@pytest.mark.parametrize('own', [None, 'glibc.malloc.arena_max=2'])
+def test_the_command_begins_with_large_pages(text_file, own, tmp_path):
+    """The C library reads the variable when the process begins."""
+    name, ours = 'GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'
+    code = (
+        'import atexit; from d2lbert.cli import main; atexit.register(lambda:'
+        ' print(open("/proc/self/environ").read().split("\\0"))); main()'
+    )
+    done = finish(
+        python(
+            code, 'pretrain', '--backend', 'jax', '--corpus', text_file,
+            '--steps', '1', '--batch-size', '4', '--out', tmp_path / 'run',
+            **{} if own is None else {name: own},
+        )
+    )  # fmt: skip
+    assert done.status == 0, done.err
+    assert f"'{name}={own or ours}'" in done.out.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -430,8 +430,6 @@ def test_heads_may_end_in_other_layers(tab):
 @pytest.mark.parametrize('num_threads', [1, 2, 5])
 def test_threads_are_shared_out(tab, num_threads, monkeypatch):
     set_num_cores(monkeypatch, tab, num_threads)
-    if tab.BACKEND.name == 'jax':
-        pytest.skip('JAX shares out the cores itself')
     trainer = new_trainer(tab, devices='cpu:2')
     shards = [worker.shard for worker in trainer.parallel.workers]
     assert len(shards) == max(2, num_threads // 2 * 2)

@@ -53,7 +53,7 @@ def finetune(
     check_resume(resume, out)
     start = None if pretrained is None else expand_home(pretrained)
     given = given_options(context, options)
-    with launched(context, timeout) as group:
+    with launched(context, timeout, options['backend']) as group:
         out, run = into_folder(
             out,
             f'{options["task"]}-{options["backend"]}',

@@ -67,7 +67,7 @@ def pretrain(
             print(json.dumps(memory.as_dict()))
         memory.check()
         return
-    with launched(context, timeout) as group:
+    with launched(context, timeout, options['backend']) as group:
         out, run = into_folder(
             out,
             '-'.join(filter(None, named)),

@@ -126,12 +126,12 @@ class Prediction:
         footprint = self.footprint
         _, shards = parse_devices(config.devices)
         num_shards, num_cores = len(shards) or 1, num_cores or self.num_cores
+        parameters = FLOAT_BYTES * count_parameters(config, self.vocab_size)
         num_each = 1
-        if footprint.side_by_side:
+        if parameters < footprint.side_by_side:
             num_each = max(1, num_cores // num_shards)
         num_workers = num_each * num_shards
         num_busy = min(num_workers, 2 * num_cores)
-        parameters = FLOAT_BYTES * count_parameters(config, self.vocab_size)
         shapes = self.largest_shapes(config, num_shards, num_each)[:num_busy]
         activations = sum(
             self.activations(config, *shape) for shape in shapes
@@ -305,7 +305,7 @@ def smaller(
     one = options | {'devices': 'cpu'}
     if config.devices not in ('all', 'cpu', 'cpu:1'):
         yield f'--devices cpu {text}'.rstrip(), one, num_cores
-    if num_cores > 1 and footprint.side_by_side:
+    if num_cores > 1:
         yield f'OMP_NUM_THREADS=1 and --devices cpu {text}'.rstrip(), one, 1
 
 
