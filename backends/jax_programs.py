@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ COMPILING = (
 )
 # Measured on two cores with the chapter's network
 SECONDS_PER_ARRAY = 0.1
+# No compilation takes longer, seconds
+NEVER = 1e9
 # Of all programs in the folder, bytes
 MOST_BYTES = 1 << 30
 MAPPINGS = Path('/proc/self/maps')
@@ -27,14 +30,21 @@ MOST_MAPPINGS = Path('/proc/sys/vm/max_map_count')
 
 
 def keep_programs(folder: Path) -> None:
-    """Let JAX keep what it has compiled in a folder, unless it has one."""
+    """Let JAX keep what it has compiled in a folder, unless it has one.
+
+    From a folder that cannot be written into, such as one for many users,
+    programs are read.
+    """
     if jax.config.jax_compilation_cache_dir is None:
+        readable = folder.is_dir() and not os.access(folder, os.W_OK)
         jax.config.update('jax_compilation_cache_dir', str(folder))
         # Where there is a limit, JAX locks the folder: without, a process
         # may read what another one is writing
-        jax.config.update('jax_compilation_cache_max_size', MOST_BYTES)
+        most = -1 if readable else MOST_BYTES
+        jax.config.update('jax_compilation_cache_max_size', most)
         # Of many small programs, too, a start is made
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+        least = NEVER if readable else 0
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
         with suppress(OSError):
             remove_unfinished(folder)
 

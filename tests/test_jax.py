@@ -247,6 +247,37 @@ def test_texts_of_all_lengths_share_programs(d2l):
 
 
 @pytest.mark.slow
+def test_programs_of_a_folder_for_many_users_are_read(tmp_path):
+    """Who may not write there gets no warning, and does not compile."""
+    code = """if True:
+        import os, sys
+        os.environ.pop('JAX_COMPILATION_CACHE_DIR')
+        who, size = sys.argv[1], int(sys.argv[2])
+        if who == 'reader':
+            os.access = lambda *_: False
+        import jax
+        from d2lbert import jax as d2l
+        hits = []
+        jax.monitoring.register_event_listener(
+            lambda event, **_: event.endswith('cache_hits') and hits.append(1)
+        )
+        jax.jit(lambda x: x + size)(1)
+        print(len(hits))
+    """
+
+    def hits(who, size):
+        done = finish(python(code, who, size, D2LBERT_CACHE=str(tmp_path)))
+        assert (done.status, done.err) == (0, '')
+        return int(done.out)
+
+    assert hits('writer', 1) == 0
+    kept = sorted(tmp_path.rglob('*'))
+    assert hits('reader', 1) > 0
+    assert hits('reader', 2) == 0
+    assert sorted(tmp_path.rglob('*')) == kept
+
+
+@pytest.mark.slow
 def test_programs_are_forgotten_in_time(d2l, monkeypatch, tmp_path):
     """XLA ends a process that has all mappings that Linux allows."""
     from backends import jax_programs
