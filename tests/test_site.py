@@ -28,6 +28,7 @@ SEARCHES = ['search', *(f'{it}/search' for it in LANGUAGES[1:])]
 #: Pages that are in English only.
 ENGLISH = [
     *('README', 'SECURITY', 'CONTRIBUTING', 'CHANGELOG', 'notebooks/README'),
+    *('docs/teaching', 'docs/answers'),
     *('docs/learning', 'docs/editions', 'docs/parity', 'docs/oracle'),
     *('docs/scaling', 'docs/reliability', 'docs/design'),
     *('docs/adding-a-backend', 'benchmarks/results'),
@@ -245,6 +246,15 @@ def test_the_built_site_has_the_pages_that_it_should(load):
     }
     assert built == {*PAGES, *modules, *notebooks}
     assert set(NOTEBOOKS) == notebooks
+
+
+@pytest.mark.slow
+def test_no_search_leads_a_student_to_the_answers():
+    if not SITE.exists():
+        pytest.skip('no page: run make site')
+    for name, is_found in (('teaching', True), ('answers', False)):
+        html = (SITE / 'docs' / f'{name}.html').read_text('utf-8')
+        assert ('data-pagefind-body' in html) == is_found
 
 
 # ---- in Chromium -----------------------------------------------------

@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
 from pages import (  # noqa: E402
+    ANSWERS,
     FRAMEWORK,
     LANGUAGES,
     NOTEBOOK,
@@ -168,7 +169,8 @@ def breakable(code: re.Match[str]) -> str:
 
 def searched(page: str, html: str) -> str:
     """Mark the text for Pagefind; of a notebook, one framework will do."""
-    if framework_of(page) in (None, FRAMEWORK) and '_modules' not in page:
+    hidden = page == ANSWERS or '_modules' in page
+    if framework_of(page) in (None, FRAMEWORK) and not hidden:
         return f'<div data-pagefind-body>{html}</div>'
     return html
 

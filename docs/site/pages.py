@@ -30,10 +30,14 @@ NOTEBOOKS = {
     'finetuning': 'Fine-tuning BERT',
 }
 REFERENCE = 'api/index'
+#: No student finds this page by a search.
+ANSWERS = 'docs/answers'
 #: Pages that are in English only.
 SECTIONS = {
     'Use': {
         'notebooks/README': 'How to run the notebooks',
+        'docs/teaching': 'For teachers',
+        ANSWERS: 'Answers for teachers',
         'README': 'The project',
         'docs/learning': 'What the network has learned',
         'docs/editions': 'Editions of the book',
