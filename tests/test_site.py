@@ -44,6 +44,7 @@ NOTEBOOK = 'notebooks/en/bert-torch'
 PAGES = [
     *(*FIRST, *SEARCHES, *ENGLISH),
     *(f'notebooks/{language}/bert-torch' for language in LANGUAGES),
+    *(f'slides/{language}/bert-torch' for language in LANGUAGES),
 ]
 PHONE = {'width': 360, 'height': 740}
 DESK = {'width': 1280, 'height': 900}
@@ -109,6 +110,57 @@ def test_switches_lead_to_the_versions_that_there_are(load):
     assert switches('docs/design', pages).count('aria-current') == 1
     assert links('ko/index') == ['../index.html', '../ko/index.html']
     assert '../ko/search.html' in links('ko/search')
+
+
+def test_a_notebook_leads_to_its_slides(load):
+    switches = load('switches').switches
+    page = 'notebooks/ko/bert-torch'
+    slides = '<a class="slides" href="../../slides/ko/bert-torch.html">'
+    assert slides in switches(page, {page, 'slides/ko/bert-torch'})
+    assert 'slides' not in switches(page, {page})
+
+
+def test_slides_show_tasks_and_no_solutions(load):
+    nbformat = pytest.importorskip('nbformat')
+    source, slides = load('source'), load('slides')
+    for path in sorted(ROOT.glob(source.NOTEBOOKS)):
+        notebook = nbformat.read(path, as_version=4)
+        found = slides.with_slides(source.described(notebook)).cells
+        texts = [it.source for it in found if it.cell_type == 'markdown']
+        notes = [it for it in texts if it.startswith('<aside')]
+        assert len(notes) == sum(
+            cell.cell_type == 'markdown' for cell in notebook.cells
+        )
+        shown = [text for text in texts if text not in notes]
+        assert shown[0].startswith('# ')
+        assert not [it for it in shown[1:] if it.startswith(('# ', '###'))]
+        assert not [it for it in shown if '<details' in it]
+        pictures = [it for it in found if 'mystnb' in it.metadata]
+        assert len(pictures) == sum(
+            source.alternative(cell) is not None
+            for cell in notebook.cells
+            if cell.cell_type == 'code'
+        )
+        tasks = [
+            cell.id
+            for cell in notebook.cells
+            if cell.cell_type == 'code' and '# your turn' in cell.source
+        ]
+        assert set(tasks) <= {it.id for it in found}
+
+
+@pytest.mark.parametrize(
+    ('sentence', 'rest'),
+    [
+        ('One word has been picked.', ' Then another.'),
+        ('Now. A sentence that is long.', ' And a third.'),
+        ('It costs 0.01 and, so to say, nothing', ''),
+        ('**A bold one, as in a list.**', ' The rest.'),
+        ('隐藏一个词，让网络来猜，然后再隐藏另一个词。', '后面。'),
+    ],
+)
+def test_a_slide_has_the_first_sentence(load, sentence, rest):
+    assert load('slides').SENTENCE.match(sentence + rest)[0] == sentence
 
 
 def test_notebooks_follow_one_another_in_their_language_and_framework(load):
@@ -244,7 +296,8 @@ def test_the_built_site_has_the_pages_that_it_should(load):
         str(path.relative_to(ROOT).with_suffix(''))
         for path in ROOT.glob(load('source').NOTEBOOKS)
     }
-    assert built == {*PAGES, *modules, *notebooks}
+    slides = {it.replace('notebooks/', 'slides/') for it in notebooks}
+    assert built == {*PAGES, *modules, *notebooks, *slides}
     assert set(NOTEBOOKS) == notebooks
 
 
@@ -502,6 +555,69 @@ def test_search_knows_the_language(opened, home, language, query):
 def test_search_says_that_there_is_nothing(opened):
     opened.goto(f'{HOME}/fr/search.html?q=∀∀∀')
     opened.get_by_text('Aucun résultat').wait_for()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name', [it.replace('notebooks/', 'slides/') for it in NOTEBOOKS]
+)
+def test_slides_fit_and_lead_back(opened, name):
+    go(opened, name)
+    opened.wait_for_function('Reveal.isReady()')
+    total = opened.evaluate('Reveal.getTotalSlides()')
+    assert total > 20
+    for number in range(total):
+        opened.evaluate(f'Reveal.slide({number})')
+        size = opened.evaluate(
+            """() => {
+                const it = Reveal.getCurrentSlide();
+                return [it.scrollWidth, it.scrollHeight];
+            }"""
+        )
+        assert size[0] <= 1280 and size[1] <= 720, number
+        heading = opened.locator('section.present :is(h1, h2)')
+        assert heading.count() == 1 and heading.is_visible()
+        assert not opened.locator('.notes:visible').count()
+    opened.locator('nav a').click()
+    assert (
+        opened.url == f'{HOME}/{name.replace("slides/", "notebooks/")}.html'
+    )
+    assert opened.locator('.switches .slides').is_visible()
+
+
+@pytest.mark.slow
+def test_the_speaker_has_notes(opened, server):
+    go(opened, 'slides/en/bert-torch', server)
+    opened.wait_for_function('Reveal.isReady()')
+    opened.keyboard.press('ArrowRight')
+    with opened.expect_popup() as started:
+        opened.keyboard.press('s')
+    notes = started.value.locator('.speaker-controls-notes')
+    notes.get_by_text('Afterwards you can').wait_for()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('size', 'least'), [(DESK, 11), (PHONE, 9)], ids=['desk', 'phone']
+)
+@pytest.mark.parametrize('name', [*FIRST, *ENGLISH, *NOTEBOOKS])
+def test_text_in_pictures_can_be_read(opened, name, size, least):
+    """In pixels of the page; a picture on a phone may scroll."""
+    image = pytest.importorskip('PIL.Image')
+    opened.set_viewport_size(size)
+    go(opened, name)
+    found = opened.locator('article img').evaluate_all(
+        'all => all.map((it) => [it.src, it.getBoundingClientRect().width])'
+    )
+    points = 11 if name.startswith('notebooks/') else 10
+    for url, width in found:
+        with image.open(unquote(urlsplit(url).path)) as picture:
+            inches = picture.width / picture.info.get('dpi', (144, 0))[0]
+        assert points * width / (72 * inches) > least - 0.05, url
+    texts = opened.locator('.guesses :is(span, b, small)').evaluate_all(
+        'all => all.map((it) => parseFloat(getComputedStyle(it).fontSize))'
+    )
+    assert min(texts, default=least) >= least
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from PIL import Image
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import inspect
 
@@ -22,6 +24,7 @@ from pages import (  # noqa: E402
     FRAMEWORK,
     LANGUAGES,
     NOTEBOOK,
+    SLIDES,
     framework_of,
     language_of,
     link_to,
@@ -34,6 +37,7 @@ from switches import switches  # noqa: E402
 from words import OF_THE_SCRIPT, words_of  # noqa: E402
 
 import d2lbert  # noqa: E402
+from d2lbert.book.animator import DPI  # noqa: E402
 from d2lbert.frameworks import FRAMEWORKS  # noqa: E402
 
 ROOT = HERE.parents[1]
@@ -95,6 +99,12 @@ WRONG_LINK = re.compile(
 )
 #: A word that a browser would break before a digit.
 HYPHENATED = re.compile(r'([\w.,]*\w-\d[\w.,]*)')
+#: What shows slides, of reveal.js.
+REVEAL = ('dist/reveal.js', 'dist/reveal.css', 'plugin/notes/notes.js')
+#: Pixels of an inch of a picture, whose text of 10 points has 11 pixels.
+PIXELS = 1.1 * 72
+#: The width of the text on a telephone, in pixels.
+NARROW = 328
 #: What a line may end in.
 PARENTS = (
     *(nodes.paragraph, nodes.emphasis, nodes.strong, nodes.title),
@@ -108,8 +118,11 @@ for name in d2lbert.__all__:
 
 def complete(
     app: Any, page: str, template: str, context: dict[str, Any], tree: Any
-) -> None:
-    """Put what stands around the text onto a page, in its language."""
+) -> str | None:
+    """Put what stands around the text onto a page, in its language.
+
+    Returns another template for slides.
+    """
     pages = app.env.found_docs
     language = language_of(page)
     say = words_of(language)
@@ -117,6 +130,12 @@ def complete(
     # What the templates' _() and {% trans %} call
     context['gettext'] = say
     context['master_doc'] = own(language, 'index')
+    if SLIDES.fullmatch(page):
+        context['slides'] = side_by_side(accessible(context['body']))
+        context['notebook'] = link_to(
+            page.replace('slides', 'notebooks'), page
+        )
+        return 'slides.html'
     if 'body' in context:
         context['body'] = searched(page, accessible(context['body']))
     context['furo_navigation_tree'] = sidebar(page, pages)
@@ -132,6 +151,7 @@ def complete(
     context['script_words'] = json.dumps(
         {it: say(it) for it in OF_THE_SCRIPT}
     )
+    return None
 
 
 def searches(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -144,6 +164,18 @@ def searches(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
 def leave_out_search(app: Any) -> None:
     """Make no index of Sphinx's own: docs/site/search.py makes a better."""
     app.builder.search = False
+
+
+def copy_reveal(app: Any, error: Exception | None) -> None:
+    """Put the program that shows slides beside the site's own files."""
+    if not error:
+        source = files('sphinx_revealjs') / '_static' / 'revealjs'
+        target = Path(app.outdir, '_static', 'revealjs')
+        target.mkdir(exist_ok=True)
+        for name in REVEAL:
+            (target / Path(name).name).write_bytes(
+                source.joinpath(name).read_bytes()
+            )
 
 
 def copy_notebooks(app: Any, error: Exception | None) -> None:
@@ -160,6 +192,12 @@ def accessible(html: str) -> str:
     html = html.replace('<th class="head"><p></p></th>', '<td></td>')
     html = CELL.sub(lambda cell: CODE.sub(breakable, cell[0]), html)
     return SECTION.sub(r'<section>\n\2<h\3 id="\1">', html)
+
+
+def side_by_side(html: str) -> str:
+    """Return slides that follow one another, and not in the first one."""
+    first, *others = html.rpartition('</section>')[0].split('<section>')
+    return '<section>'.join([f'{first}</section>', *others])
 
 
 def breakable(code: re.Match[str]) -> str:
@@ -193,6 +231,28 @@ class KeepNumbersWhole(SphinxPostTransform):
                 for number, part in enumerate(parts)
             ]
             text.parent.replace(text, found)
+
+
+class SizePictures(SphinxPostTransform):
+    """Pictures of the documents are as wide as their text needs.
+
+    Those of notebooks say it themselves. On a narrow page `site.css` lets
+    both scroll.
+    """
+
+    default_priority = 900
+
+    def run(self) -> None:
+        """Set the width of each picture that a narrow page would shrink."""
+        for node in self.document.findall(nodes.image):
+            path = Path(self.env.srcdir, node['uri'])
+            if path.suffix != '.png' or 'width' in node:
+                continue
+            with Image.open(path) as picture:
+                dpi = picture.info.get('dpi', (DPI, DPI))[0]
+                width = round(PIXELS * picture.width / dpi)
+            if width > NARROW:
+                node['width'] = f'{width}px'
 
 
 def real_signature(
@@ -231,10 +291,12 @@ def mark_code(
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.add_post_transform(KeepNumbersWhole)
+    app.add_post_transform(SizePictures)
     app.connect('builder-inited', leave_out_search)
     app.connect('html-collect-pages', searches)
     # After the theme, which makes the navigation
     app.connect('html-page-context', complete, priority=900)
     app.connect('build-finished', copy_notebooks)
+    app.connect('build-finished', copy_reveal)
     app.connect('autodoc-process-signature', real_signature)
     app.connect('autodoc-process-docstring', mark_code)

@@ -29,6 +29,8 @@ NOTEBOOKS = {
     'bert': 'Pretraining BERT',
     'finetuning': 'Fine-tuning BERT',
 }
+#: The slides of the same notebook.
+SLIDES = re.compile(NOTEBOOK.pattern.replace('notebooks', 'slides'))
 REFERENCE = 'api/index'
 #: No student finds this page by a search.
 ANSWERS = 'docs/answers'
@@ -71,7 +73,7 @@ class Entry(NamedTuple):
 
 def language_of(page: str) -> str:
     """Return the language of a page."""
-    match = NOTEBOOK.fullmatch(page)
+    match = NOTEBOOK.fullmatch(page) or SLIDES.fullmatch(page)
     found = match[1] if match else page.split('/')[0]
     return found if found in LANGUAGES else 'en'
 

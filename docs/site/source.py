@@ -15,6 +15,7 @@ import nbformat
 import reference
 from nbformat import NotebookNode, v4
 from picture import picture
+from slides import with_slides
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -41,20 +42,25 @@ def with_anchors(notebook: NotebookNode) -> NotebookNode:
     Each cell after the title gets an anchor named after its id.
     """
     cells: list[Any] = []
-    for number, cell in enumerate(notebook.cells):
-        cell = nbformat.from_dict(cell)
+    found = described(notebook)
+    for number, cell in enumerate(found.cells):
         mark = anchor(cell.id) if number else ''
         if cell.cell_type == 'markdown':
             cell.source = f'{mark}\n\n{cell.source}'.lstrip()
-        else:
-            if mark:
-                cells.append(v4.new_markdown_cell(mark, id=f'at-{cell.id}'))
-            text = alternative(cell)
-            if text:
-                cell.metadata['mystnb'] = {'image': {'alt': text}}
+        elif mark:
+            cells.append(v4.new_markdown_cell(mark, id=f'at-{cell.id}'))
         cells.append(cell)
-    found = nbformat.from_dict(notebook)
     found.cells = cells
+    return found
+
+
+def described(notebook: NotebookNode) -> NotebookNode:
+    """Return a notebook whose pictures have their text for MyST-NB."""
+    found = nbformat.from_dict(notebook)
+    for cell in found.cells:
+        text = cell.cell_type == 'code' and alternative(cell)
+        if text:
+            cell.metadata['mystnb'] = {'image': {'alt': text}}
     return found
 
 
@@ -98,6 +104,9 @@ def lay_out(folder: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         notebook = nbformat.read(path, as_version=4)
         nbformat.write(with_anchors(notebook), target)
+        target = folder / 'slides' / path.relative_to(ROOT / 'notebooks')
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(with_slides(described(notebook)), target)
 
 
 if __name__ == '__main__':

@@ -50,10 +50,17 @@ def frameworks(page: str, pages: Container[str]) -> str:
         target = page.removesuffix(framework) + it.name
         if target in pages:
             links.append(link(target, page, it.label))
+    slides = page.replace('notebooks/', 'slides/', 1)
+    if slides in pages:
+        links_on = f'<a class="slides" href="{link_to(slides, page)}">'
+        links_on += f'{say("Slides")}</a>'
+    else:
+        links_on = ''
     return (
         f'<nav class="framework" aria-label="{say("Framework")}">'
         + ''.join(links)
         + '</nav>'
+        + links_on
         + f'<a class="download" href="{page.split("/")[-1]}.ipynb" download '
         f'aria-label="{say("Download the notebook")}">'
         f'<span aria-hidden="true">⤓</span> .ipynb</a>'

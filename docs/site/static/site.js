@@ -24,7 +24,8 @@ function keepPlace() {
 
 /** What scrolls sideways can be scrolled with the keyboard. */
 function reachScrolling() {
-  const boxes = 'pre, .table-wrapper, div.math, .cell_output .output';
+  const boxes =
+    'pre, .table-wrapper, div.math, .cell_output, .cell_output .output, p';
   for (const box of document.querySelectorAll(boxes)) {
     if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   }
