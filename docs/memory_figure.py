@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 
 import backends
+from d2lbert.book.animator import DPI
 from d2lbert.data.examples import Batch
 from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.runs.config import Config
@@ -58,8 +59,8 @@ RUNS = {
 def measured(label: str) -> list[float]:
     """Return the peaks in the table, of PyTorch and MXNet, in GB."""
     text = (DOCS / 'scaling.md').read_text('utf-8')
-    (row,) = re.findall(rf'^\| {re.escape(label)}[ ,(].*$', text, re.M)[:1]
-    return [float(cell.split(' / ')[1]) for cell in row.split('|')[2:4]]
+    rows = re.findall(rf'^\| {re.escape(label)}[ ,(].* / .*$', text, re.M)
+    return [float(cell.split(' / ')[1]) for cell in rows[0].split('|')[2:4]]
 
 
 def parts_of(name: str, options: dict[str, object]) -> dict[str, float]:
@@ -85,7 +86,7 @@ def parts_of(name: str, options: dict[str, object]) -> dict[str, float]:
 def main() -> None:
     """Draw the picture."""
     names = ('torch', 'mxnet')
-    figure, axes = plt.subplots(figsize=(8, 4.6), layout='constrained')
+    figure, axes = plt.subplots(figsize=(9, 5.6), layout='constrained')
     colors = plt.get_cmap('tab10').colors
     ticks, place = [], 0.0
     for label, options in RUNS.items():
@@ -109,13 +110,13 @@ def main() -> None:
             ticks.append((place, f'{framework}\n{option}'.rstrip()))
             place += 1
         place += 0.5
-    axes.set_yticks(*zip(*ticks, strict=True), fontsize=7)
+    axes.set_yticks(*zip(*ticks, strict=True))
     axes.invert_yaxis()
     axes.set_xlabel('GB at the peak, micro-batches of one row of 512 tokens')
-    axes.legend(fontsize=7, loc='upper right')
+    axes.legend(loc='upper right')
     for side in ('top', 'right'):
         axes.spines[side].set_visible(False)
-    figure.savefig(DOCS / 'images' / 'scaling-memory.png', dpi=130)
+    figure.savefig(DOCS / 'images' / 'scaling-memory.png', dpi=DPI)
 
 
 if __name__ == '__main__':

@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from backends.adam import BETAS, EPSILON
+from d2lbert.book.animator import DPI
 from d2lbert.data.batches import Batches
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
@@ -59,11 +60,12 @@ def new_trainer(
     backend: str, dtype: str = 'float32', **options: Any
 ) -> tuple[Trainer, Batches]:
     """Return a trainer of the chapter's network, and its batches."""
-    config = Config(backend=backend, devices='cpu', batch_size=64)
+    # At once: a recipe's other options follow from it
+    given = {'backend': backend, 'devices': 'cpu', 'batch_size': 64} | options
+    config = Config(**given)
     examples, vocab = load_examples(
         read_lines('sample'), config.max_len, random.Random(0)
     )
-    config = Config(**config.as_dict() | options)
     tab = load_tab(backend)
     devices = tab.BACKEND.devices(config.devices)
     net = new_net(tab, config, vocab, devices)
@@ -97,8 +99,19 @@ def padding(figure: Figure, runs: Path) -> None:
         label='mean over all slots, padding included',
     )
     axes.fill_between(steps, *averages.values(), color='0.9')
+    examples = batches.examples
+    counts = np.bincount(examples.mlm_labels[examples.mlm_weights > 0])
+    shares = counts[counts > 0] / counts.sum()
+    entropy = -(shares * np.log(shares)).sum()
+    for label, level, dashes in (
+        ('chance', np.log(trainer.net.vocab_size), ':'),
+        ('word frequencies', entropy, '--'),
+    ):
+        axes.axhline(
+            level, color='0.4', linewidth=1, linestyle=dashes, label=label
+        )
     axes.set(xlabel='step', ylabel='MLM loss', ylim=(0, None))
-    axes.legend(frameon=False)
+    legend_below(axes, 2)
 
 
 def epsilon(figure: Figure, runs: Path) -> None:
@@ -398,7 +411,7 @@ def draw_gaps(axes: Any, report: dict[str, Any]) -> None:
 
 
 FIGURES: dict[str, tuple[Callable[[Figure, Path], None], tuple]] = {
-    'padding': (padding, (6, 3.2)),
+    'padding': (padding, (6, 4)),
     'epsilon': (epsilon, (6, 3.8)),
     'key-bias': (key_bias, (7, 3.5)),
     'rounding': (rounding, (8, 3.2)),
@@ -423,7 +436,7 @@ def main() -> None:
             if axes.get_xlabel() == 'step':
                 axes.xaxis.get_major_locator().set_params(integer=True)
         path = IMAGES / f'parity-{name}.png'
-        figure.savefig(path, dpi=100)
+        figure.savefig(path, dpi=DPI)
         print(path)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import d2lbert
+from d2lbert.evaluation.evaluate import Evaluation
 from d2lbert.recipes import RECIPES
 from d2lbert.runs import display
 
@@ -40,9 +41,12 @@ def row(title: str, scores: dict[str, float]) -> str:
     return f'| {title} | {" | ".join(f"{scores[x]:.3f}" for x in MEASURES)} |'
 
 
-def draw(runs: dict[str, d2lbert.Run]) -> None:
-    """Draw the training losses that are means over the same predictions."""
-    figure = Figure(figsize=(7, 4.2), layout='constrained')
+def draw(runs: dict[str, d2lbert.Run], levels: Evaluation) -> None:
+    """Draw the training losses that are means over the same predictions.
+
+    `levels`: an evaluation of any of the runs, for its two bars.
+    """
+    figure = Figure(figsize=(9, 4.6), layout='constrained')
     axes = figure.subplots()
     for (name, run), dashes in zip(runs.items(), display.DASHES, strict=True):
         if RECIPES[name].mlm_average == 'slots':
@@ -50,11 +54,23 @@ def draw(runs: dict[str, d2lbert.Run]) -> None:
         losses = np.array(run.history)[:, 0]
         means = losses.reshape(-1, MEAN_OF).mean(1)
         steps = MEAN_OF * (np.arange(len(means)) + 0.5)
-        axes.plot(steps, means, label=name, linestyle=dashes)
+        label = f'{display.label_of(run.config.backend)}, recipe {name}'
+        axes.plot(steps, means, label=label, linestyle=dashes)
     ylabel = f'MLM loss in training, mean of {MEAN_OF} steps'
-    axes.set(xlabel='step', ylabel=ylabel, ylim=(None, 8))
+    for label, scores, dashes in (
+        (f'chance: ln {len(run.vocab):,}', levels.chance, (0, (1, 2))),
+        ('word frequencies, held-out text', levels.frequencies, '--'),
+    ):
+        axes.axhline(
+            scores['mlm_loss'],
+            label=label,
+            color='0.35',
+            linewidth=1,
+            linestyle=dashes,
+        )
+    axes.set(xlabel='step', ylabel=ylabel)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
+    figure.legend(loc='outside lower center', ncols=3, frameon=False)
     display.save_figure(figure, PICTURE.with_suffix(''))
     PICTURE.with_suffix('.svg').unlink()  # the page shows the PNG
 
@@ -91,7 +107,7 @@ def main() -> None:
     print(row('word frequencies', levels.frequencies))
     for title, evaluation in found.items():
         print(row(title, evaluation.network))
-    draw(runs)
+    draw(runs, levels)
     print(f'Picture: {PICTURE}')
 
 

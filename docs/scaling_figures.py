@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import backends
+from d2lbert.book.animator import DPI
 from d2lbert.runs.processes import joined
 
 IMAGE = Path(__file__).parent / 'images' / 'scaling.png'
@@ -115,7 +116,7 @@ def efficiency(
 
 def draw() -> None:
     """Draw the efficiency of each network, machine and line."""
-    figure = Figure(figsize=(10, 4), layout='constrained')
+    figure = Figure(figsize=(9, 4.6), layout='constrained')
     figure.suptitle(
         'What part of its time each machine computes (model)',
         fontsize='medium',
@@ -137,7 +138,7 @@ def draw() -> None:
         axes.set_xscale('log', base=2)
         axes.set_xticks(MACHINES[::2], map(str, MACHINES[::2]))
         axes.set(
-            title=f'{network.name}: {network.batch} each',
+            title=f'{network.name}:\n{network.batch} each',
             xlabel='machines',
             ylim=(0, 1.03),
         )
@@ -147,11 +148,10 @@ def draw() -> None:
     figure.legend(
         *axes.get_legend_handles_labels(),
         loc='outside lower center',
-        ncols=3,
+        ncols=2,
         frameon=False,
-        fontsize='small',
     )
-    figure.savefig(IMAGE, dpi=100)
+    figure.savefig(IMAGE, dpi=DPI)
     print(IMAGE)
 
 

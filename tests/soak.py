@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import backends
+from d2lbert.frameworks import label_of
 from d2lbert.runs.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -150,10 +151,15 @@ def draw(curves, path):
                 if i < 2
                 else None,
             )
-        panel.set(title=backend, xlabel='minutes', ylabel='resident MB')
+        title = label_of(backend)
+        panel.set(title=title, xlabel='minutes', ylabel='resident MB')
         panel.set_ylim(0)
         panel.grid(alpha=0.25)
-        panel.legend(frameon=False, loc='lower right')
+    # Below, where it covers no curve
+    handles = panel.get_legend_handles_labels()
+    figure.legend(
+        *handles, loc='outside lower center', ncols=2, frameon=False
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=144)
 

@@ -3,11 +3,14 @@
 import random
 import re
 from contextlib import closing
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from d2lbert.classroom import charts, exercises, inspection
+import d2lbert
+from d2lbert.classroom import charts, exercises, figures, inspection
 from d2lbert.data import sample
 from d2lbert.data.examples import Batch, load_examples
 from d2lbert.recipes import RECIPES
@@ -152,6 +155,18 @@ def test_the_checks_accept_the_solutions(capsys, cell, name, check):
 # ---- what the cells call ---------------------------------------------
 
 
+def assert_readable(picture):
+    """Text has at least 11 points, as many pixels on a page."""
+    picture.draw_without_rendering()
+    sizes = {
+        text.get_text(): text.get_fontsize()
+        for text in picture.findobj(Text)
+        if text.get_text().strip()
+    }
+    assert sizes
+    assert {text: n for text, n in sizes.items() if n < figures.SIZE} == {}
+
+
 @pytest.fixture(scope='module')
 def examples_and_vocab():
     return load_examples(sample.lines(), 64, random.Random(0))
@@ -192,6 +207,46 @@ def small_net(tab, vocab, dropout=0.5):
     }
     tab.BACKEND.set_parameters(net, arrays)
     return net
+
+
+def test_text_in_pictures_is_large_enough(tab, examples_and_vocab):
+    examples, vocab = examples_and_vocab
+    net, batch = small_net(tab, vocab), Batch(*(X[:9] for X in examples))
+    text = 'the crane lowered its <mask> to the deck'
+    filling = d2lbert.fill(net, vocab, [text])
+    rng = np.random.default_rng(0)
+    senses = inspection.SENSES
+    vectors = {
+        topic: rng.normal(size=(5, 9))
+        for topics in senses.values()
+        for topic in topics
+    }
+    evaluation = {
+        'step': 1,
+        'mlm_loss': 7.0,
+        'nsp_loss': 0.7,
+        'frequencies': {'mlm_loss': 6.0, 'nsp_loss': 0.7},
+    }
+    runs = [
+        SimpleNamespace(
+            history=[[7.0, 0.7], [6.0, 0.8]],
+            config=SimpleNamespace(backend=tab.BACKEND.name, recipe=recipe),
+            vocab=vocab,
+            evaluations=[evaluation],
+        )
+        for recipe in RECIPES
+    ]
+    for picture in (
+        figures.draw_pretraining(),
+        figures.draw_example(inspection.telling_example(examples, vocab)),
+        figures.draw_model(net, batch),
+        charts.draw_curves(runs, 6.0),
+        charts.draw_held_out(runs[0]),
+        charts.draw_fillings({'steps = 0': filling}),
+        charts.draw_plane({'steps = 0': vectors}, senses),
+        charts.draw_attention(net, vocab, text),
+    ):
+        assert_readable(picture)
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def draw_plane(
         axes.set_title(name, size=SIZE)
         axes.set_xlabel(f'PC 1 ({shares[0]:.0%})', size=SIZE)
         axes.set_ylabel(f'PC 2 ({shares[1]:.0%})', size=SIZE)
-        axes.tick_params(labelsize=SIZE - 1)
+        axes.tick_params(labelsize=SIZE)
     picture.legend(
         *axes.get_legend_handles_labels(), loc='outside lower center',
         ncols=2, frameon=False, fontsize=SIZE, markerscale=1.8,
@@ -235,6 +235,10 @@ def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
         axes.set_title(f'blks[{blk}], head {head}', size=SIZE)
         axes.set_xticks(places, tokens, rotation=90, size=SIZE)
         axes.set_yticks(places, tokens, size=SIZE)
+        axes.set_xlabel('K', size=SIZE)
+        if not head:
+            axes.set_ylabel('Q', size=SIZE)
     bar = picture.colorbar(image, ax=panels, shrink=0.7)
     bar.set_label('softmax $(QK^T/\\sqrt{d})$', size=SIZE)
+    bar.ax.tick_params(labelsize=SIZE)
     return picture

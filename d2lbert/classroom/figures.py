@@ -23,7 +23,7 @@ from d2lbert.runs import display
 
 Point = tuple[float, float]
 
-TOKENS_A_LINE = 10
+TOKENS_A_LINE = 7
 #: The width and height of a token's box.
 TOKEN = (0.94, 0.8)
 #: Of the rows of an example's picture.
@@ -78,18 +78,15 @@ def draw_pretraining() -> Picture:
         (9, bottom, 3.8, 'BERTEncoder', LAYER),
         (15, bottom, 4.4, 'BERTClassifier: label', KIND_COLORS['kept']),
     ):
-        _box(
-            axes, (x - width / 2, y - 0.55), (width, 1.1), text, color,
-            size=SIZE,
-        )  # fmt: skip
+        _box(axes, (x - width / 2, y - 0.55), (width, 1.1), text, color)
     for y, text in ((top, 'pretrain'), (bottom, 'finetune')):
         _arrow(axes, (4.9, y), (7.1, y))
-        _name(axes, 6, y - 0.35, text, size=SIZE)
+        _name(axes, 6, y - 0.35, text)
     _arrow(axes, (10.9, top), (12.8, top - 0.75))
     _arrow(axes, (10.9, top), (12.8, top + 0.75))
     _arrow(axes, (10.9, bottom), (12.8, bottom))
     _arrow(axes, (9, top + 0.55), (9, bottom - 0.55))
-    _name(axes, 9.2, 3.5, 'weights.safetensors', ha='left', size=SIZE)
+    _name(axes, 9.2, 3.5, 'weights.safetensors', ha='left')
     return picture
 
 
@@ -105,20 +102,21 @@ def draw_example(example: Example) -> Picture:
     num_tokens = len(example.tokens)
     num_lines = -(-num_tokens // TOKENS_A_LINE)
     tokens_a_line = -(-num_tokens // num_lines)
-    picture = Picture((9, 0.4 + 1.6 * num_lines))
-    axes = _blank_axes(picture, tokens_a_line + 1.35, 5.2 * num_lines + 1.3)
+    picture = Picture((9, 0.76 + 1.6 * num_lines))
+    axes = _blank_axes(picture, tokens_a_line + 1.35, 5.2 * num_lines + 2.4)
     for line in range(num_lines):
-        top = 5.2 * line
+        top = 0.2 + 5.2 * line
         for i, name in enumerate(NAMES):
             _name(axes, 1.25, top + i + 0.9, name, ha='right')
         start = line * tokens_a_line
         for place in range(start, min(start + tokens_a_line, num_tokens)):
             _draw_token(axes, example, place, 1.35 + place - start, top)
-    top = 5.2 * num_lines + 0.4
+    top = 5.2 * num_lines + 0.5
+    _name(axes, 1.25, top, 'nsp_labels', ha='right')
+    _write(axes, 1.82, top, str(int(example.is_next)))
     for i, (kind, text) in enumerate(CHANGES.items()):
-        corner, color = (1.35 + 2 * i, top), KIND_COLORS[kind]
-        _box(axes, corner, (1.85, 0.7), text, color)
-    _name(axes, 9, top + 0.35, f'nsp_labels: {int(example.is_next)}')
+        corner, color = (1.35 + 2 * i, top + 0.9), KIND_COLORS[kind]
+        _box(axes, corner, (1.85, 0.8), text, color)
     return picture
 
 
@@ -130,7 +128,7 @@ def _draw_token(
     plain = KIND_COLORS[f'plain {segment}']
     color = KIND_COLORS.get(kind, plain)
     weight = 'bold' if kind in CHANGES else 'normal'
-    _write(axes, left + 0.5, top + 0.25, str(place), size=6, color='0.45')
+    _write(axes, left + 0.47, top + 0.2, str(place), color='0.45')
     if kind != 'special':
         _box(axes, (left, top + 0.5), TOKEN, word, plain)
     token = example.tokens[place]
@@ -256,5 +254,5 @@ def _name(axes: Any, x: float, y: float, text: str, **style: Any) -> None:
 
 def _write(axes: Any, x: float, y: float, text: str, **style: Any) -> None:
     """Write a text, its middle at a point unless `style` says otherwise."""
-    style = {'ha': 'center', 'va': 'center', 'size': 8} | style
+    style = {'ha': 'center', 'va': 'center', 'size': SIZE} | style
     axes.text(x, y, text, parse_math=False, **style)

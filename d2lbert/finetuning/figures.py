@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,10 +63,14 @@ def draw_finetuning(
         )
         epochs = range(1, len(ends) + 1)
         right.plot(epochs, run.test_accuracies, marker='o', ms=3, **style)
-    right.axhline(
-        1 / NUM_CLASSES, label='chance: 1/3', color='0.5', linewidth=1,
-        linestyle=(0, (1, 2)),
-    )  # fmt: skip
+    for axes, level in (
+        (left, math.log(NUM_CLASSES)),
+        (right, 1 / NUM_CLASSES),
+    ):
+        axes.axhline(
+            level, label=f'chance: ln {NUM_CLASSES} and 1/{NUM_CLASSES}',
+            color='0.5', linewidth=1, linestyle=(0, (1, 2)),
+        )  # fmt: skip
     left.set(title='Loss of each batch', xlabel='epoch', ylabel='loss')
     right.set(
         title='Accuracy on the test part', xlabel='epoch',

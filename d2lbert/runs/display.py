@@ -268,7 +268,7 @@ def draw_parity(
         curves.set(title=TASKS[task], ylabel='loss')
         gaps.set(xlabel='step', ylabel='difference')
         for panel in (curves, gaps):
-            panel.legend(frameon=False, fontsize='small')
+            panel.legend(frameon=False)
             panel.grid(alpha=0.25)
     return save_figure(figure, Path(path))[0]
 
