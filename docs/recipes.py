@@ -48,14 +48,14 @@ def draw(runs: dict[str, d2lbert.Run], levels: Evaluation) -> None:
     """
     figure = Figure(figsize=(9, 4.6), layout='constrained')
     axes = figure.subplots()
-    for (name, run), dashes in zip(runs.items(), display.DASHES, strict=True):
+    for number, (name, run) in enumerate(runs.items()):
         if RECIPES[name].mlm_average == 'slots':
             continue
         losses = np.array(run.history)[:, 0]
         means = losses.reshape(-1, MEAN_OF).mean(1)
         steps = MEAN_OF * (np.arange(len(means)) + 0.5)
         label = f'{display.label_of(run.config.backend)}, recipe {name}'
-        axes.plot(steps, means, label=label, linestyle=dashes)
+        axes.plot(steps, means, label=label, linestyle=display.dashed(number))
     ylabel = f'MLM loss in training, mean of {MEAN_OF} steps'
     for label, scores, dashes in (
         (f'chance: ln {len(run.vocab):,}', levels.chance, (0, (1, 2))),

@@ -20,6 +20,7 @@ from d2lbert.data.vocab import Vocab
 from d2lbert.evaluation.fill_mask import Filling
 from d2lbert.frameworks import label_of
 from d2lbert.representation import Text, to_tokens
+from d2lbert.runs.display import plot_history
 from d2lbert.runs.run import Run
 
 #: The curves of the first framework and of the second one, over them.
@@ -46,10 +47,11 @@ def draw_curves(runs: Sequence[Run], entropy: float) -> Picture:
     recipes = list(dict.fromkeys(run.config.recipe for run in runs))
     for task, axes in enumerate(picture.subplots(1, 2)):
         for run in runs:
-            config, losses = run.config, np.array(run.history)[:, task]
-            axes.plot(
-                range(1, len(losses) + 1),
-                losses,
+            config = run.config
+            plot_history(
+                axes,
+                run.history,
+                task,
                 label=f'{label_of(config.backend)}, {config.recipe}',
                 **CURVES[backends.index(config.backend)],
                 color=f'C{recipes.index(config.recipe)}',
@@ -72,8 +74,7 @@ def draw_held_out(run: Run) -> Picture:
     picture = Picture((9, 4.2), layout='constrained')
     steps = [found['step'] for found in run.evaluations]
     for task, axes in enumerate(picture.subplots(1, 2)):
-        losses = np.array(run.history)[:, task]
-        axes.plot(range(1, len(losses) + 1), losses, color='C0', alpha=0.4)
+        plot_history(axes, run.history, task, color='C0', alpha=0.4)
         name = ('mlm_loss', 'nsp_loss')[task]
         held_out = [found[name] for found in run.evaluations]
         axes.plot(steps, held_out, 'o-', color='C1', linewidth=2)

@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 #: Both losses of each step, `[[mlm, nsp], …]`, by a label that begins with
 #: the name of a framework.
 Histories = Mapping[str, Sequence[Sequence[float]]]
-DASHES = ('-', '--', ':', '-.')
-#: The same in widths of a line, which has so many points.
-PATTERNS, THIN = ((), (3.7, 1.6), (1, 1.65), (6.4, 1.6, 1, 1.6)), 1.5
+#: Matplotlib's own four, in widths of a line, which has so many points.
+DASHES, THIN = ((), (3.7, 1.6), (1, 1.65), (6.4, 1.6, 1, 1.6)), 1.5
 SUFFIXES = ('.png', '.svg')
 TASKS = ('Masked language modelling', 'Next sentence prediction')
 #: A picture takes less memory than this.
@@ -345,24 +344,41 @@ def draw_curves(
     for label in histories:
         groups.setdefault(label.partition(',')[2], []).append(label)
     for label, history in histories.items():
-        losses = [both[task] for both in history]
         recipe = label.partition(',')[2]
-        number = list(groups).index(recipe) % len(PATTERNS)
         above = len(groups[recipe]) - 1 - groups[recipe].index(label)
         width = THIN + 2.5 * above
-        # As long as the dashes of a thin line
-        dashes = [length * THIN / width for length in PATTERNS[number]]
-        axes.plot(
-            range(1, len(losses) + 1),
-            losses,
+        plot_history(
+            axes,
+            history,
+            task,
             label=_title_of(label),
             color=_color_of(label),
-            linestyle=(0, dashes) if dashes else '-',
+            linestyle=dashed(list(groups).index(recipe), width),
             linewidth=width,
             alpha=0.4 if above else 1,
-            # A line through a single step would be invisible
-            marker='o' if len(losses) == 1 else None,
         )
+
+
+def plot_history(
+    axes: Any, history: Sequence[Sequence[float]], task: int, **style: Any
+) -> None:
+    """Draw one task's loss of each step, the first of which is step 1.
+
+    `style`: of the line, as Matplotlib takes it.
+    """
+    losses = [both[task] for both in history]
+    # A line through a single step would be invisible
+    marker = 'o' if len(losses) == 1 else None
+    axes.plot(range(1, len(losses) + 1), losses, marker=marker, **style)
+
+
+def dashed(number: int, width: float = THIN) -> Any:
+    """Return a style for lines, one of four.
+
+    `width`: of a line whose dashes shall be as long as a thin one's.
+    """
+    dashes = DASHES[number % len(DASHES)]
+    return (0, [n * (THIN / width) for n in dashes]) if dashes else '-'
 
 
 def draw_evaluations(axes: Any, runs: Sequence[Run], task: int) -> None:
@@ -401,7 +417,7 @@ def _draw_gaps(axes: Any, label: str, apart: np.ndarray, number: int) -> None:
         marker='os^v'[number % 4],
         label=label,
         color='0.6' if number else '0.2',
-        linestyle=DASHES[number % len(DASHES)],
+        linestyle=dashed(number),
         markersize=3,
         linewidth=1,
     )
