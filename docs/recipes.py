@@ -5,13 +5,15 @@
 
 Trains each recipe for the same number of steps, or goes on with the runs
 that are there, and evaluates them on held-out text. Prints the table in
-Markdown and draws the training losses as docs/images/recipes.png.
+Markdown. Draws the losses in training, and those on held-out text, as
+docs/images/recipes.png.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import d2lbert
@@ -41,13 +43,39 @@ def row(title: str, scores: dict[str, float]) -> str:
     return f'| {title} | {" | ".join(f"{scores[x]:.3f}" for x in MEASURES)} |'
 
 
-def draw(runs: dict[str, d2lbert.Run], levels: Evaluation) -> None:
-    """Draw the training losses that are means over the same predictions.
+def draw(runs: dict[str, d2lbert.Run], found: dict[str, Evaluation]) -> None:
+    """Draw the losses in training beside those on held-out text.
 
-    `levels`: an evaluation of any of the runs, for its two bars.
+    `found`: the evaluation of each run.
     """
     figure = Figure(figsize=(9, 4.6), layout='constrained')
-    axes = figure.subplots()
+    axes, points = figure.subplots(1, 2, width_ratios=[2, 1])
+    draw_training(axes, runs, next(iter(found.values())))
+    figure.legend(loc='outside lower center', ncols=3, frameon=False)
+    for number, (name, evaluation) in enumerate(found.items()):
+        loss = evaluation.network['mlm_loss']
+        points.plot(loss, name, 'o', color=f'C{number}')
+        points.annotate(
+            f'{loss:.3f}', (loss, name), (0, 8), textcoords='offset points',
+            ha='center',
+        )  # fmt: skip
+    level = evaluation.frequencies['mlm_loss']
+    points.axvline(level, color='0.35', linewidth=1, linestyle='--')
+    points.set(xlabel='MLM loss on held-out text')
+    points.margins(x=0.2, y=0.15)
+    points.invert_yaxis()
+    points.grid(alpha=0.25)
+    display.save_figure(figure, PICTURE.with_suffix(''))
+    PICTURE.with_suffix('.svg').unlink()  # the page shows the PNG
+
+
+def draw_training(
+    axes: Axes, runs: dict[str, d2lbert.Run], levels: Evaluation
+) -> None:
+    """Draw the training losses that are means over the same predictions.
+
+    `levels`: an evaluation of any of the runs, for its two levels.
+    """
     for number, (name, run) in enumerate(runs.items()):
         if RECIPES[name].mlm_average == 'slots':
             continue
@@ -55,7 +83,11 @@ def draw(runs: dict[str, d2lbert.Run], levels: Evaluation) -> None:
         means = losses.reshape(-1, MEAN_OF).mean(1)
         steps = MEAN_OF * (np.arange(len(means)) + 0.5)
         label = f'{display.label_of(run.config.backend)}, recipe {name}'
-        axes.plot(steps, means, label=label, linestyle=display.dashed(number))
+        # From wide to thin, because two of them lie on each other
+        axes.plot(
+            steps, means, f'C{number}', label=label, linewidth=5 - number,
+            linestyle=display.dashed(number),
+        )  # fmt: skip
     ylabel = f'MLM loss in training, mean of {MEAN_OF} steps'
     for label, scores, dashes in (
         (f'chance: ln {len(run.vocab):,}', levels.chance, (0, (1, 2))),
@@ -70,9 +102,6 @@ def draw(runs: dict[str, d2lbert.Run], levels: Evaluation) -> None:
         )
     axes.set(xlabel='step', ylabel=ylabel)
     axes.grid(alpha=0.25)
-    figure.legend(loc='outside lower center', ncols=3, frameon=False)
-    display.save_figure(figure, PICTURE.with_suffix(''))
-    PICTURE.with_suffix('.svg').unlink()  # the page shows the PNG
 
 
 def main() -> None:
@@ -95,9 +124,7 @@ def main() -> None:
         for recipe in RECIPES
     }
     found = {
-        f'`{recipe}`, lr {run.config.lr:g}': d2lbert.evaluate(
-            run, options.split
-        )
+        recipe: d2lbert.evaluate(run, options.split)
         for recipe, run in runs.items()
     }
     levels, *_ = found.values()
@@ -105,9 +132,10 @@ def main() -> None:
     print(f'| | {" | ".join(MEASURES.values())} |')
     print('| --- ' * (1 + len(MEASURES)) + '|')
     print(row('word frequencies', levels.frequencies))
-    for title, evaluation in found.items():
+    for recipe, evaluation in found.items():
+        title = f'`{recipe}`, lr {runs[recipe].config.lr:g}'
         print(row(title, evaluation.network))
-    draw(runs, levels)
+    draw(runs, found)
     print(f'Picture: {PICTURE}')
 
 
