@@ -179,7 +179,7 @@ class JaxBackend(base.Backend):
         vocabulary=1.6,
         chunks=1,
         chunk_rows=CHUNK_ROWS,
-        workspace=190e6,
+        workspace=80e6,
         copies=True,
         passing=1,
         kept=0.9,
