@@ -1,9 +1,9 @@
 """Build the notebooks: `python -m notebooks.build [LANGUAGE …]`.
 
-One file of code, `source/chapter.py`, and a file of prose for each language
-make a notebook for each language and framework. The code is run once for
-each framework, because nothing that it prints or draws depends on the
-language. See README.md.
+A notebook has a folder in `source/`. Its file of code, `cells.py`, and its
+file of prose for each language make an edition for each language and
+framework. The code is run once for each framework, because nothing that it
+prints or draws depends on the language. See README.md.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from d2lbert.frameworks import FRAMEWORKS
 
 HERE = Path(__file__).parent
 SOURCE = HERE / 'source'
-CODE = SOURCE / 'chapter.py'
-#: The framework that a notebook's last section trains in as well.
+CODE = 'cells.py'
+#: The framework that a notebook may train in as well.
 OTHER = {'jax': 'torch', 'mxnet': 'torch', 'torch': 'mxnet'}
 CORPUS_LINE = "corpus = 'sample'"
 #: The longest that a cell may take on the real corpus, in seconds.
@@ -49,15 +49,23 @@ class Prose(NamedTuple):
 # ---- reading ---------------------------------------------------------
 
 
+def names() -> list[str]:
+    """Return the names of the notebooks."""
+    return sorted(path.parent.name for path in SOURCE.glob(f'*/{CODE}'))
+
+
 def languages() -> list[str]:
     """Return the languages that there is prose in."""
-    return sorted(path.stem for path in SOURCE.glob('*.md'))
+    return sorted({path.stem for path in SOURCE.glob('*/*.md')})
 
 
-def read_cells(framework: str, corpus: str = 'sample') -> list[NotebookNode]:
-    """Return the cells of a framework's notebooks; Markdown is empty."""
+def read_cells(
+    name: str, framework: str, corpus: str = 'sample'
+) -> list[NotebookNode]:
+    """Return the cells of a notebook in a framework; Markdown is empty."""
     cells = []
-    for cell in jupytext.read(CODE, fmt='py:percent').cells:
+    path = SOURCE / name / CODE
+    for cell in jupytext.read(path, fmt='py:percent').cells:
         metadata = cell.metadata
         # What stands before the first id is about the file
         if 'title' not in metadata or framework not in metadata.get(
@@ -71,57 +79,61 @@ def read_cells(framework: str, corpus: str = 'sample') -> list[NotebookNode]:
             v4.new_markdown_cell
         )  # fmt: skip
         cells.append(new(text, id=metadata['title'], metadata={}))
-    ids = [cell.id for cell in cells]
-    twice = sorted({name for name in ids if ids.count(name) > 1})
-    if twice:
-        raise SourceError(f'{CODE.name}: twice in {framework}: {twice}')
+    check_once(f'{name}/{CODE} in {framework}', [cell.id for cell in cells])
     return cells
 
 
-def read_prose(language: str) -> Prose:
-    """Return a language's prose. Each part stands below `<!-- id -->`."""
-    path = SOURCE / f'{language}.md'
+def read_prose(name: str, language: str) -> Prose:
+    """Return a notebook's prose. Each part stands below `<!-- id -->`."""
+    path = SOURCE / name / f'{language}.md'
     if not path.exists():
         raise SourceError(
-            f'no prose in {language!r}: write {path.name}, as README.md says'
+            f'no prose in {language!r}: write {name}/{path.name}, as '
+            'README.md says'
         )
     _, *parts = re.split(
         r'^<!-- (.+) -->$', path.read_text('utf-8'), flags=re.M
     )
-    names, texts = parts[::2], [text.strip() for text in parts[1::2]]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise SourceError(f'{path.name}: twice: {twice}')
-    found = dict(zip(names, texts, strict=True))
+    ids, texts = parts[::2], [text.strip() for text in parts[1::2]]
+    check_once(f'{name}/{path.name}', ids)
+    found = dict(zip(ids, texts, strict=True))
     alts = {
-        name.removeprefix('alt '): ' '.join(found.pop(name).split())
-        for name in names
-        if name.startswith('alt ')
+        each.removeprefix('alt '): ' '.join(found.pop(each).split())
+        for each in ids
+        if each.startswith('alt ')
     }
     return Prose(found, alts)
+
+
+def check_once(where: str, ids: Sequence[str]) -> None:
+    """Raise `SourceError` for an id that there is twice."""
+    twice = sorted({each for each in ids if ids.count(each) > 1})
+    if twice:
+        raise SourceError(f'{where}: twice: {twice}')
 
 
 # ---- building --------------------------------------------------------
 
 
 def build(
-    language: str, framework: str, corpus: str = 'sample'
+    name: str, language: str, framework: str, corpus: str = 'sample'
 ) -> NotebookNode:
-    """Return a notebook that has not been run yet.
+    """Return an edition of a notebook that has not been run yet.
 
     Raises `SourceError` where prose and code have not the same ids.
     """
-    cells, prose = read_cells(framework, corpus), read_prose(language)
+    cells = read_cells(name, framework, corpus)
+    prose = read_prose(name, language)
     wanted = [cell.id for cell in cells if cell.cell_type == 'markdown']
-    check_ids(language, wanted, list(prose.texts))
+    check_ids(f'{name}/{language}.md', wanted, list(prose.texts))
     for cell in cells:
         if cell.cell_type == 'markdown':
             text = prose.texts[cell.id]
-            for name, key in (
+            for mark, key in (
                 ('{framework}', framework),
                 ('{other}', OTHER[framework]),
             ):
-                text = text.replace(name, FRAMEWORKS[key].label)
+                text = text.replace(mark, FRAMEWORKS[key].label)
             cell.source = text
     notebook = v4.new_notebook(cells=cells)
     notebook.metadata = nbformat.from_dict(
@@ -139,21 +151,20 @@ def build(
 
 
 def check_ids(
-    language: str, wanted: Sequence[str], found: Sequence[str]
+    where: str, wanted: Sequence[str], found: Sequence[str]
 ) -> None:
     """Raise `SourceError` unless the prose has the code's ids in order."""
-    missing = [name for name in wanted if name not in found]
-    unknown = [name for name in found if name not in wanted]
+    missing = [each for each in wanted if each not in found]
+    unknown = [each for each in found if each not in wanted]
     if missing or unknown:
         raise SourceError(
-            f'{language}.md: missing {missing}, unknown {unknown}: its parts '
-            f'have the ids of the Markdown cells in {CODE.name}'
+            f'{where}: missing {missing}, unknown {unknown}: its parts have '
+            f'the ids of the Markdown cells in {CODE}'
         )
     for here, there in zip(found, wanted, strict=True):
         if here != there:
             raise SourceError(
-                f'{language}.md: {here!r} stands where {CODE.name} has '
-                f'{there!r}'
+                f'{where}: {here!r} stands where {CODE} has {there!r}'
             )
 
 
@@ -217,52 +228,56 @@ def take_outputs(
 # ---- files -----------------------------------------------------------
 
 
-def path_of(language: str, framework: str) -> Path:
-    """Return where a notebook is."""
-    return HERE / language / f'bert-{framework}.ipynb'
+def path_of(name: str, language: str, framework: str) -> Path:
+    """Return where an edition of a notebook is."""
+    return HERE / language / f'{name}-{framework}.ipynb'
 
 
 def make(
+    name: str,
     chosen: Sequence[str],
     frameworks: Sequence[str],
     corpus: str,
     prose_only: bool = False,
 ) -> None:
-    """Build, run and write notebooks.
+    """Build, run and write editions of a notebook.
 
     `prose_only`: run nothing, take outputs that there are already.
     """
     for framework in frameworks:
         notebooks = {
-            language: build(language, framework, corpus)
+            language: build(name, language, framework, corpus)
             for language in chosen
         }
         if prose_only:
-            executed = executed_before(notebooks[chosen[0]], framework)
+            executed = executed_before(notebooks[chosen[0]], name, framework)
         else:
-            executed = build(chosen[0], framework, corpus)
+            executed = build(name, chosen[0], framework, corpus)
             run(executed)
         for language, notebook in notebooks.items():
-            take_outputs(notebook, executed, read_prose(language))
-            path = path_of(language, framework)
+            take_outputs(notebook, executed, read_prose(name, language))
+            path = path_of(name, language, framework)
             path.parent.mkdir(exist_ok=True)
             nbformat.write(notebook, path)
             print(path.relative_to(HERE.parent))
 
 
-def executed_before(notebook: NotebookNode, framework: str) -> NotebookNode:
-    """Return a notebook, in any language, that has run the same code.
+def executed_before(
+    notebook: NotebookNode, name: str, framework: str
+) -> NotebookNode:
+    """Return an edition, in any language, that has run the same code.
 
     Raises `SourceError` where there is none.
     """
     for language in languages():
-        path = path_of(language, framework)
+        path = path_of(name, language, framework)
         if path.exists():
             found = nbformat.read(path, as_version=4)
             if code_of(found) == code_of(notebook):
                 return found
     raise SourceError(
-        f'no {framework} notebook has run this code: build without --prose'
+        f'no {name}-{framework}.ipynb has run this code: build without '
+        '--prose'
     )
 
 
@@ -275,18 +290,18 @@ def code_of(notebook: NotebookNode) -> list[tuple[str, str]]:
     ]
 
 
-def stale(language: str, framework: str) -> str | None:
-    """Return why a notebook is not what the source makes, if so."""
-    path = path_of(language, framework)
+def stale(name: str, language: str, framework: str) -> str | None:
+    """Return why an edition is not what the source makes, if so."""
+    path = path_of(name, language, framework)
     if not path.exists():
         return f'{path.relative_to(HERE.parent)} is not there'
     found = nbformat.read(path, as_version=4)
     kept = found.metadata.get('d2lbert', {})
-    wanted = build(language, framework, kept.get('corpus', 'sample'))
+    wanted = build(name, language, framework, kept.get('corpus', 'sample'))
     source = wanted.metadata['d2lbert']['source']
     if source != kept.get('source'):
         return f'{path.relative_to(HERE.parent)} is older than its source'
-    if source != digest(found, read_prose(language)):
+    if source != digest(found, read_prose(name, language)):
         return f'{path.relative_to(HERE.parent)} was edited by hand'
     return None
 
@@ -297,6 +312,7 @@ def main() -> int:
     parser.add_argument(
         'languages', nargs='*', metavar='LANGUAGE', help=str(languages())
     )
+    parser.add_argument('--notebook', choices=names(), help='by default all')
     parser.add_argument('--corpus', default='sample')
     parser.add_argument(
         '--framework', choices=FRAMEWORKS, help='by default all'
@@ -314,12 +330,15 @@ def main() -> int:
     options = parser.parse_args()
     chosen = options.languages or languages()
     frameworks = [options.framework] if options.framework else [*FRAMEWORKS]
+    notebooks = [options.notebook] if options.notebook else names()
     try:
         if not options.check:
-            make(chosen, frameworks, options.corpus, options.prose)
+            for name in notebooks:
+                make(name, chosen, frameworks, options.corpus, options.prose)
             return 0
         reasons = [
-            stale(language, framework)
+            stale(name, language, framework)
+            for name in notebooks
             for language in chosen
             for framework in frameworks
         ]

@@ -14,10 +14,13 @@ from matplotlib import colormaps
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from d2lbert.bert import BERTModel
+from d2lbert.classifier import NUM_CLASSES
 from d2lbert.classroom.figures import SIZE, Picture
 from d2lbert.classroom.inspection import attention_weights
+from d2lbert.data.snli import LABELS
 from d2lbert.data.vocab import Vocab
 from d2lbert.evaluation.fill_mask import Filling
+from d2lbert.finetuning.run import FinetunedRun
 from d2lbert.frameworks import label_of
 from d2lbert.representation import Text, to_tokens
 from d2lbert.runs.display import plot_history
@@ -117,6 +120,75 @@ def _loss_axes(axes: Any, task: int) -> None:
     axes.set_ylabel('loss', size=SIZE)
     axes.tick_params(labelsize=SIZE)
     axes.grid(alpha=0.25)
+
+
+# ---- fine-tuning -----------------------------------------------------
+
+
+def draw_finetunings(groups: Mapping[str, Sequence[FinetunedRun]]) -> Picture:
+    """Draw the curves of fine-tunings: loss, test accuracy, and chance.
+
+    `groups`: by name, runs that differ in their seed alone. Each run has a
+    thin line, their mean a thick one. The loss is the mean of an epoch.
+    """
+    picture = Picture((9, 4.2), layout='constrained')
+    left, right = picture.subplots(1, 2)
+    for number, (name, runs) in enumerate(groups.items()):
+        losses = np.array([epoch_losses(run) for run in runs])
+        accuracies = np.array([run.test_accuracies for run in runs])
+        for axes, values in ((left, losses), (right, accuracies)):
+            epochs = range(1, values.shape[1] + 1)
+            style = {'color': f'C{number}', 'marker': 'os^'[number]}
+            axes.plot(epochs, values.T, **style, alpha=0.35, ms=3)
+            axes.plot(
+                epochs, values.mean(axis=0), **style, linewidth=3, label=name
+            )
+    for axes, level, text in (
+        (left, math.log(NUM_CLASSES), f'ln {NUM_CLASSES}'),
+        (right, 1 / NUM_CLASSES, f'1/{NUM_CLASSES}'),
+    ):
+        axes.axhline(level, color='0.35', linewidth=1, linestyle='--')
+        axes.text(
+            1.01, level, text, va='center', color='0.25', size=SIZE,
+            transform=axes.get_yaxis_transform(),
+        )  # fmt: skip
+        axes.set_xlabel('epoch', size=SIZE)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.tick_params(labelsize=SIZE)
+        axes.grid(alpha=0.25)
+    left.set_ylabel('loss', size=SIZE)
+    left.set_ylim(0, 1.2)
+    right.set_ylabel('test accuracy', size=SIZE)
+    right.set_ylim(0, 1)
+    picture.legend(
+        *right.get_legend_handles_labels(), loc='outside lower center',
+        ncols=3, frameon=False, fontsize=SIZE,
+    )  # fmt: skip
+    return picture
+
+
+def epoch_losses(run: FinetunedRun) -> list[float]:
+    """Return the mean loss of each epoch's steps."""
+    ends = [found['step'] for found in run.evaluations]
+    losses = np.array([step.loss for step in run.steps])
+    return [part.mean() for part in np.split(losses, ends[:-1])]
+
+
+def draw_confusion(confusion: np.ndarray) -> Picture:
+    """Draw how often each class, a row, was taken for each, a column."""
+    picture = Picture((5.6, 4.4), layout=ConstrainedLayoutEngine(w_pad=0.15))
+    axes = picture.add_subplot()
+    axes.imshow(confusion, cmap='Blues', vmin=0, vmax=1.6 * confusion.max())
+    for (row, column), count in np.ndenumerate(confusion):
+        axes.text(
+            column, row, str(count), ha='center', va='center', size=SIZE + 3
+        )
+    places = range(len(LABELS))
+    axes.set_xticks(places, LABELS, size=SIZE)
+    axes.set_yticks(places, LABELS, size=SIZE)
+    axes.set_xlabel('p.argmax(axis=1)', size=SIZE)
+    axes.set_ylabel('labels', size=SIZE)
+    return picture
 
 
 # ---- masks -----------------------------------------------------------

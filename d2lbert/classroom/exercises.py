@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from d2lbert.classifier import NUM_CLASSES
+from d2lbert.data.nli import cut_pair
+from d2lbert.data.snli import LABELS
 from d2lbert.data.vocab import MASK
 
 RIGHT, WRONG, NOT_YET = '✓', '✗', '… not written yet'
@@ -144,6 +147,119 @@ def check_total(total: float | None, losses: np.ndarray) -> None:
         _right(f'{total:.3f} is the mean over all slots')
     else:
         _wrong(f'{total:.3f}: the mean over all slots is another number')
+
+
+def check_classes(answers: Sequence[int | None], labels: list[int]) -> None:
+    """Check the classes that a reader has given to some pairs."""
+    if len(answers) != len(labels):
+        _wrong(f'{len(answers)} classes for {len(labels)} pairs')
+        return
+    if None in answers:
+        print(NOT_YET)
+        return
+    for answer in answers:
+        if answer not in range(len(LABELS)):
+            _wrong(f'{answer!r} is no class: expected 0, 1 or 2')
+            return
+    others = [
+        str(number)
+        for number, pair in enumerate(zip(answers, labels, strict=True))
+        if pair[0] != pair[1]
+    ]
+    if others:
+        _wrong(f'pair {", ".join(others)}: the data has another class')
+    else:
+        _right(f'{len(labels)} pairs')
+
+
+def check_truncation(truncate: Callable[..., Any]) -> None:
+    """Check the function that shortens a pair until it fits.
+
+    `truncate`: takes the tokens of both sentences and how many may remain
+    together, and returns the tokens of both.
+    """
+    for sizes, most in (((3, 2), 5), ((7, 2), 5), ((2, 7), 5), ((4, 4), 7)):
+        pair = [
+            [f'{name}{i}' for i in range(size)]
+            for name, size in zip('ph', sizes, strict=True)
+        ]
+        wanted = cut_pair(*pair, most)
+        found = truncate(*map(list, pair), most)
+        if found is None:
+            print(NOT_YET)
+            return
+        case = f'{sizes[0]} and {sizes[1]} tokens, most = {most}'
+        try:
+            p, h = map(list, found)
+        except (TypeError, ValueError):
+            _wrong(f'{found!r}: expected two lists of tokens')
+            return
+        if (p, h) == wanted:
+            continue
+        if p != pair[0][: len(p)] or h != pair[1][: len(h)]:
+            _wrong(f'{case}: what remains is not the beginning of each')
+        elif len(p) + len(h) > most:
+            _wrong(f'{case}: {len(p)} and {len(h)} remain')
+        elif len(p) + len(h) < most:
+            _wrong(f'{case}: only {len(p)} and {len(h)} remain')
+        elif sizes[0] == sizes[1]:
+            _wrong(f'{case}: which one loses a token if both are alike?')
+        else:
+            _wrong(f'{case}: the shorter one has lost tokens')
+        return
+    _right('the pairs of the dataset')
+
+
+def check_new_parameters(number: int | None, num_hiddens: int) -> None:
+    """Check the number of parameters that pretraining has not trained."""
+    weights = NUM_CLASSES * num_hiddens
+    if number is None:
+        print(NOT_YET)
+    elif number == weights + NUM_CLASSES:
+        _right(f'{number} new parameters')
+    elif number == weights:
+        _wrong(f'{number}: a layer has more than weights')
+    elif number < weights:
+        _wrong(f'{number}: each class looks at all of hidden')
+    else:
+        _wrong(f'{number}: only one layer is new')
+
+
+def check_suspect(name: str | None) -> None:
+    """Check which argument makes the difference between the two tabs."""
+    if name is None:
+        print(NOT_YET)
+    elif name == 'dropout':
+        _right('the caller asks for one value and gets another')
+    elif name in ('num_heads', 'num_blks'):
+        _wrong(f'{name}: ignored, but the caller gives the same value')
+    elif name in ('num_hiddens', 'ffn_num_hiddens', 'max_len'):
+        _wrong(f'{name}: both tabs pass it on')
+    else:
+        _wrong(f'{name!r} is not an argument of BERTModel')
+
+
+def check_recalls(
+    recalls: Sequence[float] | None, confusion: np.ndarray
+) -> None:
+    """Check the share of each class that was recognised.
+
+    `confusion`: a row for each class, a column for each answer.
+    """
+    if recalls is None:
+        print(NOT_YET)
+        return
+    found, right = np.asarray(recalls), np.diag(confusion)
+    if found.shape != right.shape:
+        _wrong(f'shape {found.shape}: expected a number for each class')
+    elif _alike(found, right / confusion.sum(axis=1)):
+        _right(', '.join(f'{recall:.3f}' for recall in found))
+    elif _alike(found, right / confusion.sum()):
+        _wrong('these are shares of all pairs, not of those of a class')
+    elif _alike(found, right / np.maximum(1, confusion.sum(axis=0))):
+        _wrong('these are shares of what was answered, not of the class')
+    else:
+        _wrong('not the share that is right of each class')
 
 
 def _right(what: str) -> None:

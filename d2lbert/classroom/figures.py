@@ -23,7 +23,8 @@ from d2lbert.runs import display
 
 Point = tuple[float, float]
 
-TOKENS_A_LINE = 7
+TOKENS_A_LINE, PAIR_TOKENS_A_LINE = 7, 8
+SPECIAL = ('<cls>', '<sep>')
 #: The width and height of a token's box.
 TOKEN = (0.94, 0.8)
 #: Of the rows of an example's picture.
@@ -138,6 +139,32 @@ def _draw_token(
         _box(axes, (left, top + 3.5), TOKEN, word, 'white')
 
 
+def draw_pair(
+    tokens: Sequence[str], segments: Sequence[int], valid_len: int
+) -> Picture:
+    """Draw an example of two sentences, padding included, row by row."""
+    num_lines = -(-len(tokens) // PAIR_TOKENS_A_LINE)
+    picture = Picture((9, 1.1 * num_lines + 0.5))
+    axes = _blank_axes(picture, PAIR_TOKENS_A_LINE + 1.3, 2.6 * num_lines + 1)
+    for place, (token, segment) in enumerate(
+        zip(tokens, segments, strict=True)
+    ):
+        line, column = divmod(place, PAIR_TOKENS_A_LINE)
+        left, top = 1.25 + column, 2.6 * line + 0.3
+        if not column:
+            for row, name in ((0.5, 'tokens'), (1.5, 'segments')):
+                _name(axes, 1.15, top + row, name, ha='right', size=SIZE)
+        kind = 'special' if token in SPECIAL else f'plain {segment}'
+        color = KIND_COLORS[kind] if place < valid_len else 'white'
+        _box(axes, (left, top + 0.05), (0.96, 0.9), token, color, size=SIZE)
+        _write(axes, left + 0.48, top + 1.5, str(segment), size=SIZE)
+    bottom = 2.6 * num_lines + 0.5
+    _name(
+        axes, 1.25, bottom, f'valid_lens: {valid_len}', ha='left', size=SIZE
+    )
+    return picture
+
+
 # ---- the model -------------------------------------------------------
 
 
@@ -195,19 +222,63 @@ def draw_model(net: BERTModel, batch: Sequence[Any]) -> Picture:
     return picture
 
 
+def draw_transfer(bert: BERTModel) -> Picture:
+    """Draw which layers of a `BERTModel` a `BERTClassifier` takes over.
+
+    A box has the number of its parameters, but for the new layer.
+    """
+    picture = Picture((9, 4.7))
+    axes = _blank_axes(picture, 18, 9.4)
+    new, left_behind = KIND_COLORS['kept'], 'white'
+    for x, y, name, color in (
+        (4.6, 2, 'encoder', LAYER),
+        (2.4, 5, 'mlm', left_behind),
+        (6.8, 5, 'hidden', LAYER),
+        (6.8, 8, 'nsp', left_behind),
+        (15, 2, 'encoder', LAYER),
+        (15, 5, 'hidden', LAYER),
+        (15, 8, 'output', new),
+    ):
+        size = '?' if color == new else f'{_size(bert, name):,}'
+        _box(
+            axes, (x - 1.7, y - 0.8), (3.4, 1.6), f'{name}\n{size}', color,
+            size=SIZE,
+        )  # fmt: skip
+    for start, end in (
+        ((4.6, 2.8), (2.4, 4.2)), ((4.6, 2.8), (6.8, 4.2)),
+        ((6.8, 5.8), (6.8, 7.2)), ((15, 2.8), (15, 4.2)),
+        ((15, 5.8), (15, 7.2)),
+    ):  # fmt: skip
+        _arrow(axes, start, end)
+    for x, y, name in ((6.3, 2, 'encoder'), (8.5, 5, 'hidden')):
+        _arrow(axes, (x, y), (13.3, y))
+        _name(axes, 10.9, y - 0.4, f'bert.{name}', size=SIZE)
+    for x, name in (
+        (4.6, 'bert = BERTModel(…)'),
+        (15, 'BERTClassifier(bert)'),
+    ):
+        _name(axes, x, 0.6, name, size=SIZE)
+    _name(axes, 15.2, 3.5, '[:, 0]', size=SIZE, ha='left')
+    return picture
+
+
 def _layer(
     axes: Any, net: BERTModel, x: float, start: float, top: float, name: str
 ) -> None:
     """Draw an arrow down into a box: a layer, by its structural name."""
-    shapes = net.backend.parameter_shapes(net)
-    size = sum(
-        math.prod(shape)
-        for key, shape in shapes.items()
-        if key.startswith(name)
-    )
-    text = f'{name.removeprefix("encoder.").replace(".0.", "[0].")}\n{size:,}'
+    short = name.removeprefix('encoder.').replace('.0.', '[0].')
+    text = f'{short}\n{_size(net, name):,}'
     _arrow(axes, (x, start), (x, top))
     _box(axes, (x - 2.05, top), (4.1, 1.1), text, LAYER)
+
+
+def _size(net: BERTModel, name: str) -> int:
+    """Return how many parameters a layer has, by its structural name."""
+    return sum(
+        math.prod(shape)
+        for key, shape in net.backend.parameter_shapes(net).items()
+        if key.startswith(name)
+    )
 
 
 def _arrow(axes: Any, start: Point, end: Point) -> None:

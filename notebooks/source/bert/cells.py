@@ -1,4 +1,4 @@
-"""The notebooks' code, and where prose goes between it.
+"""The code of the notebook, and where prose goes between it.
 
 Jupytext's percent format: a cell's title is its id. A Markdown cell is empty
 here, its text stands under the same id in `en.md`, `fr.md`, …; a code cell
