@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from d2lbert.classroom import exercises
+from d2lbert.data.nli import cut_pair
 
 
 def replace(masked, changed):
@@ -48,6 +49,29 @@ ANSWERS = {
             (lambda Q, K, V: softmax(Q @ K.T / 3, 0) @ V, '✗.*add up to 1'),
             (lambda Q, K, V: softmax(Q @ K.T / 3, 1), '✗ shape'),
             (lambda Q, K, V: Q @ K.T @ V, '✗ not the weighted'),
+        ],
+    ),
+    'truncation': (
+        exercises.check_truncation,
+        [
+            (cut_pair, '✓'),
+            (lambda p, h, most: None, '…'),
+            (lambda p, h, most: (p, h), '✗ 7 and 2.*7 and 2 remain'),
+            (lambda p, h, most: (p[:1], h[:1]), '✗ 3 and 2.*only 1 and 1'),
+            (lambda p, h, most: (p[:3], h[:2]), '✗ 2 and 7.*only 2 and 2'),
+            (
+                lambda p, h, most: cut_pair(h, p, most)[::-1],
+                '✗ 4 and 4.*alike',
+            ),
+            (
+                lambda p, h, most: (p[:most], h[: max(0, most - len(p))]),
+                '✗ 7 and 2.*shorter',
+            ),
+            (
+                lambda p, h, most: (p[len(p) + len(h) - most :], h),
+                '✗ 7 and 2.*beginning',
+            ),
+            (lambda p, h, most: p + h, '✗.*two lists'),
         ],
     ),
     'weighted mean': (
@@ -115,3 +139,56 @@ def test_total(capsys):
     for total, line in ((None, '…'), (3.25, '✓'), (6, '✗')):
         exercises.check_total(total, losses)
         assert capsys.readouterr().out.startswith(line)
+
+
+CONFUSION = [[6, 3, 1], [2, 7, 1], [2, 0, 8]]
+
+
+@pytest.mark.parametrize(
+    ('check', 'about', 'answer', 'line'),
+    [
+        ('classes', [2, 0], [2, 0], '✓'),
+        ('classes', [2, 0], [2, None], '…'),
+        ('classes', [2, 0], [2, 1], '✗ pair 1: the data has another class'),
+        ('classes', [2, 0], [3, 0], '✗ 3 is no class'),
+        ('classes', [2, 0], [2], '✗ 1 classes for 2 pairs'),
+        ('new_parameters', 128, 387, '✓'),
+        ('new_parameters', 128, None, '…'),
+        ('new_parameters', 128, 384, '✗ 384: a layer has more than weights'),
+        ('new_parameters', 128, 131, '✗ 131: each class looks at all'),
+        ('new_parameters', 128, 16899, '✗ 16899: only one layer is new'),
+        ('recalls', CONFUSION, [0.6, 0.7, 0.8], '✓ 0.600, 0.700, 0.800'),
+        ('recalls', CONFUSION, None, '…'),
+        ('recalls', CONFUSION, [0.6, 0.7, 0.8][:2], '✗ shape'),
+        ('recalls', CONFUSION, [0.2, 7 / 30, 8 / 30], '✗.*of all pairs'),
+        ('recalls', CONFUSION, [0.6, 0.7, 0.8][::-1], '✗ not the share'),
+    ],
+)
+def test_values(capsys, check, about, answer, line):
+    getattr(exercises, f'check_{check}')(answer, about)
+    printed = capsys.readouterr().out
+    assert printed.count('\n') == 1
+    assert re.match(line, printed)
+
+
+@pytest.mark.parametrize(
+    ('name', 'line'),
+    [
+        ('dropout', '✓'),
+        (None, '…'),
+        ('num_blks', '✗ num_blks: ignored'),
+        ('max_len', '✗ max_len: both tabs pass it on'),
+        ('lr', "✗ 'lr' is not an argument"),
+    ],
+)
+def test_suspect(capsys, name, line):
+    exercises.check_suspect(name)
+    assert capsys.readouterr().out.startswith(line)
+
+
+def test_recalls_are_not_precisions(capsys):
+    confusion = np.array([[6, 3, 1], [1, 8, 1], [2, 0, 8]])
+    exercises.check_recalls(
+        np.diag(confusion) / confusion.sum(axis=0), confusion
+    )
+    assert re.match('✗.*what was answered', capsys.readouterr().out)

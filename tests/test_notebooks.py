@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from contextlib import closing
 from types import SimpleNamespace
 
@@ -21,21 +22,26 @@ from helpers import BIRD, MACHINE
 NEEDS = "needs pip install '.[notebooks]'"
 nbformat = pytest.importorskip('nbformat', reason=NEEDS)
 build = pytest.importorskip('notebooks.build', reason=NEEDS)
-PAIRS = [
-    (language, framework)
+EDITIONS = [
+    (name, language, framework)
+    for name in build.names()
     for language in build.languages()
     for framework in build.FRAMEWORKS
 ]
+each_edition = pytest.mark.parametrize(
+    ('name', 'language', 'framework'), EDITIONS
+)
+each_notebook = pytest.mark.parametrize('name', build.names())
 
 
-@pytest.mark.parametrize(('language', 'framework'), PAIRS)
-def test_notebooks_are_up_to_date(language, framework):
-    assert build.stale(language, framework) is None
+@each_edition
+def test_notebooks_are_up_to_date(name, language, framework):
+    assert build.stale(name, language, framework) is None
 
 
-@pytest.mark.parametrize(('language', 'framework'), PAIRS)
-def test_notebooks_hold_their_outputs(language, framework):
-    notebook = nbformat.read(build.path_of(language, framework), 4)
+@each_edition
+def test_notebooks_hold_their_outputs(name, language, framework):
+    notebook = nbformat.read(build.path_of(name, language, framework), 4)
     nbformat.validate(notebook)
     pictures = 0
     for cell in notebook.cells:
@@ -45,23 +51,25 @@ def test_notebooks_hold_their_outputs(language, framework):
             if 'image/png' in output.get('data', {}):
                 pictures += 1
                 assert output.metadata['image/png']['alt']
-    assert pictures == len(build.read_prose(language).alts)
+    assert pictures == len(build.read_prose(name, language).alts)
 
 
-def test_every_framework_has_the_same_cells():
+@each_notebook
+def test_every_framework_has_the_same_cells(name):
     assert set(build.OTHER) == set(build.FRAMEWORKS)
     ids = [
-        [cell.id for cell in build.read_cells(framework)]
+        [cell.id for cell in build.read_cells(name, framework)]
         for framework in build.FRAMEWORKS
     ]
     assert all(each == ids[0] for each in ids)
 
 
+@each_notebook
 @pytest.mark.parametrize('language', build.languages())
-def test_prose_keeps_what_is_not_to_be_translated(language):
+def test_prose_keeps_what_is_not_to_be_translated(name, language):
     """Formulas, links and solutions are those of the English text."""
-    ours = build.read_prose(language)
-    english = build.read_prose('en')
+    ours = build.read_prose(name, language)
+    english = build.read_prose(name, 'en')
     assert list(ours.texts) == list(english.texts)
     assert set(ours.alts) == set(english.alts)
     patterns = (
@@ -69,15 +77,15 @@ def test_prose_keeps_what_is_not_to_be_translated(language):
         r'</?(?:details|summary)>',
         r'^```python\n.+?^```',
     )
-    for name, text in ours.texts.items():
+    for part, text in ours.texts.items():
         # A language links to the chapter of its own edition
         text = re.sub(r'https://\w\w\.d2l\.ai', 'https://d2l.ai', text)
         for pattern in patterns:
             found, wanted = (
                 sorted(re.findall(pattern, one, re.M | re.S))
-                for one in (text, english.texts[name])
+                for one in (text, english.texts[part])
             )
-            assert found == wanted, (name, pattern)
+            assert found == wanted, (part, pattern)
 
 
 @pytest.mark.parametrize(
@@ -90,38 +98,46 @@ def test_prose_keeps_what_is_not_to_be_translated(language):
 def test_prose_with_other_ids_is_refused(
     tmp_path, monkeypatch, old, new, message
 ):
-    text = (build.SOURCE / 'en.md').read_text('utf-8')
-    (tmp_path / 'xx.md').write_text(text.replace(old, new), 'utf-8')
-    monkeypatch.setattr(build, 'SOURCE', tmp_path)
+    text = (build.SOURCE / 'bert/en.md').read_text('utf-8')
+    folder = copied_source(tmp_path, monkeypatch)
+    (folder / 'xx.md').write_text(text.replace(old, new), 'utf-8')
     with pytest.raises(build.SourceError, match=message):
-        build.build('xx', 'torch')
-    with pytest.raises(build.SourceError, match=r'write yy\.md'):
-        build.build('yy', 'torch')
+        build.build('bert', 'xx', 'torch')
+    with pytest.raises(build.SourceError, match=r'write bert/yy\.md'):
+        build.build('bert', 'yy', 'torch')
+
+
+def copied_source(tmp_path, monkeypatch):
+    """Make the first notebook the only one, in a folder that is returned."""
+    folder = tmp_path / 'bert'
+    shutil.copytree(build.SOURCE / 'bert', folder)
+    monkeypatch.setattr(build, 'SOURCE', tmp_path)
+    return folder
 
 
 def test_change_of_prose_or_notebook_is_noticed(tmp_path, monkeypatch):
-    text = (build.SOURCE / 'en.md').read_text('utf-8')
-    notebook = build.path_of('en', 'torch').read_text('utf-8')
-    (tmp_path / 'en.md').write_text(text, 'utf-8')
+    notebook = build.path_of('bert', 'en', 'torch').read_text('utf-8')
+    prose = copied_source(tmp_path, monkeypatch) / 'en.md'
+    text = prose.read_text('utf-8')
     (tmp_path / 'bert.ipynb').write_text(notebook, 'utf-8')
-    monkeypatch.setattr(build, 'SOURCE', tmp_path)
     monkeypatch.setattr(build, 'HERE', tmp_path)
     monkeypatch.setattr(build, 'path_of', lambda *_: tmp_path / 'bert.ipynb')
-    assert build.stale('en', 'torch') is None
-    (tmp_path / 'en.md').write_text(text + 'More.\n', 'utf-8')
-    assert 'older than its source' in build.stale('en', 'torch')
-    (tmp_path / 'en.md').write_text(text, 'utf-8')
+    assert build.stale('bert', 'en', 'torch') is None
+    prose.write_text(text + 'More.\n', 'utf-8')
+    assert 'older than its source' in build.stale('bert', 'en', 'torch')
+    prose.write_text(text, 'utf-8')
     (tmp_path / 'bert.ipynb').write_text(
         notebook.replace('random.seed(0)', 'random.seed(1)'), 'utf-8'
     )
-    assert 'edited by hand' in build.stale('en', 'torch')
+    assert 'edited by hand' in build.stale('bert', 'en', 'torch')
 
 
 @pytest.mark.slow
-def test_notebook_runs_from_scratch(backend_name):
-    notebook = build.build('en', backend_name)
+@each_notebook
+def test_notebook_runs_from_scratch(name, backend_name):
+    notebook = build.build(name, 'en', backend_name)
     build.run(notebook)
-    kept = nbformat.read(build.path_of('en', backend_name), 4)
+    kept = nbformat.read(build.path_of(name, 'en', backend_name), 4)
     drawn = [
         cell.id
         for cell in notebook.cells
@@ -129,7 +145,7 @@ def test_notebook_runs_from_scratch(backend_name):
             'image/png' in o.get('data', {}) for o in cell.get('outputs', ())
         )
     ]
-    assert drawn == list(build.read_prose('en').alts)
+    assert drawn == list(build.read_prose(name, 'en').alts)
     assert [cell.id for cell in notebook.cells] == [
         cell.id for cell in kept.cells
     ]
@@ -138,13 +154,23 @@ def test_notebook_runs_from_scratch(backend_name):
 @pytest.mark.parametrize(
     ('cell', 'name', 'check'),
     [
-        ('masking-solution', 'replace', exercises.check_replacement),
-        ('attention-solution', 'attention', exercises.check_attention),
-        ('bug-solution', 'mean_over_words', exercises.check_weighted_mean),
+        ('bert/masking-solution', 'replace', exercises.check_replacement),
+        ('bert/attention-solution', 'attention', exercises.check_attention),
+        (
+            'bert/bug-solution',
+            'mean_over_words',
+            exercises.check_weighted_mean,
+        ),
+        (
+            'finetuning/truncation-solution',
+            'truncate',
+            exercises.check_truncation,
+        ),
     ],
 )
 def test_the_checks_accept_the_solutions(capsys, cell, name, check):
-    text = build.read_prose('en').texts[cell]
+    notebook, part = cell.split('/')
+    text = build.read_prose(notebook, 'en').texts[part]
     (code,) = re.findall(r'^```python\n(.+?)^```', text, re.M | re.S)
     names = {'np': np, 'random': random}
     exec(code, names)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from d2lbert.classifier import NUM_CLASSES
 from d2lbert.data.nli import cut_pair
@@ -240,7 +241,7 @@ def check_suspect(name: str | None) -> None:
 
 
 def check_recalls(
-    recalls: Sequence[float] | None, confusion: np.ndarray
+    recalls: Sequence[float] | None, confusion: ArrayLike
 ) -> None:
     """Check the share of each class that was recognised.
 
@@ -249,6 +250,7 @@ def check_recalls(
     if recalls is None:
         print(NOT_YET)
         return
+    confusion = np.asarray(confusion)
     found, right = np.asarray(recalls), np.diag(confusion)
     if found.shape != right.shape:
         _wrong(f'shape {found.shape}: expected a number for each class')
