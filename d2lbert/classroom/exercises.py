@@ -180,12 +180,13 @@ def check_truncation(truncate: Callable[..., Any]) -> None:
     together, and returns the tokens of both.
     """
     for sizes, most in (((3, 2), 5), ((7, 2), 5), ((2, 7), 5), ((4, 4), 7)):
-        pair = [
+        p_tokens, h_tokens = (
             [f'{name}{i}' for i in range(size)]
             for name, size in zip('ph', sizes, strict=True)
-        ]
-        wanted = cut_pair(*pair, most)
-        found = truncate(*map(list, pair), most)
+        )
+        wanted = cut_pair(p_tokens, h_tokens, most)
+        # The answer may change the lists that it is given
+        found = truncate([*p_tokens], [*h_tokens], most)
         if found is None:
             print(NOT_YET)
             return
@@ -197,7 +198,7 @@ def check_truncation(truncate: Callable[..., Any]) -> None:
             return
         if (p, h) == wanted:
             continue
-        if p != pair[0][: len(p)] or h != pair[1][: len(h)]:
+        if p != p_tokens[: len(p)] or h != h_tokens[: len(h)]:
             _wrong(f'{case}: what remains is not the beginning of each')
         elif len(p) + len(h) > most:
             _wrong(f'{case}: {len(p)} and {len(h)} remain')
