@@ -338,6 +338,14 @@ def test_principal_components_keep_a_plane_as_it_is():
     assert (found.max(axis=0) >= -found.min(axis=0)).all()
 
 
+def test_epoch_losses_are_the_means_of_its_steps():
+    run = SimpleNamespace(
+        steps=[SimpleNamespace(loss=loss) for loss in (4, 2, 1, 3, 2)],
+        evaluations=[{'step': 2}, {'step': 5}],
+    )
+    assert charts.epoch_losses(run) == [3, 2]
+
+
 def test_number_of_parameters_is_the_networks(tab):
     sizes = {
         'num_hiddens': 12,
