@@ -443,6 +443,13 @@ def test_no_page_claims_or_leads_to_what_was_read_before(opened, home):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('language', LANGUAGES)
+def test_switches_are_one_line_on_a_desk(opened, language):
+    go(opened, f'notebooks/{language}/bert-torch')
+    assert opened.locator('.switches').bounding_box()['height'] < 50
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [DESK, PHONE], ids=['desk', 'phone'])
 def test_back_to_top_is_not_on_the_switches(opened, size):
     opened.set_viewport_size(size)
@@ -500,14 +507,16 @@ def test_a_page_on_a_phone(opened, name):
 def test_axe_finds_nothing(opened, name, theme):
     axe = pytest.importorskip('axe_playwright_python.sync_playwright')
     opened.emulate_media(color_scheme=theme)
-    go(opened, name)
-    # Preloading would read style sheets again, which files may not
-    found = axe.Axe().run(opened, options={'preload': False})
-    assert [
-        (rule['id'], node['html'][:200], node['failureSummary'])
-        for rule in found.response['violations']
-        for node in rule['nodes'][:3]
-    ] == []
+    for size in (DESK, PHONE):
+        opened.set_viewport_size(size)
+        go(opened, name)
+        # Preloading would read style sheets again, which files may not
+        found = axe.Axe().run(opened, options={'preload': False})
+        assert [
+            (rule['id'], node['html'][:200], node['failureSummary'])
+            for rule in found.response['violations']
+            for node in rule['nodes'][:3]
+        ] == [], size
 
 
 def results(page, home, name, query):
@@ -566,6 +575,7 @@ def test_slides_fit_and_lead_back(opened, name):
     opened.wait_for_function('Reveal.isReady()')
     total = opened.evaluate('Reveal.getTotalSlides()')
     assert total > 20
+    assert opened.locator('.reveal').bounding_box()['height'] > 800
     for number in range(total):
         opened.evaluate(f'Reveal.slide({number})')
         size = opened.evaluate(
@@ -582,7 +592,7 @@ def test_slides_fit_and_lead_back(opened, name):
     assert (
         opened.url == f'{HOME}/{name.replace("slides/", "notebooks/")}.html'
     )
-    assert opened.locator('.switches .slides').is_visible()
+    opened.locator('.switches .slides').wait_for()
 
 
 @pytest.mark.slow

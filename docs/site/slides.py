@@ -138,7 +138,8 @@ def shortened(block: str) -> str:
     marks = [found[0] for found in ITEM.finditer(block)]
     items = ITEM.split(block)[1:]
     return '\n'.join(
-        mark + ' '.join(SENTENCE.match(item.strip())[0].split())
+        # A space that does not break, as before a French ; stays
+        mark + re.sub('[ \n]+', ' ', SENTENCE.match(item.strip())[0])
         for mark, item in zip(marks, items, strict=True)
     )
 
