@@ -292,3 +292,14 @@ def test_every_measurement_names_code_that_exists():
     assert found
     for path in found:
         assert (ROOT / path).exists(), path
+
+
+def test_the_plan_of_the_class_is_an_hour():
+    plan = re.findall(
+        r'^\| (\d+) \| (\d+) \|', read('docs/teaching.md'), re.M
+    )
+    minute = 0
+    for start, length in plan:
+        assert int(start) == minute
+        minute += int(length)
+    assert minute == 60
