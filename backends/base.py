@@ -238,13 +238,18 @@ class Backend(Devices):
 
     @abstractmethod
     def evaluate(
-        self, net: Net, batches: Iterable[Sequence[np.ndarray]]
+        self,
+        net: Net,
+        batches: Iterable[Sequence[np.ndarray]],
+        precision: str = 'float32',
     ) -> list[Any]:
         """Return the outputs of `net` for each batch, in order, in NumPy.
 
         The network runs without dropout and without a graph, on its device
         and on all cores of a processor; its own mode is restored.
         `batches`: the inputs of each. An output that is a tuple stays one.
+        `precision`: see `data_parallel`; raises `ValueError` for one that is
+        not supported.
         """
 
     @abstractmethod
@@ -276,9 +281,10 @@ class Backend(Devices):
 
         `devices`: a shard of each batch for each; the parameters of `net`
         move to them. `precision`: one of `PRECISIONS`, of which `'tf32'` and
-        `'bf16'` are inexact. `shared_masks`: a GPU too uses the dropout masks
-        of the parts; otherwise it draws its own, which is faster. `group`:
-        the processes that compute other shards of the same batches.
+        `'bf16'` are inexact: they round the factors of matrix products, and
+        all else stays float32. `shared_masks`: a GPU too uses the dropout
+        masks of the parts; otherwise it draws its own, which is faster.
+        `group`: the processes that compute other shards of the same batches.
         `recompute`: less memory and more work, see `checkpoint`.
 
         Raises `ValueError` for a device that is given twice where it cannot

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
-from functools import cache
 from importlib import import_module
-from itertools import takewhile
 from pathlib import Path
 
-CPUINFO = Path('/proc/cpuinfo')
+from backends.processor import CPUINFO, described
+
 VARIABLE = 'OPENBLAS_CORETYPE'
 #: What a kind needs of the processor, the fastest first.
 KINDS = {
@@ -69,15 +68,3 @@ def slow_kind(cpuinfo: Path = CPUINFO) -> str | None:
         if kind and kind.lower() in OLD_KINDS and best_kind(cpuinfo):
             return str(kind)
     return None
-
-
-@cache
-def described(cpuinfo: Path) -> dict[str, str]:
-    """Return what Linux says of the first processor, nothing elsewhere."""
-    try:
-        with open(cpuinfo) as lines:
-            first = takewhile(str.strip, lines)
-            pairs = [line.partition(':')[::2] for line in first]
-    except OSError:  # not on Linux
-        return {}
-    return {name.strip(): value.strip() for name, value in pairs}

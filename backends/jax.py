@@ -34,6 +34,11 @@ from backends.jax_arrays import (
     width_of,
 )
 from backends.jax_loss import CHUNK_ROWS, linear_cross_entropy
+from backends.jax_products import (
+    check_precision,
+    dot_general,
+    products_in,
+)
 from backends.jax_programs import make_room
 from backends.jax_training import (
     CPU_TOKENS,
@@ -245,6 +250,7 @@ class JaxBackend(base.Backend):
             num_inputs,
             num_outputs,
             use_bias=bias,
+            dot_general=dot_general,
             kernel_init=kernel_init,
             rngs=current_rngs(),
         )
@@ -316,15 +322,16 @@ class JaxBackend(base.Backend):
 
     # ---- running a network -------------------------------------------
 
-    def evaluate(self, net, batches):
+    def evaluate(self, net, batches, precision='float32'):
         device = self.device_of(net)
+        check_precision(precision, [device])
         graph, state = nnx.split(net)
         outputs = []
         make_room()
         with width_of(state):
             for batch in batches:
                 inputs = [self.tensor(X, device) for X in batch]
-                outputs.append(evaluated(graph, state, inputs))
+                outputs.append(evaluated(graph, precision, state, inputs))
         return [to_arrays(Y, self.to_numpy) for Y in outputs]
 
     def trace(self, net, inputs, masks=None):
@@ -352,12 +359,15 @@ class JaxBackend(base.Backend):
         return Adam(net, lr, epsilon_inside, tuple(frozen), weight_decay)
 
 
-@partial(jax.jit, static_argnums=0)
-def evaluated(graph: Any, state: Any, inputs: Sequence[jax.Array]) -> Any:
+@partial(jax.jit, static_argnums=(0, 1))
+def evaluated(
+    graph: Any, precision: str, state: Any, inputs: Sequence[jax.Array]
+) -> Any:
     """Return the outputs of a network in evaluation mode."""
     net = nnx.merge(graph, state)
     net.eval()
-    return net(*inputs)
+    with products_in(precision):
+        return net(*inputs)
 
 
 def outputs_by_name(net: nnx.Module) -> dict[str, jax.Array]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from backends.jax_products import factor, product
+
 # How many rows of logits exist at a time
 CHUNK_ROWS = 128
 
@@ -28,6 +30,11 @@ def with_gradients(X, kernel, bias, labels, weights):
         jnp.pad(A, [(0, -num_rows % chunk)] + [(0, 0)] * (A.ndim - 1))
         for A in (X, labels, weights)
     )
+    # Transposed here, and not at each chunk. XLA would undo that for a single
+    # chunk, and has no product of bfloat16 then
+    narrow = factor if len(X) > chunk else identity
+    X_T, narrow_kernel = X.T, narrow(kernel)
+    narrow_kernel_T = narrow_kernel.T
 
     def add_chunk(i, sums):
         loss, dX, dkernel, dbias = sums
@@ -35,7 +42,8 @@ def with_gradients(X, kernel, bias, labels, weights):
             jax.lax.dynamic_slice_in_dim(A, i * chunk, chunk)
             for A in (X, labels, weights)
         )
-        logits = x @ kernel + bias
+        x_T = jax.lax.dynamic_slice_in_dim(X_T, i * chunk, chunk, 1)
+        logits = product(narrow(x), narrow_kernel) + bias
         # Below the greatest, so that no exponential is infinite
         logits -= logits.max(-1, keepdims=True)
         at_label = jnp.take_along_axis(logits, label[:, None], 1)[:, 0]
@@ -46,10 +54,10 @@ def with_gradients(X, kernel, bias, labels, weights):
         # one-hot; scaling the narrower factors of its products is cheaper
         exps = exps.at[jnp.arange(chunk), label].add(-total)
         scale = weight / total
-        dX = jax.lax.dynamic_update_slice_in_dim(
-            dX, exps @ kernel.T * scale[:, None], i * chunk, 0
-        )
-        dkernel += (x * scale[:, None]).T @ exps
+        narrow_exps = narrow(exps)
+        dx = product(narrow_exps, narrow_kernel_T) * scale[:, None]
+        dX = jax.lax.dynamic_update_slice_in_dim(dX, dx, i * chunk, 0)
+        dkernel += product(narrow(x_T * scale), narrow_exps)
         return loss, dX, dkernel, dbias + scale @ exps
 
     loss, dX, *others = jax.lax.fori_loop(
@@ -59,6 +67,11 @@ def with_gradients(X, kernel, bias, labels, weights):
         (jnp.zeros((), X.dtype), *map(jnp.zeros_like, (X, kernel, bias))),
     )
     return loss, (dX[:num_rows], *others)
+
+
+def identity(X):
+    """Return X."""
+    return X
 
 
 def backward(gradients, scale):

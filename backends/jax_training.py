@@ -29,6 +29,7 @@ from backends.jax_arrays import (
     width_of,
     zeros_like,
 )
+from backends.jax_products import check_precision, products_in
 from backends.jax_programs import make_room, told
 from backends.parameters import check_parameters
 from backends.recompute import recomputing
@@ -58,11 +59,7 @@ class DataParallel(base.DataParallel):
         recompute: bool,
     ) -> None:
         on_gpu = devices[0].platform == 'gpu'
-        if precision != 'float32':
-            raise ValueError(
-                f'JAX computes in float32 here, not in {precision}: use '
-                "precision='float32', or PyTorch"
-            )
+        check_precision(precision, devices)
         self.net, self.devices = net, list(devices)
         self.group = group
         self.own_shards, self.num_shards = group.share(len(self.devices))
@@ -80,7 +77,7 @@ class DataParallel(base.DataParallel):
         self.rngs = current_rngs()
         nnx.update(net, jax.device_put(parameters_of(net), self.devices[0]))
         graph, _, self.others = nnx.split(net, nnx.Param, ...)
-        self.program = graph, losses, recompute
+        self.program = graph, losses, precision, recompute
         self.asked: dict[Any, list[tuple[tuple[int, ...], float]]] = {}
 
     def value_and_grad(self, parts):
@@ -193,6 +190,7 @@ def added(gradients: nnx.State, others: nnx.State) -> nnx.State:
 def sums_with_gradients(
     graph: Any,
     compute_losses: Losses,
+    precision: str,
     recompute: bool,
     sums: nnx.State,
     parameters: nnx.State,
@@ -212,7 +210,9 @@ def sums_with_gradients(
             return next(given)
 
     (_, losses), gradients = jax.value_and_grad(
-        partial(sum_of_losses, graph, compute_losses, recompute, take),
+        partial(
+            sum_of_losses, graph, compute_losses, precision, recompute, take
+        ),
         has_aux=True,
     )(parameters, others, inputs)
     return jax.tree.map(jnp.add, sums, gradients), losses
@@ -220,7 +220,10 @@ def sums_with_gradients(
 
 # Compiled for each network, loss and shape, and for all that train it
 compiled = partial(
-    jax.jit, sums_with_gradients, static_argnums=(0, 1, 2), donate_argnums=3
+    jax.jit,
+    sums_with_gradients,
+    static_argnums=(0, 1, 2, 3),
+    donate_argnums=4,
 )
 add_gradients = compiled()
 # For a processor this pass of XLA lets what is computed again be kept after
@@ -231,17 +234,28 @@ add_again = compiled(
 
 
 def sum_of_losses(
-    graph, compute_losses, recompute, masks, parameters, others, inputs
+    graph,
+    compute_losses,
+    precision,
+    recompute,
+    masks,
+    parameters,
+    others,
+    inputs,
 ):
     """Return the sum of the losses of a micro-batch, and each of them."""
     net = nnx.merge(graph, parameters, others)
     net.train()
-    with dropout_masks(masks), recomputing(recompute):
+    with (
+        dropout_masks(masks),
+        recomputing(recompute),
+        products_in(precision),
+    ):
         losses = jnp.stack(compute_losses(net, *inputs))
     return losses.sum(), losses
 
 
-def masks_asked(graph, compute_losses, recompute, *arguments):
+def masks_asked(graph, compute_losses, precision, recompute, *arguments):
     """Return the shape and the p of each mask, in the order of the calls.
 
     `arguments`: the last three of `sum_of_losses`.
@@ -253,7 +267,9 @@ def masks_asked(graph, compute_losses, recompute, *arguments):
         return jnp.ones(shape, bool)
 
     jax.eval_shape(
-        partial(sum_of_losses, graph, compute_losses, recompute, ask),
+        partial(
+            sum_of_losses, graph, compute_losses, precision, recompute, ask
+        ),
         *arguments,
     )
     return asked

@@ -21,6 +21,7 @@ from backends.mxnet_training import (
     Adam,
     Call,
     DataParallel,
+    check_precision,
     mx,
     parameters_of,
 )
@@ -375,7 +376,8 @@ class MXNetBackend(base.Backend):
 
     # ---- running a network -------------------------------------------
 
-    def evaluate(self, net, batches):
+    def evaluate(self, net, batches, precision='float32'):
+        check_precision(precision)
         device = self.device_of(net)
 
         def run(batch):

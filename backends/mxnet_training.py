@@ -90,11 +90,7 @@ class DataParallel(ThreadedDataParallel):
         group: Group,
         recompute: bool,
     ) -> None:
-        if precision != 'float32':
-            raise ValueError(
-                f'MXNet computes in float32, not in {precision}: use '
-                "precision='float32', or PyTorch"
-            )
+        check_precision(precision)
         if len(set(devices)) < len(devices):
             raise ValueError(
                 f'devices = {list(devices)}: one is there twice, and MXNet '
@@ -204,6 +200,15 @@ def call_again(
     with masks(), autograd.record():
         again = layer(*inputs)
     autograd.backward([again], [output.grad])
+
+
+def check_precision(precision: str) -> None:
+    """Raise `ValueError` for any precision but float32."""
+    if precision != 'float32':
+        raise ValueError(
+            f'MXNet computes in float32, not in {precision}: use '
+            "precision='float32', or PyTorch"
+        )
 
 
 class Gradients(base.Gradients):

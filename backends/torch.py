@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import ClassVar
 
@@ -23,8 +25,11 @@ from backends.torch_training import (
     THREADS,
     Adam,
     DataParallel,
+    check_precision,
     mode,
+    narrow_products,
     num_cores,
+    products_in,
 )
 from backends.types import Footprint
 
@@ -55,23 +60,36 @@ class Dropout(nn.Dropout):
 class LinearCrossEntropy(torch.autograd.Function):
     """Cross-entropy of a linear layer, a few hundred rows at a time.
 
-    The forward pass computes the gradients too.
+    The forward pass computes the gradients too. `dtype`: that of the factors
+    of each product; all else has the type of `X`.
     """
 
     @staticmethod
     @torch.amp.custom_fwd(device_type='cuda', cast_inputs=torch.float32)
-    def forward(ctx, X, weight, bias, labels, weights):
+    def forward(ctx, X, weight, bias, labels, weights, dtype):
         loss = X.new_zeros((), dtype=torch.float64)
+        is_narrow = dtype != X.dtype
         dX, dweight = torch.empty_like(X), torch.empty_like(weight)
         dbias = torch.zeros_like(bias)
         chunk_rows = GPU_CHUNK_ROWS if X.is_cuda else CHUNK_ROWS
         shape = min(chunk_rows, len(X)), len(weight)
-        buffer = X.new_empty(shape) if X.is_cuda else _scratch(shape, X)
+        dtypes = [X.dtype, dtype] if is_narrow else [X.dtype]
+        buffer, *narrow_buffer = (
+            [X.new_empty(shape)] if X.is_cuda else _scratch(shape, dtypes)
+        )
+        # In float32 these are what they are made of
+        narrow_X, narrow_weight, narrow_bias = (
+            A.to(dtype) for A in (X, weight, bias)
+        )
         for start in range(0, len(X), chunk_rows):
             rows = slice(start, start + chunk_rows)
             label = labels[rows].unsqueeze(1)
             logits = buffer[: len(label)]
-            torch.addmm(bias, X[rows], weight.T, out=logits)
+            narrow = narrow_buffer[0][: len(label)] if is_narrow else logits
+            torch.addmm(
+                narrow_bias, narrow_X[rows], narrow_weight.T, out=narrow
+            )
+            logits.copy_(narrow)
             below_top = logits.amax(1) - logits.gather(1, label).squeeze(1)
             torch.softmax(logits, dim=1, out=logits)
             # From the greatest probability, which no rounding makes 0
@@ -82,9 +100,15 @@ class LinearCrossEntropy(torch.autograd.Function):
             # cheaper
             logits.scatter_add_(1, label, logits.new_full(label.shape, -1))
             scale = weights[rows].unsqueeze(1)
-            dX[rows] = torch.mm(logits, weight).mul_(scale)
+            narrow.copy_(logits)
+            dX[rows] = torch.mm(narrow, narrow_weight) * scale
+            scaled_X = (X[rows] * scale).to(dtype)
             # The product of the first chunk replaces what is in `dweight`
-            dweight.addmm_(logits.T, X[rows] * scale, beta=min(start, 1))
+            if is_narrow:
+                product = torch.mm(narrow.T, scaled_X)
+                dweight = dweight.add_(product) if start else product.to(X)
+            else:
+                dweight.addmm_(narrow.T, scaled_X, beta=min(start, 1))
             dbias.addmv_(logits.T, weights[rows])
         ctx.save_for_backward(dX, dweight, dbias)
         return loss.to(X.dtype)
@@ -94,7 +118,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         dX, dweight, dbias = ctx.saved_tensors
         # In place, because new memory for so many would take as long again
-        return grad * dX, dweight.mul_(grad), grad * dbias, None, None
+        return grad * dX, dweight.mul_(grad), grad * dbias, None, None, None
 
 
 class TorchBackend(base.Backend):
@@ -133,7 +157,7 @@ class TorchBackend(base.Backend):
         return X.to(device, copy=True)
 
     def to_numpy(self, X):
-        return X.detach().cpu().numpy()
+        return wide(X.detach().cpu()).numpy()
 
     def matmul(self, A, B, transpose_B=False):
         return A @ (B.transpose(-1, -2) if transpose_B else B)
@@ -153,6 +177,7 @@ class TorchBackend(base.Backend):
         return torch.relu(X)
 
     def masked_softmax(self, X, valid_lens):
+        X = wide(X)
         if valid_lens is None:
             return torch.softmax(X, dim=-1)
         keys = torch.arange(X.shape[-1], device=X.device)
@@ -163,13 +188,17 @@ class TorchBackend(base.Backend):
         )
 
     def cross_entropy(self, logits, labels, weights):
-        losses = F.cross_entropy(logits, labels, reduction='none')
+        losses = F.cross_entropy(wide(logits), labels, reduction='none')
         return (losses * weights).sum()
 
     def linear_cross_entropy(self, layer, X, labels, weights):
         if type(layer) is nn.Linear and layer.bias is not None:
+            weight, bias, dtype = layer.weight, layer.bias, layer.weight.dtype
+            X, weights = X.to(dtype), weights.to(dtype)
+            if torch.is_autocast_enabled('cpu'):
+                dtype = torch.get_autocast_dtype('cpu')
             return LinearCrossEntropy.apply(
-                X, layer.weight, layer.bias, labels, weights.to(X.dtype)
+                X, weight, bias, labels, weights, dtype
             )
         return self.cross_entropy(layer(X), labels, weights)
 
@@ -262,12 +291,13 @@ class TorchBackend(base.Backend):
 
     # ---- running a network -------------------------------------------
 
-    def evaluate(self, net, batches):
+    def evaluate(self, net, batches, precision='float32'):
         device, batches = self.device_of(net), list(batches)
+        check_precision(precision, [device])
 
         def run(batch):
-            # Each thread has its own switch for graphs
-            with torch.no_grad():
+            # Each thread has its own switches for graphs and for products
+            with torch.no_grad(), narrow_products(precision, device):
                 outputs = net(*(self.tensor(X, device) for X in batch))
             return to_arrays(outputs, self.to_numpy)
 
@@ -277,7 +307,7 @@ class TorchBackend(base.Backend):
             and getattr(net, 'is_replicable', False)
         )
         num_threads = num_cores() if side_by_side else 1
-        with mode(net, training=False):
+        with mode(net, training=False), products_in(precision):
             return THREADS.map(num_threads, run, batches)
 
     @torch.no_grad()
@@ -309,9 +339,21 @@ class TorchBackend(base.Backend):
         return Adam(net, lr, epsilon_inside, frozen, weight_decay)
 
 
-def _scratch(shape: tuple[int, int], X: torch.Tensor) -> torch.Tensor:
-    """Return this thread's scratch memory as a tensor of the type of `X`."""
-    return torch.from_numpy(scratch(shape, X.detach().numpy().dtype))
+def wide(X: torch.Tensor) -> torch.Tensor:
+    """Return what a product has given in bfloat16 as float32."""
+    return X.float() if X.dtype == torch.bfloat16 else X
+
+
+def _scratch(
+    shape: tuple[int, int], dtypes: Sequence[torch.dtype]
+) -> list[torch.Tensor]:
+    """Return this thread's scratch memory as a tensor of each type."""
+    sizes = [math.prod(shape) * dtype.itemsize for dtype in dtypes]
+    memory = torch.from_numpy(scratch((1, sum(sizes)), np.dtype(np.uint8)))
+    return [
+        part.view(dtype).view(shape)
+        for part, dtype in zip(memory[0].split(sizes), dtypes, strict=True)
+    ]
 
 
 BACKEND = TorchBackend()

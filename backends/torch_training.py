@@ -21,6 +21,7 @@ from backends.cores import available_cores
 from backends.dropout import dropout_masks
 from backends.groups import Group
 from backends.parameters import check_parameters
+from backends.processor import check_bf16
 from backends.recompute import recomputing
 from backends.threads import (
     CPU_TOKENS,
@@ -62,13 +63,9 @@ class DataParallel(ThreadedDataParallel):
         group: Group,
         recompute: bool,
     ) -> None:
+        check_precision(precision, devices)
         cards = [device for device in devices if device.type == 'cuda']
         on_gpu = bool(cards)
-        if precision != 'float32' and len(cards) < len(devices):
-            raise ValueError(
-                f'precision = {precision!r} is for CUDA cards, and devices = '
-                f"{list(devices)}: use 'float32'"
-            )
         if len(set(cards)) < len(cards):
             raise ValueError(
                 f'devices = {list(devices)}: a card is there twice; give '
@@ -149,9 +146,7 @@ class DataParallel(ThreadedDataParallel):
         self, worker: Worker, inputs: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Add the gradients of some inputs; return their losses."""
-        products: AbstractContextManager[Any] = nullcontext()
-        if self.precision == 'bf16':
-            products = torch.autocast('cuda', torch.bfloat16)
+        products = narrow_products(self.precision, worker.device)
         with mode(worker.net, training=True):
             with torch.enable_grad(), recomputing(self.recompute), products:
                 losses = self.compute_losses(worker.net, *inputs)
@@ -288,9 +283,33 @@ def mode(net: nn.Module, training: bool) -> Iterator[None]:
                 module.training = was
 
 
+def check_precision(precision: str, devices: Sequence[torch.device]) -> None:
+    """Raise `ValueError` for a precision that devices do not have."""
+    if precision == 'float32' or all(one.type == 'cuda' for one in devices):
+        return
+    if precision != 'bf16':
+        raise ValueError(
+            f'precision = {precision!r} is for CUDA cards, and devices = '
+            f"{list(devices)}: use 'float32'"
+        )
+    check_bf16()
+
+
+def narrow_products(
+    precision: str, device: torch.device
+) -> AbstractContextManager[Any]:
+    """Within this context products of this thread take and give bfloat16.
+
+    That is with `precision = 'bf16'`; otherwise it changes nothing.
+    """
+    if precision != 'bf16':
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
 @contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """Within this context products of float32 have some precision.
+    """Within this context a card's products of float32 have a precision.
 
     The switch is one for the whole process: worker threads must not change
     it.

@@ -182,6 +182,7 @@ def test_pretrain(pretrain, backend_name, tmp_path):
     assert list(results) == [
         'backend',
         'recipe',
+        'precision',
         'steps',
         'seed',
         'devices',

@@ -269,8 +269,8 @@ class Functions:
         one with `reduction='none'`, which leaves padding out; `devices`: a
         shard of each batch for each; `num_steps`: how many batches to train
         on; `lr`: Adam's learning rate, by default 0.01; `precision`:
-        `'tf32'` and `'bf16'` are faster on CUDA cards in
-        PyTorch, and inexact.
+        `'tf32'` and `'bf16'` are inexact, and faster on CUDA cards in
+        PyTorch; `'bf16'` also on processors that have it, and in JAX.
 
         The edition of 2020 calls the devices `ctx` and takes `log_interval`
         before `num_steps`; with `log_interval` the default of `lr` is 0.001,

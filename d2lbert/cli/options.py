@@ -16,7 +16,7 @@ import typer
 
 from d2lbert.errors import InputError, expand_home
 from d2lbert.frameworks import FRAMEWORKS
-from d2lbert.runs.config import Config
+from d2lbert.runs.config import ABOUT_PRECISION, PRECISIONS, Config
 
 #: How the help texts list the frameworks.
 NAMES = '|'.join(FRAMEWORKS)
@@ -99,6 +99,9 @@ BackendOption = Annotated[
         help='The framework that computes.',
         show_default="the run's",
     ),
+]
+PrecisionOption = Annotated[
+    str, typer.Option(metavar=PRECISIONS, help=ABOUT_PRECISION)
 ]
 
 OutOption = Annotated[

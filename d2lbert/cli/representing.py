@@ -14,10 +14,12 @@ from d2lbert.cli.options import (
     BackendOption,
     ForceOption,
     JsonOption,
+    PrecisionOption,
     RunArgument,
     SecondArgument,
     path_option,
 )
+from d2lbert.runs.config import inexact
 
 
 def encode(
@@ -30,6 +32,7 @@ def encode(
     ],
     second: SecondArgument = None,
     backend: BackendOption = None,
+    precision: PrecisionOption = 'float32',
     npy: Annotated[
         Path | None,
         path_option(
@@ -51,10 +54,13 @@ def encode(
     run = load_run(folder, backend)
     given = text if second is None else (text, second)
     tokens, _ = to_tokens(given, run.vocab)
-    (X,) = represent(run.net, run.vocab, [given])
+    (X,) = represent(run.net, run.vocab, [given], precision=precision)
     if npy:
         save_array(npy, X, force)
-    print(f'encoded text {(1, *X.shape)}, <cls> {(1, X.shape[1])}')
+    print(
+        f'encoded text {(1, *X.shape)}, <cls> {(1, X.shape[1])}'
+        f'{inexact(precision)}'
+    )
     width = max(map(len, tokens))
     for token, features in zip(tokens, X, strict=True):
         unknown = '' if token in run.vocab.token_to_idx else '  (unknown)'

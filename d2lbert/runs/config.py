@@ -34,6 +34,13 @@ PRESETS = {
         'bert-large': (512, 1024, 4096, 16, 24),
     }.items()
 }
+#: Those of `backends.base`, which imports NumPy: `--help` would wait.
+PRECISIONS = 'float32|tf32|bf16'
+ABOUT_PRECISION = (
+    'The factors of matrix products. bf16 is faster and inexact, on CUDA '
+    'cards and, with PyTorch and JAX, on processors with amx_bf16 or '
+    'avx512_bf16. tf32, inexact too, is for CUDA cards.'
+)
 #: What a recipe decides unless it is given.
 RECIPE_FIELDS = ('initialization', 'schedule', 'weight_decay', 'clip_norm')
 #: The least value of each whole number.
@@ -235,8 +242,8 @@ class Config(Options):
     )
     precision: str = option(
         'float32',
-        'tf32 and bf16 are for CUDA cards: faster, and less exact.',
-        metavar='float32|tf32|bf16',
+        ABOUT_PRECISION,
+        metavar=PRECISIONS,
     )
     save_every: int | None = save_every_option()
     keep: int = keep_option()
@@ -254,7 +261,7 @@ class Config(Options):
 
     def __post_init__(self) -> None:
         # Imported here, because they import NumPy: `--help` would wait
-        from backends.base import PRECISIONS
+        from backends import base
         from backends.devices import parse_devices
         from d2lbert.bert import check_heads
         from d2lbert.data.examples import check_max_len
@@ -284,7 +291,7 @@ class Config(Options):
             if getattr(self, name) is None:
                 self._set(name, value)
         self._set('devices', str(self.devices))
-        check_choice('precision', self.precision, PRECISIONS)
+        check_choice('precision', self.precision, base.PRECISIONS)
         for name, least in LEAST.items():
             value = getattr(self, name)
             if value is not getattr(Config, name):  # it may be `None`
@@ -385,6 +392,11 @@ def one_or_more(corpus: Any) -> str | tuple[str, ...]:
         raise InputError(f'corpus = {corpus!r}: expected a path, or several')
     names = tuple(map(os.fspath, paths))
     return names if len(names) > 1 else names[0]
+
+
+def inexact(precision: str) -> str:
+    """Return what to add to words about numbers of this precision."""
+    return '' if precision == 'float32' else f', {precision} (inexact)'
 
 
 def is_number(value: object, types: Any) -> bool:

@@ -35,7 +35,7 @@ from d2lbert.data.wordpiece import tokens_of
 from d2lbert.errors import InputError, input_errors
 from d2lbert.frameworks import load_tab
 from d2lbert.runs import display
-from d2lbert.runs.config import Config
+from d2lbert.runs.config import Config, inexact
 from d2lbert.runs.trained import (
     LOSSES,
     RUN_FILE,
@@ -135,6 +135,7 @@ class Run(TrainedRun):
             f'MLM loss {self.mlm_loss:.3f}, '
             f'NSP loss {self.nsp_loss:.3f}\n'
             f'{self.pairs_per_sec:.1f} sentence pairs/sec on {self.place()}'
+            f'{inexact(self.config.precision)}'
         )
 
     def best_line(self) -> str:
@@ -150,13 +151,20 @@ class Run(TrainedRun):
 
     def label(self) -> str:
         """Return what to call the run among others."""
-        return f'{self.config.backend}, recipe {self.config.recipe}'
+        config = self.config
+        recipe = f'recipe {config.recipe}{inexact(config.precision)}'
+        return f'{config.backend}, {recipe}'
+
+    def framework(self) -> str:
+        """Return in words what has computed."""
+        return super().framework() + inexact(self.config.precision)
 
     def new_results(self) -> dict[str, Any]:
         """Return the results of a run that was trained here."""
         return {
             'backend': self.config.backend,
             'recipe': self.config.recipe,
+            'precision': self.config.precision,
             'steps': len(self.steps),
             'seed': self.config.seed,
             'devices': [str(device) for device in self.devices],

@@ -30,6 +30,7 @@ from d2lbert.data.files import (
 from d2lbert.data.vocab import Vocab
 from d2lbert.data.wordpiece import vocab_of
 from d2lbert.errors import FolderTaken, InputError, RunError
+from d2lbert.frameworks import label_of
 from d2lbert.runs import display
 from d2lbert.runs.checkpoint import Checkpoints
 from d2lbert.runs.folder import (
@@ -92,6 +93,10 @@ class TrainedRun(ABC):
         seconds = sum(step.seconds for step in self.steps)
         num_pairs = sum(step.num_pairs for step in self.steps)
         return num_pairs / seconds if seconds else math.nan
+
+    def framework(self) -> str:
+        """Return in words what has computed."""
+        return label_of(self.config.backend)
 
     def place(self) -> str:
         """Return in words where it was trained."""

@@ -110,7 +110,10 @@ class Training(ABC):
         batches = Batches(self.examples, config.batch_size, config.seed)
         with (
             display.Progress(
-                config.backend, self.num_steps, len(run.steps), self.progress
+                run.framework(),
+                self.num_steps,
+                len(run.steps),
+                self.progress,
             ) as bar,
             StopSignals() as signals,
             closing(self.trainer),

@@ -22,7 +22,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
-from backends import blas, mxnet_import
+from backends import blas, mxnet_import, processor
 from d2lbert import __version__
 from d2lbert.errors import InputError, expand_home
 from d2lbert.frameworks import FRAMEWORKS, Framework
@@ -183,6 +183,7 @@ def _about_python() -> Iterator[Finding]:
         yield Finding('NumPy', 'not installed', 'problem', mend)
     else:
         yield from _about_products()
+    yield _about_bf16()
 
 
 def _about_products() -> Iterator[Finding]:
@@ -203,6 +204,18 @@ def _about_products() -> Iterator[Finding]:
             'd2lbert mends this for itself, but not for your own programs'
         )
         yield Finding('OpenBLAS', text, 'note', mend)
+
+
+def _about_bf16() -> Finding:
+    instructions = processor.bf16_instructions()
+    if instructions:
+        text = (
+            f'this processor multiplies it ({instructions}): with PyTorch '
+            'and JAX --precision bf16 is faster, and inexact'
+        )
+        return Finding('bf16', text)
+    text = 'this processor does not multiply it: --precision bf16 is refused'
+    return Finding('bf16', text)
 
 
 def _about_frameworks(found: Mapping[str, Probe]) -> Iterator[Finding]:
