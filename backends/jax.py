@@ -184,7 +184,7 @@ class JaxBackend(base.Backend):
         vocabulary=1.6,
         chunks=1,
         chunk_rows=CHUNK_ROWS,
-        workspace=80e6,
+        workspace=110e6,
         copies=True,
         passing=1,
         kept=0.9,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from backends.jax_products import factor, product
+from backends.jax_products import is_narrow, product, to_bf16
 
 # How many rows of logits exist at a time
 CHUNK_ROWS = 128
@@ -32,9 +32,10 @@ def with_gradients(X, kernel, bias, labels, weights):
     )
     # Transposed here, and not at each chunk. XLA would undo that for a single
     # chunk, and has no product of bfloat16 then
-    narrow = factor if len(X) > chunk else identity
-    X_T, narrow_kernel = X.T, narrow(kernel)
-    narrow_kernel_T = narrow_kernel.T
+    narrow = is_narrow() and len(X) > chunk
+    if narrow:
+        X_T, narrow_kernel = X.T, to_bf16(kernel)
+        narrow_kernel_T = narrow_kernel.T
 
     def add_chunk(i, sums):
         loss, dX, dkernel, dbias = sums
@@ -42,8 +43,10 @@ def with_gradients(X, kernel, bias, labels, weights):
             jax.lax.dynamic_slice_in_dim(A, i * chunk, chunk)
             for A in (X, labels, weights)
         )
-        x_T = jax.lax.dynamic_slice_in_dim(X_T, i * chunk, chunk, 1)
-        logits = product(narrow(x), narrow_kernel) + bias
+        if narrow:
+            logits = product(to_bf16(x), narrow_kernel) + bias
+        else:
+            logits = x @ kernel + bias
         # Below the greatest, so that no exponential is infinite
         logits -= logits.max(-1, keepdims=True)
         at_label = jnp.take_along_axis(logits, label[:, None], 1)[:, 0]
@@ -54,10 +57,16 @@ def with_gradients(X, kernel, bias, labels, weights):
         # one-hot; scaling the narrower factors of its products is cheaper
         exps = exps.at[jnp.arange(chunk), label].add(-total)
         scale = weight / total
-        narrow_exps = narrow(exps)
-        dx = product(narrow_exps, narrow_kernel_T) * scale[:, None]
+        if narrow:
+            x_T = jax.lax.dynamic_slice_in_dim(X_T, i * chunk, chunk, 1)
+            narrow_exps = to_bf16(exps)
+            dx = product(narrow_exps, narrow_kernel_T)
+            dkernel += product(to_bf16(x_T * scale), narrow_exps)
+        else:
+            dx = exps @ kernel.T
+            dkernel += (x * scale[:, None]).T @ exps
+        dx *= scale[:, None]
         dX = jax.lax.dynamic_update_slice_in_dim(dX, dx, i * chunk, 0)
-        dkernel += product(narrow(x_T * scale), narrow_exps)
         return loss, dX, dkernel, dbias + scale @ exps
 
     loss, dX, *others = jax.lax.fori_loop(
@@ -67,11 +76,6 @@ def with_gradients(X, kernel, bias, labels, weights):
         (jnp.zeros((), X.dtype), *map(jnp.zeros_like, (X, kernel, bias))),
     )
     return loss, (dX[:num_rows], *others)
-
-
-def identity(X):
-    """Return X."""
-    return X
 
 
 def backward(gradients, scale):

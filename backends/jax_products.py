@@ -48,15 +48,14 @@ def is_narrow() -> bool:
     return getattr(_products, 'is_narrow', False)
 
 
-def factor(X: jax.Array) -> jax.Array:
+def to_bf16(X: jax.Array) -> jax.Array:
     """Return a factor of `product`."""
-    return X.astype(jnp.bfloat16) if is_narrow() else X
+    return X.astype(jnp.bfloat16)
 
 
 def product(A: jax.Array, B: jax.Array) -> jax.Array:
-    """Return the product of two factors, in float32 where they are narrow."""
-    wide = jnp.promote_types(A.dtype, jnp.float32)
-    return jnp.matmul(A, B, preferred_element_type=wide)
+    """Return the product of two factors of bfloat16, in float32."""
+    return jnp.matmul(A, B, preferred_element_type=jnp.float32)
 
 
 def dot_general(
@@ -71,7 +70,7 @@ def dot_general(
 @jax.custom_vjp
 def narrow_forward(X: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return X · kernel by narrow factors; the gradients are float32."""
-    return product(X.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    return product(to_bf16(X), to_bf16(kernel))
 
 
 def forward(X: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
