@@ -235,6 +235,13 @@ def small_net(tab, vocab, dropout=0.5):
     return net
 
 
+FINETUNED = SimpleNamespace(
+    steps=[SimpleNamespace(loss=loss) for loss in (4, 2, 1, 3, 2)],
+    evaluations=[{'step': 2}, {'step': 5}],
+    test_accuracies=[0.5, 0.6],
+)
+
+
 def test_text_in_pictures_is_large_enough(tab, examples_and_vocab):
     examples, vocab = examples_and_vocab
     net, batch = small_net(tab, vocab), Batch(*(X[:9] for X in examples))
@@ -271,6 +278,10 @@ def test_text_in_pictures_is_large_enough(tab, examples_and_vocab):
         charts.draw_fillings({'steps = 0': filling}),
         charts.draw_plane({'steps = 0': vectors}, senses),
         charts.draw_attention(net, vocab, text),
+        figures.draw_pair(['<cls>', 'crane', '<sep>', '<pad>'], [0] * 4, 3),
+        figures.draw_transfer(net),
+        charts.draw_finetunings({'scratch=True': [FINETUNED]}),
+        charts.draw_confusion(np.eye(3, dtype=int)),
     ):
         assert_readable(picture)
 
@@ -339,11 +350,7 @@ def test_principal_components_keep_a_plane_as_it_is():
 
 
 def test_epoch_losses_are_the_means_of_its_steps():
-    run = SimpleNamespace(
-        steps=[SimpleNamespace(loss=loss) for loss in (4, 2, 1, 3, 2)],
-        evaluations=[{'step': 2}, {'step': 5}],
-    )
-    assert charts.epoch_losses(run) == [3, 2]
+    assert charts.epoch_losses(FINETUNED) == [3, 2]
 
 
 def test_number_of_parameters_is_the_networks(tab):

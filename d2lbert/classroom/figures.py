@@ -153,15 +153,13 @@ def draw_pair(
         left, top = 1.25 + column, 2.6 * line + 0.3
         if not column:
             for row, name in ((0.5, 'tokens'), (1.5, 'segments')):
-                _name(axes, 1.15, top + row, name, ha='right', size=SIZE)
+                _name(axes, 1.15, top + row, name, ha='right')
         kind = 'special' if token in SPECIAL else f'plain {segment}'
         color = KIND_COLORS[kind] if place < valid_len else 'white'
-        _box(axes, (left, top + 0.05), (0.96, 0.9), token, color, size=SIZE)
-        _write(axes, left + 0.48, top + 1.5, str(segment), size=SIZE)
+        _box(axes, (left, top + 0.05), (0.96, 0.9), token, color)
+        _write(axes, left + 0.48, top + 1.5, str(segment))
     bottom = 2.6 * num_lines + 0.5
-    _name(
-        axes, 1.25, bottom, f'valid_lens: {valid_len}', ha='left', size=SIZE
-    )
+    _name(axes, 1.25, bottom, f'valid_lens: {valid_len}', ha='left')
     return picture
 
 
@@ -242,7 +240,6 @@ def draw_transfer(bert: BERTModel) -> Picture:
         size = '?' if color == new else f'{_size(bert, name):,}'
         _box(
             axes, (x - 1.7, y - 0.8), (3.4, 1.6), f'{name}\n{size}', color,
-            size=SIZE,
         )  # fmt: skip
     for start, end in (
         ((4.6, 2.8), (2.4, 4.2)), ((4.6, 2.8), (6.8, 4.2)),
@@ -252,13 +249,13 @@ def draw_transfer(bert: BERTModel) -> Picture:
         _arrow(axes, start, end)
     for x, y, name in ((6.3, 2, 'encoder'), (8.5, 5, 'hidden')):
         _arrow(axes, (x, y), (13.3, y))
-        _name(axes, 10.9, y - 0.4, f'bert.{name}', size=SIZE)
+        _name(axes, 10.9, y - 0.4, f'bert.{name}')
     for x, name in (
         (4.6, 'bert = BERTModel(…)'),
         (15, 'BERTClassifier(bert)'),
     ):
-        _name(axes, x, 0.6, name, size=SIZE)
-    _name(axes, 15.2, 3.5, '[:, 0]', size=SIZE, ha='left')
+        _name(axes, x, 0.6, name)
+    _name(axes, 15.2, 3.5, '[:, 0]', ha='left')
     return picture
 
 
