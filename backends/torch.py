@@ -72,6 +72,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         dX, dweight = torch.empty_like(X), torch.empty_like(weight)
         dbias = torch.zeros_like(bias)
         chunk_rows = GPU_CHUNK_ROWS if X.is_cuda else CHUNK_ROWS
+        if is_narrow:  # as fast, and the copies take less memory
+            chunk_rows //= 2
         shape = min(chunk_rows, len(X)), len(weight)
         dtypes = [X.dtype, dtype] if is_narrow else [X.dtype]
         buffer, *narrow_buffer = (
