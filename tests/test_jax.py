@@ -350,9 +350,9 @@ def test_blocks_that_are_computed_again_take_less_memory(d2l):
     ]
 
     def temporary_bytes(add, recompute):
-        graph, losses, _ = parallel.program
+        graph, losses, precision, _ = parallel.program
         program = add.lower(
-            graph, losses, recompute, parameters, *arguments, masks
+            graph, losses, precision, recompute, parameters, *arguments, masks
         )
         return program.compile().memory_analysis().temp_size_in_bytes
 
