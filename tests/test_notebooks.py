@@ -14,6 +14,7 @@ import d2lbert
 from d2lbert.classroom import charts, exercises, figures, inspection
 from d2lbert.data import sample
 from d2lbert.data.examples import Batch, load_examples
+from d2lbert.pytest_plugin import require
 from d2lbert.recipes import RECIPES
 from d2lbert.runs.config import Config
 from d2lbert.trainer import Trainer
@@ -133,11 +134,20 @@ def test_change_of_prose_or_notebook_is_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@each_notebook
-def test_notebook_runs_from_scratch(name, backend_name):
-    notebook = build.build(name, 'en', backend_name)
+@pytest.mark.parametrize(
+    ('name', 'framework'),
+    [
+        *(('bert', framework) for framework in build.FRAMEWORKS),
+        ('finetuning', 'torch'),
+        pytest.param('finetuning', 'mxnet', marks=pytest.mark.long),
+        pytest.param('finetuning', 'jax', marks=pytest.mark.long),
+    ],
+)
+def test_notebook_runs_from_scratch(name, framework):
+    require(framework)
+    notebook = build.build(name, 'en', framework)
     build.run(notebook)
-    kept = nbformat.read(build.path_of(name, 'en', backend_name), 4)
+    kept = nbformat.read(build.path_of(name, 'en', framework), 4)
     drawn = [
         cell.id
         for cell in notebook.cells
