@@ -18,7 +18,7 @@ become the framework's index type (int64 in PyTorch, int32 in MXNet).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from backends.groups import ALONE, Group
 from backends.types import (
     Array,
     Arrays,
+    Batches,
     Device,
     Footprint,
     Layer,
@@ -56,13 +57,10 @@ class Backend(Devices):
     #: its attribute `is_replicable` is true, copies of a network may run at
     #: the same time.
     Module: type
-
     #: The class of what `data_parallel` returns.
     Parallel: type[Any]
-
     #: Whether it compiles each shape of inputs, so that few are faster.
     compiles: bool = False
-
     #: The memory of a training on a processor, where it was measured.
     footprint: Footprint | None = None
 
@@ -238,18 +236,14 @@ class Backend(Devices):
 
     @abstractmethod
     def evaluate(
-        self,
-        net: Net,
-        batches: Iterable[Sequence[np.ndarray]],
-        precision: str = 'float32',
+        self, net: Net, batches: Batches, precision: str = 'float32'
     ) -> list[Any]:
         """Return the outputs of `net` for each batch, in order, in NumPy.
 
         The network runs without dropout and without a graph, on its device
         and on all cores of a processor; its own mode is restored.
         `batches`: the inputs of each. An output that is a tuple stays one.
-        `precision`: see `data_parallel`; raises `ValueError` for one that is
-        not supported.
+        `precision`: see `data_parallel`, also for the error.
         """
 
     @abstractmethod
@@ -281,10 +275,9 @@ class Backend(Devices):
 
         `devices`: a shard of each batch for each; the parameters of `net`
         move to them. `precision`: one of `PRECISIONS`, of which `'tf32'` and
-        `'bf16'` are inexact: they round the factors of matrix products, and
-        all else stays float32. `shared_masks`: a GPU too uses the dropout
-        masks of the parts; otherwise it draws its own, which is faster.
-        `group`: the processes that compute other shards of the same batches.
+        `'bf16'` are inexact. `shared_masks`: a GPU too uses the dropout masks
+        of the parts; otherwise it draws its own, which is faster. `group`:
+        the processes that compute other shards of the same batches.
         `recompute`: less memory and more work, see `checkpoint`.
 
         Raises `ValueError` for a device that is given twice where it cannot

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,6 +14,8 @@ Device = Any
 Layer = Any
 #: The name of each parameter, or moment, and its value.
 Arrays = Mapping[str, np.ndarray]
+#: The inputs of a network for each batch, in NumPy.
+Batches = Iterable[Sequence[np.ndarray]]
 
 
 class Array(Protocol):
