@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import tarfile
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from d2lbert.data import snli
@@ -56,17 +59,37 @@ def download(
 
 def extract(filename: str, folder: str | None = None) -> None:
     """Unpack an archive (.zip, .tar, .tar.gz), by default where it lies."""
+    folder = folder or os.path.dirname(filename)
     # No file outside of the folder; zip files never have one
     options: Any = {} if filename.endswith('.zip') else {'filter': 'data'}
+    if options and not hasattr(tarfile, 'data_filter'):
+        # Python before 3.10.12 and 3.11.4
+        check_members(filename, folder)
+        options = {}
     try:
-        shutil.unpack_archive(  # noqa: TID251
-            filename, folder or os.path.dirname(filename), **options
-        )
+        shutil.unpack_archive(filename, folder, **options)  # noqa: TID251
     except Exception as error:  # the types differ from Python to Python
         raise CorpusError(
             f'{filename} cannot be unpacked ({error}): expected an archive, '
             '.zip, .tar or .tar.gz'
         ) from error
+
+
+def check_members(filename: str, folder: str) -> None:
+    """Raise `CorpusError` for a tar archive with more than files in a folder.
+
+    An archive that cannot be read is left to whoever unpacks it.
+    """
+    root = Path(folder).resolve()
+    with suppress(tarfile.TarError, OSError), tarfile.open(filename) as tar:
+        for member in tar:
+            is_inside = (root / member.name).resolve().is_relative_to(root)
+            if not is_inside or not (member.isfile() or member.isdir()):
+                raise CorpusError(
+                    f'{filename} is not unpacked: {member.name!r} is outside '
+                    'of its folder, or neither a file nor a folder: expected '
+                    'an archive of files and folders alone'
+                )
 
 
 def download_extract(name: str, folder: str | None = None) -> str:

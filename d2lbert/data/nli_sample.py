@@ -6,9 +6,9 @@ of a machine, or of a crane that can be either. A hypothesis says what is true
 of birds alone or of machines alone: it follows, contradicts, or neither.
 
 No premise of the test part has a predicate of the training part, and no
-hypothesis of its own. All of their words are in the vocabulary of the embedded
-corpus. So a network that was pretrained on it knows which of them go with
-wings and which with hooks. Another network cannot know that.
+hypothesis of its own. All of their words are in the vocabulary of the
+embedded corpus. So a network that was pretrained on it knows which of them go
+with wings and which with hooks. Another network cannot know that.
 """
 
 from __future__ import annotations
