@@ -5,6 +5,7 @@ import signal
 import sys
 import tempfile
 
+import hypothesis
 import pytest
 
 import backends
@@ -24,6 +25,10 @@ from helpers import (  # noqa: E402
 )
 
 pytest_plugins = ['d2lbert.pytest_plugin']
+
+# An example takes long where another process has the core
+hypothesis.settings.register_profile('d2lbert', deadline=None)
+hypothesis.settings.load_profile('d2lbert')
 
 # Only the tests that ask for the real corpus get it, from any folder
 WIKITEXT2 = os.path.abspath(

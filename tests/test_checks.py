@@ -152,7 +152,7 @@ def test_a_readers_own_arrays_are_checked(backend):
         as_batch(backend, arrays)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     field=st.sampled_from(Batch._fields),
     place=st.floats(0, 1, exclude_max=True),

@@ -770,7 +770,6 @@ PLAIN = {'given.tar': tar_of(('b', b'x', FILE), GOOD_MEMBER, mode='w')}
 ARCHIVES = SUMMED | PLAIN
 quick = settings(
     max_examples=40,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -146,7 +146,7 @@ def test_seed_decides_the_examples():
     assert len(a.tokens) != len(c.tokens) or (a.tokens != c.tokens).any()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.lists(
@@ -209,7 +209,7 @@ sentences = st.lists(
 ).map(' '.join)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(sentences, min_size=1, max_size=8), max_size=5),
     st.integers(5, 70),

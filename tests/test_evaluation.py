@@ -134,7 +134,7 @@ def test_a_batch_needs_a_row(one_backend, evaluator):
         evaluator.evaluate(None, 0)
 
 
-@settings(derandomize=True, deadline=None)
+@settings(derandomize=True)
 @given(
     arrays.arrays(
         np.float32,

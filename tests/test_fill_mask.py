@@ -133,7 +133,7 @@ def test_neighbours_do_not_matter(net, batch_size):
     # Each shape is compiled anew
     few = 2 if net.backend.compiles else 6
 
-    @settings(max_examples=few, deadline=None, derandomize=True)
+    @settings(max_examples=few, derandomize=True)
     @given(st.lists(masked | st.tuples(masked, texts_of(WORDS)), max_size=6))
     def check(many):
         together = d2lbert.fill(net, VOCAB, many, batch_size=batch_size)

@@ -135,7 +135,6 @@ def test_several_on_the_command_line(tmp_path, run, one_backend):
 
 @settings(
     max_examples=20,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.integers(0, 99), st.lists(st.integers(0, 60), max_size=4))

@@ -99,7 +99,7 @@ texts = st.lists(
 
 @pytest.mark.parametrize('batch_size', [None, 1, 3, 256])
 def test_many_texts_are_as_one_at_a_time(net, batch_size):
-    @settings(max_examples=8, deadline=None, derandomize=True)
+    @settings(max_examples=8, derandomize=True)
     @given(st.lists(texts | st.tuples(texts, texts), max_size=8))
     def check(many):
         together = represent(net, *many, batch_size=batch_size)

@@ -209,7 +209,7 @@ WHOLE = pieces(tensor(), ['0'], STORAGE)
 
 
 @given(st.integers(len(LEGACY_START), len(WHOLE) - 1), st.integers(0, 255))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_byte_changed(place, value):
     """It is read or refused, and nothing else happens."""
     data = bytearray(WHOLE)

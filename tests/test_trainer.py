@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.devices import shard_slices
@@ -307,7 +307,6 @@ def test_micro_batches_cover_a_shard(num_rows, size, seed):
     assert (np.diff(lens) <= 0).all()
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 9),
     st.integers(0, 99),
