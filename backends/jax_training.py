@@ -33,7 +33,7 @@ from backends.jax_products import check_precision, products_in
 from backends.jax_programs import make_room, told
 from backends.parameters import check_parameters
 from backends.recompute import recomputing
-from backends.threads import count_workers, share_out
+from backends.threads import count_workers
 from backends.types import Losses, Part
 
 CPU_TOKENS, GPU_TOKENS = 8192, 32768
@@ -78,11 +78,13 @@ class DataParallel(base.DataParallel):
         nnx.update(net, jax.device_put(parameters_of(net), self.devices[0]))
         graph, _, self.others = nnx.split(net, nnx.Param, ...)
         self.program = graph, losses, precision, recompute
+        self.places: dict[Any, int] = {}
+        self.num_tokens = [0] * len(self.workers)
         self.asked: dict[Any, list[tuple[tuple[int, ...], float]]] = {}
 
     def value_and_grad(self, parts):
         parameters = parameters_of(self.net)
-        shares = share_out(parts, [worker.shard for worker in self.workers])
+        shares = self.shares(parts)
         busy = [i for i, share in enumerate(shares) if share]
         devices = [self.workers[i].device for i in busy]
         with width_of(parameters):
@@ -113,6 +115,28 @@ class DataParallel(base.DataParallel):
             if self.group.size > 1:
                 total = self.sum_over_all(total, summed)
             return Gradients(parameters, total, summed)
+
+    def shares(self, parts: Sequence[Sequence[Part]]) -> list[list[Part]]:
+        """Return the micro-batches of each worker.
+
+        Those of one shape stay with one worker, because each device compiles
+        programs of its own. A new shape goes to the worker of the shard that
+        has the fewest tokens so far.
+        """
+        shares: list[list[Part]] = [[] for _ in self.workers]
+        for shard, own in enumerate(parts):
+            own_workers = [
+                i for i, worker in enumerate(self.workers)
+                if worker.shard == shard
+            ]  # fmt: skip
+            for part in own:
+                shape = part.inputs[0].shape
+                if (shard, shape) not in self.places:
+                    i = min(own_workers, key=self.num_tokens.__getitem__)
+                    self.places[shard, shape] = i
+                    self.num_tokens[i] += math.prod(shape)
+                shares[self.places[shard, shape]].append(part)
+        return shares
 
     def sum_over_all(
         self, gradients: nnx.State, losses: np.ndarray
