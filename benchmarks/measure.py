@@ -28,7 +28,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 
-from benchmarks import frameworks, profiling, textbook, workload
+from benchmarks import frameworks, products, profiling, textbook, workload
 from benchmarks.frameworks import LEARNING_RATE, Framework
 
 Result = dict[str, Any]
@@ -363,6 +363,55 @@ def matrix_rate(
         A @ B
         seconds.append(time.perf_counter() - start)
     return {'flops_per_sec': 2 * size**3 / min(seconds)}
+
+
+def training_products(
+    d2l: Any,
+    framework: Framework,
+    examples: str,
+    batch_size: int,
+    num_warmup: int,
+    num_steps: int,
+) -> Result:
+    """Time the products of training steps, and nothing else.
+
+    Our MXNet backend makes those of the vocabulary in NumPy. The PyTorch
+    tab's recipe counts padding.
+    """
+    from backends.threads import CPU_TOKENS
+
+    read = workload.read_examples(examples)
+    batches = read.batches(batch_size)[num_warmup : num_warmup + num_steps]
+    num_rows = CPU_TOKENS // workload.MAX_LEN
+    counts_padding = d2l.BACKEND.name == 'torch'
+    steps = [
+        products.training_products(
+            batch, read.vocab_size, num_rows, counts_padding
+        )
+        for batch in batches
+    ]
+
+    def in_numpy(product: products.Product) -> bool:
+        return d2l.BACKEND.name == 'mxnet' and read.vocab_size in product
+
+    micro_batches = [part for step in steps for part in step]
+    return products.time_products(micro_batches, in_numpy=in_numpy)
+
+
+def encoding_products(d2l: Any, framework: Framework, texts: str) -> Result:
+    """Time the products of encoding all sentences, and nothing else."""
+    from d2lbert.representation import TOKENS_AT_A_TIME, batches_of
+
+    lines = Path(texts).read_text('utf-8').splitlines()
+    # With <cls> and <sep>
+    lens = [len(line.split()) + 2 for line in lines]
+    batches = batches_of(lens, TOKENS_AT_A_TIME, None)
+    return products.time_products(
+        [
+            products.encoder_products([lens[i] for i in batch])
+            for batch in batches
+        ]
+    )
 
 
 def main(side: str, framework: str, name: str, options: str) -> None:

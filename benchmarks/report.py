@@ -18,7 +18,9 @@ from benchmarks import pictures, profiling, targets
 from benchmarks.numbers import (
     Results,
     Runs,
+    Spread,
     column,
+    paired,
     ratio,
     spread,
     table,
@@ -31,6 +33,8 @@ from d2lbert.frameworks import label_of
 HERE = Path(__file__).parent
 PAGE_FILE, RESULTS_FILE = 'results.md', 'results.json'
 SIDES = {'textbook': 'd2l 1.0.3', 'ours': 'd2lbert'}
+#: What the speeds of results.json are called on the page.
+NAMES = {'pairs_per_sec': 'pairs/s', 'sentences_per_sec': 'sentences/s'}
 #: What fills the gaps of a section of page.md, by their names.
 Gaps = dict[str, Any]
 
@@ -44,7 +48,8 @@ def training(results: Results) -> Gaps:
     for framework in FRAMEWORKS:
         name, runs = label_of(framework), results[framework]
         for side, code in SIDES.items():
-            share = targets.rate_share(results, framework, side).median
+            speeds = column(runs[side], 'pairs_per_sec')
+            share = targets.rate_share(results, framework, speeds).median
             rows.append(
                 [
                     *(name, code),
@@ -76,7 +81,43 @@ def training(results: Results) -> Gaps:
         'rates': spread(rates).text(0),
         'bound': f'{bound:,.0f}',
         'times': times_textbook(bound, results, 'textbook', 'pairs_per_sec'),
+        'products': products_table(
+            *(results, 'pairs_per_sec'),
+            *(targets.products_speeds, targets.rate_share),
+            *('textbook', 'ours'),
+        ),
     }
+
+
+def products_table(
+    results: Results,
+    unit: str,
+    speeds_of: Callable[[Results, str], list[float]],
+    share_of: Callable[[Results, str, list[float]], Spread],
+    theirs: str,
+    ours: str,
+) -> str:
+    """Return how fast a section's products are, alone."""
+    rows = []
+    for framework in FRAMEWORKS:
+        speeds, runs = speeds_of(results, framework), results[framework]
+        rows.append(
+            [
+                label_of(framework),
+                spread(speeds).text(0),
+                share_of(results, framework, speeds).text(0, ' %'),
+                paired(speeds, column(runs[theirs], unit)).text(1, TIMES),
+                paired(
+                    [100 * speed for speed in column(runs[ours], unit)],
+                    speeds,
+                ).text(0, ' %'),
+            ]
+        )
+    head = (
+        *('framework', f'products alone, {NAMES[unit]}', 'share of rate'),
+        *('against the textbook', 'what d2lbert reaches of it'),
+    )
+    return table(head, rows)
 
 
 def times_textbook(
@@ -165,6 +206,11 @@ def representing(results: Results) -> Gaps:
         'seconds': f'{gflops / rate:.2f}',
         'bound': f'{bound:,.0f}',
         'times': times_textbook(bound, results, one_at_a_time, unit),
+        'products': products_table(
+            *(results, unit),
+            *(targets.encoding_speeds, targets.encoding_share),
+            *(one_at_a_time, 'represent'),
+        ),
     }
 
 

@@ -59,6 +59,9 @@ def training(bench: Bench) -> Results:
             f'training, {framework}',
             {
                 'rate': bench.matrix_rate(),
+                'products': bench.job(
+                    *('ours', framework, 'training_products'), **given
+                ),
                 **{
                     side: bench.job(side, framework, 'training', **given)
                     for side in SIDES
@@ -134,6 +137,7 @@ def representing(bench: Bench) -> Results:
             f'representing, {framework}',
             {
                 'rate': bench.matrix_rate(),
+                'products': job('ours', name='encoding_products'),
                 **{f'{side}, one at a time': single(side) for side in SIDES},
                 'represent': job('ours', name='representing'),
             },
