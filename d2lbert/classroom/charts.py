@@ -103,15 +103,18 @@ def _draw_levels(
     `level`: of the word frequencies; `name`: what to call it.
     """
     num_classes = (vocab_size, 2)[task]
-    levels = [(f'ln {num_classes:,}', math.log(num_classes))]
+    _draw_level(axes, math.log(num_classes), f'ln {num_classes:,}')
     if not task:
-        levels.append((name, level))
-    for text, height in levels:
-        axes.axhline(height, color='0.35', linewidth=1, linestyle='--')
-        axes.text(
-            1.01, height, text, va='center', color='0.25', size=SIZE,
-            transform=axes.get_yaxis_transform(),
-        )  # fmt: skip
+        _draw_level(axes, level, name)
+
+
+def _draw_level(axes: Any, level: float, text: str) -> None:
+    """Draw a dashed line across the axes, with its text on the right."""
+    axes.axhline(level, color='0.35', linewidth=1, linestyle='--')
+    axes.text(
+        1.01, level, text, va='center', color='0.25', size=SIZE,
+        transform=axes.get_yaxis_transform(),
+    )  # fmt: skip
 
 
 def _loss_axes(axes: Any, task: int) -> None:
@@ -147,11 +150,7 @@ def draw_finetunings(groups: Mapping[str, Sequence[FinetunedRun]]) -> Picture:
         (left, math.log(NUM_CLASSES), f'ln {NUM_CLASSES}'),
         (right, 1 / NUM_CLASSES, f'1/{NUM_CLASSES}'),
     ):
-        axes.axhline(level, color='0.35', linewidth=1, linestyle='--')
-        axes.text(
-            1.01, level, text, va='center', color='0.25', size=SIZE,
-            transform=axes.get_yaxis_transform(),
-        )  # fmt: skip
+        _draw_level(axes, level, text)
         axes.set_xlabel('epoch', size=SIZE)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.tick_params(labelsize=SIZE)
