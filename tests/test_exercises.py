@@ -28,6 +28,10 @@ def softmax(X, axis):
     return exps / exps.sum(axis=axis, keepdims=True)
 
 
+def losses(logits, labels, axis=1):
+    return -np.log(softmax(logits, axis)[range(len(labels)), labels])
+
+
 ANSWERS = {
     'replacement': (
         exercises.check_replacement,
@@ -72,6 +76,45 @@ ANSWERS = {
                 '✗ 7 and 2.*beginning',
             ),
             (lambda p, h, most: p + h, '✗.*two lists'),
+        ],
+    ),
+    'cross-entropy': (
+        exercises.check_cross_entropy,
+        [
+            (lambda X, y: losses(X, y).mean(), '✓.*1.099'),
+            (lambda X, y: None, '…'),
+            (lambda X, y: losses(X, y), '✗ shape'),
+            (lambda X, y: losses(X, y).sum(), '✗.*twice'),
+            (
+                lambda X, y: -losses(X, y).mean(),
+                '✗ -.*negative: a loss is not',
+            ),
+            (
+                lambda X, y: losses(X, y, 0).mean(),
+                '✗.*each pair.*add up to 1',
+            ),
+            (
+                lambda X, y: -X[range(len(y)), y].mean(),
+                '✗.*grow by 1',
+            ),
+            (lambda X, y: np.float64('nan'), '✗ nan'),
+            # Each pair gets the classes of all pairs
+            (
+                lambda X, y: -np.log(softmax(X, 1)[:, y]).mean(),
+                '✗.*change places',
+            ),
+            (
+                lambda X, y: losses(X, y).mean() / np.log(2),
+                '✗ another logarithm',
+            ),
+            (
+                lambda X, y: losses(X, y).sum() / X.size,
+                '✗ divided by',
+            ),
+            (
+                lambda X, y: (1 - np.exp(-losses(X, y))).mean(),
+                '✗ not the mean',
+            ),
         ],
     ),
     'weighted mean': (

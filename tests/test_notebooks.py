@@ -176,6 +176,11 @@ def test_notebook_runs_from_scratch(name, framework):
             'truncate',
             exercises.check_truncation,
         ),
+        (
+            'finetuning/loss-solution',
+            'cross_entropy',
+            exercises.check_cross_entropy,
+        ),
     ],
 )
 def test_the_checks_accept_the_solutions(capsys, cell, name, check):

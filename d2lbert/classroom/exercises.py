@@ -227,6 +227,50 @@ def check_new_parameters(number: int | None, num_hiddens: int) -> None:
         _wrong(f'{number}: only one layer is new')
 
 
+def check_cross_entropy(cross_entropy: Callable[..., Any]) -> None:
+    """Check the loss of a batch of pairs, in nats.
+
+    `cross_entropy`: takes logits `(N, 3)` and classes `(N,)` and returns the
+    mean loss, a number.
+    """
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=(8, NUM_CLASSES))
+    labels = np.arange(8) % NUM_CLASSES
+    found = cross_entropy(logits.copy(), labels)
+    if found is None:
+        print(NOT_YET)
+        return
+    wanted = _mean_loss(_softmax(logits), labels)
+    twice = cross_entropy(np.tile(logits, (2, 1)), np.tile(labels, 2))
+    if np.shape(found) != ():
+        _wrong(f'shape {np.shape(found)}: expected a single number')
+    elif _alike(found, wanted):
+        chance = cross_entropy(np.zeros((1, NUM_CLASSES)), labels[:1])
+        _right(f'three equal logits give {chance:.3f}')
+    elif not np.isfinite(found):
+        _wrong(f'{found}: a logit may be negative, a probability is not')
+    elif _alike(found, _mean_loss(_softmax(logits.T).T, labels)):
+        _wrong('the probabilities of each pair have to add up to 1')
+    elif not _alike(found, cross_entropy(logits + 1, labels)):
+        _wrong('it changes when all logits grow by 1: a softmax does not')
+    elif found < 0:
+        _wrong(f'{found:.3f} is negative: a loss is not')
+    elif not _alike(found, twice):
+        _wrong('it changes when each pair is there twice')
+    elif _alike(found, cross_entropy(logits.copy(), labels[::-1])):
+        _wrong('it stays the same when the labels change places')
+    elif any(_alike(found, wanted / math.log(base)) for base in (2, 10)):
+        _wrong('another logarithm than that of the formula')
+    elif _alike(found, wanted / NUM_CLASSES):
+        _wrong('divided by the number of logits, not by that of pairs')
+    else:
+        _wrong('not the mean of the losses of the pairs')
+
+
+def _mean_loss(p: np.ndarray, labels: np.ndarray) -> float:
+    return -np.log(p[range(len(p)), labels]).mean()
+
+
 def check_suspect(name: str | None) -> None:
     """Check which argument makes the difference between the two tabs."""
     if name is None:

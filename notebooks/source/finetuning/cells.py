@@ -136,6 +136,17 @@ print(f'test accuracy without fine-tuning: {right.mean():.3f}')
 
 # %% finetuning [markdown]
 
+
+# %% loss-turn
+def cross_entropy(logits, labels):
+    """Return the mean loss of some pairs: logits (n, 3), labels (n,)."""
+    return None  # your turn
+
+
+exercises.check_cross_entropy(cross_entropy)
+
+# %% loss-solution [markdown]
+
 # %% finetune
 options = {
     'backend': backend,
