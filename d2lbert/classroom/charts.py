@@ -309,7 +309,7 @@ def draw_attention(net: BERTModel, vocab: Vocab, text: Text) -> Picture:
         axes.set_yticks(places, tokens, size=SIZE)
         axes.set_xlabel('K', size=SIZE)
         if not head:
-            axes.set_ylabel('Q', size=SIZE)
+            axes.set_ylabel('Q', size=SIZE, rotation=0)
     bar = picture.colorbar(image, ax=panels, shrink=0.7)
     bar.set_label('softmax $(QK^T/\\sqrt{d})$', size=SIZE)
     bar.ax.tick_params(labelsize=SIZE)
