@@ -215,7 +215,7 @@ def representing(results: Results) -> Gaps:
 
 
 def importing(results: Results) -> Gaps:
-    """Describe the imports."""
+    """Describe how long processes take to start."""
     rows = [
         [f'`{name}`', f'{min(values):.3f}', spread(values).text(3)]
         for name, values in results.items()
@@ -367,7 +367,7 @@ SECTIONS: Mapping[str, Callable[[Results], Gaps]] = {
     'Loading WikiText-2': loading,
     'Loading WikiText-2 again': reloading,
     'Representing sentences': representing,
-    'Importing': importing,
+    'Starting': importing,
     'How cost grows': growth,
     'Larger corpora': corpus,
     'Shards on one processor': shards,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,20 +22,20 @@ from benchmarks.compare import (
 )
 from benchmarks.workload import FRAMEWORKS
 from d2lbert.data.corpus import ARCHIVE, cache_folder, read_lines
+from d2lbert.frameworks import FRAMEWORKS as ALL_FRAMEWORKS
 
 Results = dict[str, Any]
 SIDES = ('textbook', 'ours')
 GROWING = ('batch_size', 'length', 'vocabulary', 'hidden')
+COMMAND = str(Path(sys.executable).parent / 'd2lbert')
 #: The arguments of Python.
 IMPORTS = {
     'python -c pass': ('-c', 'pass'),
     'import d2lbert': ('-c', 'import d2lbert'),
+    'import torch': ('-c', 'import torch'),
     'from d2lbert import torch': ('-c', 'from d2lbert import torch'),
     'from d2lbert import mxnet': ('-c', 'from d2lbert import mxnet'),
-    'd2lbert --help': (
-        str(Path(sys.executable).parent / 'd2lbert'),
-        '--help',
-    ),
+    'd2lbert --help': (COMMAND, '--help'),
 }
 
 
@@ -146,7 +147,7 @@ def representing(bench: Bench) -> Results:
 
 
 def importing(bench: Bench) -> Results:
-    """Time whole processes that import, or show the command's help."""
+    """Time processes that import, show the help, or take a first step."""
 
     def timed(arguments: tuple[str, ...]) -> float:
         start = time.perf_counter()
@@ -158,10 +159,49 @@ def importing(bench: Bench) -> Results:
         )
         return time.perf_counter() - start
 
-    for arguments in IMPORTS.values():
-        timed(arguments)  # reads the files, and compiles what is not yet
-    jobs = {name: partial(timed, given) for name, given in IMPORTS.items()}
+    jobs = {
+        **{name: partial(timed, given) for name, given in IMPORTS.items()},
+        **{
+            f'd2lbert pretrain --backend {name}': partial(
+                to_first_step, bench, name
+            )
+            for name in ALL_FRAMEWORKS
+        },
+    }
+    for job in jobs.values():
+        job()  # reads the files, and compiles what is not yet
     return in_turn('importing', bench.settings.imports, jobs)
+
+
+def to_first_step(bench: Bench, framework: str) -> float:
+    """Return when `d2lbert pretrain` shows its first step, in seconds.
+
+    It trains on the sample, with the options that it has by itself.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = ('--out', f'{folder}/run')
+        start = time.perf_counter()
+        with subprocess.Popen(
+            [
+                *(sys.executable, COMMAND, 'pretrain', '--steps', '1'),
+                *('--backend', framework, *out),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=bench.environment(),
+        ) as process:
+            assert process.stderr
+            shown = b''
+            while b'mlm=' not in shown:
+                part = process.stderr.read1()
+                if not part:
+                    raise MeasurementError(
+                        f'd2lbert pretrain showed no step: {shown.decode()}'
+                    )
+                shown += part
+            seconds = time.perf_counter() - start
+            process.stderr.read()
+    return seconds
 
 
 def growth(bench: Bench) -> Results:

@@ -20,6 +20,7 @@ from benchmarks.numbers import (
     table,
 )
 from benchmarks.workload import FRAMEWORKS
+from d2lbert.frameworks import FRAMEWORKS as ALL_FRAMEWORKS
 from d2lbert.frameworks import label_of
 
 #: How much greater than the arithmetic's an exponent may seem: over eight
@@ -187,10 +188,22 @@ def encoding_share(
 
 
 def importing(results: Results) -> Iterator[Target]:
-    """Limit the time of whole processes."""
+    """Limit the time of processes."""
     for name, limit in (('import d2lbert', 0.3), ('d2lbert --help', 0.5)):
         what = f'`{name}`, the whole process'
         yield at_most(what, limit, spread(results[name]), ' s')
+    pairs = zip(
+        results['from d2lbert import torch'],
+        results['import torch'],
+        strict=True,
+    )
+    more = spread([ours - theirs for ours, theirs in pairs])
+    what = '`from d2lbert import torch`, more than `import torch`'
+    yield at_most(what, 0.15, more, ' s')
+    for name in ALL_FRAMEWORKS:
+        command = f'd2lbert pretrain --backend {name}'
+        what = f'`{command}` on the sample, to its first step'
+        yield at_most(what, 3, spread(results[command]), ' s')
 
 
 def growth(results: Results) -> Iterator[Target]:

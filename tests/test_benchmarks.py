@@ -21,6 +21,7 @@ from benchmarks.compare import QUICK, Bench, MeasurementError, in_turn
 from benchmarks.numbers import Spread, paired
 from benchmarks.sections import check_equal_examples
 from benchmarks.targets import Target
+from d2lbert.frameworks import FRAMEWORKS
 from d2lbert.pytest_plugin import require
 from helpers import BOOK_BACKENDS
 
@@ -321,6 +322,12 @@ def results():
         'importing': {
             'import d2lbert': [0.1, 0.2],
             'd2lbert --help': [0.6, 0.7],
+            'import torch': [1.0, 1.2],
+            'from d2lbert import torch': [1.1, 1.3],
+            **{
+                f'd2lbert pretrain --backend {name}': [2.0, 3.0]
+                for name in FRAMEWORKS
+            },
         },
         'growth': {
             'base': {'length': 1},
@@ -411,6 +418,12 @@ def test_page(results):
         ),
         '`d2lbert --help`, the whole process': (
             '≤ 0.5 s |  | 0.65 s (0.60 to 0.70) | **no**'
+        ),
+        '`from d2lbert import torch`, more than `import torch`': (
+            '≤ 0.15 s |  | 0.10 s (0.10 to 0.10) | yes'
+        ),
+        '`d2lbert pretrain --backend jax` on the sample, to its first step': (
+            '≤ 3 s |  | 2.50 s (2.00 to 3.00) | yes'
         ),
         "growth with length, MXNet, exponent less the arithmetic's": (
             '≤ 0.1 |  | '
