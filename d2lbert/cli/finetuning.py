@@ -48,12 +48,14 @@ def finetune(
     such as torchrun, can start the command as several processes.
     """
     from d2lbert.errors import expand_home
-    from d2lbert.finetuning.training import finetune as train
 
     check_resume(resume, out)
     start = None if pretrained is None else expand_home(pretrained)
     given = given_options(context, options)
     with launched(context, timeout, options['backend']) as group:
+        # The process may have begun again: what takes long comes here
+        from d2lbert.finetuning.training import finetune as train
+
         out, run = into_folder(
             out,
             f'{options["task"]}-{options["backend"]}',

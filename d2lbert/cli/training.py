@@ -49,9 +49,6 @@ def pretrain(
     Ctrl-C and SIGTERM finish the step and write a checkpoint. A launcher,
     such as torchrun, can start the command as several processes.
     """
-    from d2lbert.runs.pretraining import dry_run
-    from d2lbert.runs.pretraining import pretrain as train
-
     check_resume(resume, out)
     named = (options['backend'], options['recipe'])
     given = given_options(context, options)
@@ -61,6 +58,8 @@ def pretrain(
                 '--dry-run reads no checkpoint: give the options of the run '
                 'instead of --resume'
             )
+        from d2lbert.runs.pretraining import dry_run
+
         memory = dry_run(**given)
         print(memory.table())
         if as_json:
@@ -68,6 +67,9 @@ def pretrain(
         memory.check()
         return
     with launched(context, timeout, options['backend']) as group:
+        # The process may have begun again: what takes long comes here
+        from d2lbert.runs.pretraining import pretrain as train
+
         out, run = into_folder(
             out,
             '-'.join(filter(None, named)),
