@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import d2lbert
+from backends.cores import num_cores
 from d2lbert.pytest_plugin import require
 from helpers import (
     POSITIONS,
@@ -226,6 +227,22 @@ def test_programs_are_few(d2l, loaded, monkeypatch):
         len(vocab), [d2l.cpu()], 12,
     )  # fmt: skip
     assert jax_training.add_gradients._cache_size() <= 4
+
+
+def test_a_shape_stays_on_one_device(d2l):
+    """A device compiles programs of its own: a shape that moves has two."""
+    from backends import jax_training
+
+    trainer = new_trainer(d2l, num_blks=1, micro_batch=3)
+    parallel = trainer.parallel
+    assert len(parallel.workers) == min(2, num_cores())
+    jax_training.add_gradients.clear_cache()
+    for lens in ([16] * 6 + [4] * 3, [16] * 3 + [4] * 6, [4] * 3 + [16] * 6):
+        batch = make_batch(9)
+        batch.valid_lens[:] = lens
+        batch.pred_positions[:] = np.minimum(batch.pred_positions, 3)
+        trainer.step(batch)
+    assert jax_training.add_gradients._cache_size() == len(parallel.asked)
 
 
 @pytest.mark.slow
