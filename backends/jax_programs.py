@@ -36,14 +36,14 @@ def keep_programs(folder: Path) -> None:
     programs are read.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        readable = folder.is_dir() and not os.access(folder, os.W_OK)
+        read_only = folder.is_dir() and not os.access(folder, os.W_OK)
         jax.config.update('jax_compilation_cache_dir', str(folder))
         # Where there is a limit, JAX locks the folder: without, a process
         # may read what another one is writing
-        most = -1 if readable else MOST_BYTES
+        most = -1 if read_only else MOST_BYTES
         jax.config.update('jax_compilation_cache_max_size', most)
         # Of many small programs, too, a start is made
-        least = NEVER if readable else 0
+        least = NEVER if read_only else 0
         jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
         with suppress(OSError):
             remove_unfinished(folder)

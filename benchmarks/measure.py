@@ -338,7 +338,7 @@ def display(
     xlim, legend = [1, num_shows + 1], ['mlm', 'nsp']
     animator = d2l.Animator('step', 'loss', legend, xlim)
     seconds: Result = {'progress': [], 'animator': []}
-    with Progress(d2l.BACKEND.name, num_shows) as bar:
+    with Progress(type(framework).__name__, num_shows) as bar:
         for i in range(num_shows):
             time.sleep(pause)
             start = time.perf_counter()

@@ -260,10 +260,10 @@ def train(
 ) -> list[list[float]]:
     """Return both losses of each step of a training from some weights."""
     set_weights(run.net, weights, run.devices)
-    name, num_steps, history = run.config.backend, run.config.steps, []
+    num_steps, history = run.config.steps, []
     with (
         closing(run.new_trainer(shared_masks=True)) as trainer,
-        display.Progress(name, num_steps, visible=progress) as bar,
+        display.Progress(run.framework(), num_steps, visible=progress) as bar,
     ):
         for step in trainer.train(batches.from_step(0), num_steps):
             history.append([step.mlm_loss, step.nsp_loss])

@@ -82,7 +82,7 @@ class Unfailing:
 class Progress(tqdm):
     """A line on stderr with the steps, losses, speed and time left.
 
-    `label`: the name of a framework, or another text for the line's start.
+    `label`: the line's start.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Progress(tqdm):
             super().__init__(
                 total=num_steps,
                 initial=num_done,
-                desc=label_of(label),
+                desc=label,
                 unit='step',
                 file=Unfailing(sys.stderr),
                 disable=not visible or sys.stderr is None,
