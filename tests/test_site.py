@@ -43,8 +43,12 @@ NOTEBOOK = 'notebooks/en/bert-torch'
 #: One of each kind, in each language.
 PAGES = [
     *(*FIRST, *SEARCHES, *ENGLISH),
-    *(f'notebooks/{language}/bert-torch' for language in LANGUAGES),
-    *(f'slides/{language}/bert-torch' for language in LANGUAGES),
+    *(
+        f'{kind}/{language}/{name}-torch'
+        for kind in ('notebooks', 'slides')
+        for name in ('bert', 'finetuning')
+        for language in LANGUAGES
+    ),
 ]
 PHONE = {'width': 360, 'height': 740}
 DESK = {'width': 1280, 'height': 900}
@@ -110,6 +114,27 @@ def test_switches_lead_to_the_versions_that_there_are(load):
     assert switches('docs/design', pages).count('aria-current') == 1
     assert links('ko/index') == ['../index.html', '../ko/index.html']
     assert '../ko/search.html' in links('ko/search')
+
+
+@pytest.mark.parametrize(
+    ('repository', 'framework', 'is_there'),
+    [
+        ('https://github.com/me/d2lbert', 'torch', True),
+        ('https://github.com/me/d2lbert.git', 'jax', True),
+        ('https://github.com/me/d2lbert', 'mxnet', False),
+        ('', 'torch', False),
+    ],
+)
+def test_colab_opens_what_it_can_run(load, repository, framework, is_there):
+    switches = load('switches').switches
+    page = f'notebooks/fr/bert-{framework}'
+    button = (
+        '<a class="colab" href="https://colab.research.google.com/github/'
+        f'me/d2lbert/blob/main/{page}.ipynb" aria-label="Ouvrir dans Colab">'
+    )
+    html = switches(page, {page}, repository)
+    assert (button in html) == ('colab' in html.lower()) == is_there
+    assert 'colab' not in switches('docs/design', {page}, repository)
 
 
 def test_a_notebook_leads_to_its_slides(load):
