@@ -621,6 +621,17 @@ def test_slides_fit_and_lead_back(opened, name):
 
 
 @pytest.mark.slow
+def test_slides_on_a_phone_lead_on_and_back(opened):
+    opened.set_viewport_size(PHONE)
+    go(opened, 'slides/en/bert-torch')
+    opened.wait_for_function('Reveal.isReady()')
+    opened.locator('.navigate-right').click()
+    assert opened.locator('.slide-number').inner_text().startswith('2')
+    opened.locator('nav a').click()
+    opened.wait_for_url('**/notebooks/en/bert-torch.html')
+
+
+@pytest.mark.slow
 def test_the_speaker_has_notes(opened, server):
     go(opened, 'slides/en/bert-torch', server)
     opened.wait_for_function('Reveal.isReady()')

@@ -142,7 +142,7 @@ WORDS = {
         'Reliability': 'Độ tin cậy',
         'Scaling': 'Mở rộng quy mô',
         'Security': 'Bảo mật',
-        'Slides': 'Bản trình chiếu',
+        'Slides': 'Trang chiếu',
         'Speed and memory': 'Tốc độ và bộ nhớ',
         'Speed on a GPU': 'Tốc độ trên GPU',
         'Start here': 'Bắt đầu từ đây',
