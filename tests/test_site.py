@@ -626,7 +626,10 @@ def test_slides_on_a_phone_lead_on_and_back(opened):
     go(opened, 'slides/en/bert-torch')
     opened.wait_for_function('Reveal.isReady()')
     opened.locator('.navigate-right').click()
-    assert opened.locator('.slide-number').inner_text().startswith('2')
+    number = opened.locator('.slide-number')
+    assert number.inner_text().startswith('2')
+    back = opened.locator('nav').bounding_box()
+    assert back['x'] + back['width'] < number.bounding_box()['x']
     opened.locator('nav a').click()
     opened.wait_for_url('**/notebooks/en/bert-torch.html')
 
