@@ -621,6 +621,21 @@ def test_slides_fit_and_lead_back(opened, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_the_arrows_of_slides_have_the_colour_of_links(opened, theme):
+    opened.emulate_media(color_scheme=theme)
+    go(opened, 'slides/en/bert-torch')
+    opened.wait_for_function('Reveal.isReady()')
+    opened.keyboard.press('ArrowRight')
+    link, *arrows = opened.evaluate(
+        """() => ['nav a', '.navigate-left', '.navigate-right'].map(
+            (it) => getComputedStyle(document.querySelector(it))
+        ).map((style) => [style.color, style.opacity])"""
+    )
+    assert arrows == [[link[0], '0.9']] * 2
+
+
+@pytest.mark.slow
 def test_slides_on_a_phone_lead_on_and_back(opened):
     opened.set_viewport_size(PHONE)
     go(opened, 'slides/en/bert-torch')
