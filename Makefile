@@ -9,6 +9,8 @@ INSTALL := $(BIN)/pip install --disable-pip-version-check \
 ORACLE := .oracle
 CORPUS ?= sample
 NOTEBOOK ?= en/bert-torch.ipynb
+# The project's address, for the pages: https://github.com/OWNER/NAME
+REPOSITORY ?=
 # Two files of tests at a time, in the order that tests/conftest.py gives
 TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -115,6 +117,7 @@ site: .site/.ready  ## Build the pages in build/site
 	rm -rf build/site
 	.site/bin/python docs/site/source.py build/site-source
 	.site/bin/sphinx-build --quiet --fail-on-warning --keep-going \
+	  -D repository='$(REPOSITORY)' \
 	  -c docs/site build/site-source build/site
 	.site/bin/python -m pagefind --site build/site --silent --keep-index-url \
 	  --exclude-selectors .headerlink --exclude-selectors .math

@@ -43,8 +43,12 @@ NOTEBOOK = 'notebooks/en/bert-torch'
 #: One of each kind, in each language.
 PAGES = [
     *(*FIRST, *SEARCHES, *ENGLISH),
-    *(f'notebooks/{language}/bert-torch' for language in LANGUAGES),
-    *(f'slides/{language}/bert-torch' for language in LANGUAGES),
+    *(
+        f'{kind}/{language}/{name}-torch'
+        for kind in ('notebooks', 'slides')
+        for name in ('bert', 'finetuning')
+        for language in LANGUAGES
+    ),
 ]
 PHONE = {'width': 360, 'height': 740}
 DESK = {'width': 1280, 'height': 900}
@@ -110,6 +114,27 @@ def test_switches_lead_to_the_versions_that_there_are(load):
     assert switches('docs/design', pages).count('aria-current') == 1
     assert links('ko/index') == ['../index.html', '../ko/index.html']
     assert '../ko/search.html' in links('ko/search')
+
+
+@pytest.mark.parametrize(
+    ('repository', 'framework', 'is_there'),
+    [
+        ('https://github.com/me/d2lbert', 'torch', True),
+        ('https://github.com/me/d2lbert.git', 'jax', True),
+        ('https://github.com/me/d2lbert', 'mxnet', False),
+        ('', 'torch', False),
+    ],
+)
+def test_colab_opens_what_it_can_run(load, repository, framework, is_there):
+    switches = load('switches').switches
+    page = f'notebooks/fr/bert-{framework}'
+    button = (
+        '<a class="colab" href="https://colab.research.google.com/github/'
+        f'me/d2lbert/blob/main/{page}.ipynb" aria-label="Ouvrir dans Colab">'
+    )
+    html = switches(page, {page}, repository)
+    assert (button in html) == ('colab' in html.lower()) == is_there
+    assert 'colab' not in switches('docs/design', {page}, repository)
 
 
 def test_a_notebook_leads_to_its_slides(load):
@@ -596,6 +621,36 @@ def test_slides_fit_and_lead_back(opened, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('theme', ['light', 'dark'])
+def test_the_arrows_of_slides_have_the_colour_of_links(opened, theme):
+    opened.emulate_media(color_scheme=theme)
+    go(opened, 'slides/en/bert-torch')
+    opened.wait_for_function('Reveal.isReady()')
+    opened.keyboard.press('ArrowRight')
+    style = 'getComputedStyle(document.querySelector'
+    opened.wait_for_function(f"{style}('.navigate-left')).opacity > 0.8")
+    link, *arrows = [
+        opened.evaluate(f"{style}('{it}')).color")
+        for it in ('nav a', '.navigate-left', '.navigate-right')
+    ]
+    assert arrows == [link] * 2
+
+
+@pytest.mark.slow
+def test_slides_on_a_phone_lead_on_and_back(opened):
+    opened.set_viewport_size(PHONE)
+    go(opened, 'slides/en/bert-torch')
+    opened.wait_for_function('Reveal.isReady()')
+    opened.locator('.navigate-right').click()
+    number = opened.locator('.slide-number')
+    assert number.inner_text().startswith('2')
+    back = opened.locator('nav').bounding_box()
+    assert back['x'] + back['width'] < number.bounding_box()['x']
+    opened.locator('nav a').click()
+    opened.wait_for_url('**/notebooks/en/bert-torch.html')
+
+
+@pytest.mark.slow
 def test_the_speaker_has_notes(opened, server):
     go(opened, 'slides/en/bert-torch', server)
     opened.wait_for_function('Reveal.isReady()')
@@ -693,8 +748,10 @@ def test_a_notebook_is_found_from_all_sides(opened, name):
     assert current.count() == 1
     assert opened.url == current.evaluate('link => link.href')
     before = opened.locator('.prev-page').evaluate('link => link.href')
-    home = HOME if language == 'en' else f'{HOME}/{language}'
-    assert before == f'{home}/index.html'
+    first = '/index' if language == 'en' else f'/{language}/index'
+    if 'finetuning' in name:
+        first = f'/{name.replace("finetuning", "bert")}'
+    assert before == f'{HOME}{first}.html'
     assert opened.locator('.next-page').count() == 1
     file = SITE / f'{name}.ipynb'
     link = opened.locator('.download').evaluate('link => link.href')

@@ -147,7 +147,7 @@ def complete(
             'title': named(entry, page),
         }
     context['search_page'] = link_to(own(language, 'search'), page)
-    context['switches'] = switches(page, pages)
+    context['switches'] = switches(page, pages, app.config.repository)
     context['script_words'] = json.dumps(
         {it: say(it) for it in OF_THE_SCRIPT}
     )
@@ -290,6 +290,8 @@ def mark_code(
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    # The project's address on GitHub: `make site REPOSITORY=…`
+    app.add_config_value('repository', '', 'html')
     app.add_post_transform(KeepNumbersWhole)
     app.add_post_transform(SizePictures)
     app.connect('builder-inited', leave_out_search)

@@ -16,13 +16,19 @@ from words import words_of
 
 from d2lbert.frameworks import FRAMEWORKS
 
+#: Where Colab opens a notebook of a GitHub repository, and the frameworks
+#: that it can install: MXNet has no wheel for its Python.
+COLAB = 'https://colab.research.google.com/github/{}/blob/main/{}.ipynb'
+ON_COLAB = ('jax', 'torch')
+GITHUB = 'https://github.com/'
 
-def switches(page: str, pages: Container[str]) -> str:
+
+def switches(page: str, pages: Container[str], repository: str = '') -> str:
     """Return the links from a page to its versions.
 
     A notebook has one in each framework and language. Another page has no
     framework, and where it is in English only, the languages lead to their
-    first pages.
+    first pages. `repository`: the project's address on GitHub, if it has one.
     """
     say = words_of(language_of(page))
     languages = [
@@ -32,14 +38,14 @@ def switches(page: str, pages: Container[str]) -> str:
     ]
     return (
         '<div class="switches">'
-        + frameworks(page, pages)
+        + frameworks(page, pages, repository)
         + f'<nav class="language" aria-label="{say("Language")}">'
         + ''.join(languages)
         + '</nav></div>'
     )
 
 
-def frameworks(page: str, pages: Container[str]) -> str:
+def frameworks(page: str, pages: Container[str], repository: str) -> str:
     """Return the links of a notebook: its frameworks and its file."""
     framework = framework_of(page)
     if not framework:
@@ -64,6 +70,19 @@ def frameworks(page: str, pages: Container[str]) -> str:
         + f'<a class="download" href="{page.split("/")[-1]}.ipynb" download '
         f'aria-label="{say("Download the notebook")}">'
         f'<span aria-hidden="true">⤓</span> .ipynb</a>'
+        + colab(page, repository)
+    )
+
+
+def colab(page: str, repository: str) -> str:
+    """Return the link that opens a notebook in Colab, where it can run."""
+    if not repository or framework_of(page) not in ON_COLAB:
+        return ''
+    name = repository.removeprefix(GITHUB).removesuffix('.git').strip('/')
+    label = words_of(language_of(page))('Open in Colab')
+    return (
+        f'<a class="colab" href="{escape(COLAB.format(name, page))}" '
+        f'aria-label="{label}">Colab</a>'
     )
 
 
