@@ -76,11 +76,12 @@ def measure(
     """Measure sections, keeping the results of each as soon as it is done."""
     head = {'machine': bench.machine(), 'quick': quick}
     results = earlier_results(out, head)
+    measured = commit()  # before the results here are other ones
     for name in names:
         load, start = os.getloadavg()[0], time.perf_counter()
         results['sections'][name] = {
             'date': time.strftime('%Y-%m-%d %H:%M'),
-            'commit': commit(),
+            'commit': measured,
             'load_before': load,
             'results': SECTIONS[name](bench),
             'seconds': time.perf_counter() - start,
