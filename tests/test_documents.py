@@ -264,6 +264,20 @@ def test_a_page_is_stale_when_its_code_has_changed(repository, tmp_path):
     assert line == f'README.md, measured at {commit}: fast/code.py'
 
 
+def test_what_a_measurement_writes_is_not_its_code(repository, tmp_path):
+    results = tmp_path / 'benchmarks' / 'results.json'
+    results.parent.mkdir()
+    results.write_text('{}')
+    repository('add', '.')
+    repository('commit', '--quiet', '--message', 'Results')
+    commit = repository('rev-parse', '--short', 'HEAD')
+    (tmp_path / 'README.md').write_text(
+        f'Measured at commit `{commit}` with the code of `benchmarks/`.'
+    )
+    results.write_text('[]')
+    assert not list(stale.stale(tmp_path))
+
+
 @pytest.mark.parametrize(
     ('commit', 'why'),
     [
