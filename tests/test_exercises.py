@@ -32,6 +32,11 @@ def losses(logits, labels, axis=1):
     return -np.log(softmax(logits, axis)[range(len(labels)), labels])
 
 
+def picked(indices):
+    """An answer that takes the tokens with these indices, in their order."""
+    return lambda p, tokens, k: [tokens[i] for i in indices(p, k)]
+
+
 ANSWERS = {
     'replacement': (
         exercises.check_replacement,
@@ -42,6 +47,29 @@ ANSWERS = {
             (replace(0.8, 0.2), '✗ another word comes too often'),
             (replace(0.75, 0.1), '✗ <mask> comes too seldom'),
             (lambda word, other: '<unk>', "✗ replace.*is '<unk>'"),
+        ],
+    ),
+    'most probable': (
+        exercises.check_most_probable,
+        [
+            (picked(lambda p, k: np.argsort(p)[::-1][:k]), '✓'),
+            (
+                lambda p, tokens, k: np.array(tokens)[np.argsort(-p)[:k]],
+                '✓',
+            ),
+            (lambda p, tokens, k: None, '…'),
+            (picked(lambda p, k: np.argsort(p)[:k]), '✗.*the least probable'),
+            (picked(lambda p, k: np.argsort(p)[-k:]), '✗.*comes last'),
+            (
+                picked(lambda p, k: np.argpartition(-p, k)[:k]),
+                '✗ the right tokens in another order',
+            ),
+            (picked(lambda p, k: range(k)), '✗ not the most probable'),
+            (picked(lambda p, k: np.argsort(-p)[:5]), '✗ k = 8, but 5'),
+            (lambda p, tokens, k: np.argsort(-p)[:k], '✗ .* is not a token'),
+            (lambda p, tokens, k: np.sort(p)[-k:], '✗ 0.* is not a token'),
+            (lambda p, tokens, k: tokens[np.argmax(p)], '✗ str: expected'),
+            (lambda p, tokens, k: {*tokens[:k]}, '✗ set: expected a list'),
         ],
     ),
     'attention': (

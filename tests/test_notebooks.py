@@ -165,6 +165,11 @@ def test_notebook_runs_from_scratch(name, framework):
     ('cell', 'name', 'check'),
     [
         ('bert/masking-solution', 'replace', exercises.check_replacement),
+        (
+            'bert/most-probable-solution',
+            'most_probable',
+            exercises.check_most_probable,
+        ),
         ('bert/attention-solution', 'attention', exercises.check_attention),
         (
             'bert/bug-solution',

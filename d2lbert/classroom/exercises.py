@@ -87,6 +87,38 @@ def check_chance(
     _right(f'{mlm_loss:.3f} and {nsp_loss:.3f}')
 
 
+def check_most_probable(most_probable: Callable[..., Any]) -> None:
+    """Check the most probable tokens for a mask.
+
+    `most_probable`: takes the probabilities `(N,)` of N tokens, the list of
+    these tokens and a number k, and returns k tokens, the most probable one
+    first.
+    """
+    k, tokens = 8, [f'word{i}' for i in range(40)]
+    p = np.random.default_rng(0).dirichlet(np.ones(len(tokens)))
+    ranked = [tokens[i] for i in np.argsort(-p)]
+    # The answer may change the arrays and lists that it is given
+    found = most_probable(p.copy(), [*tokens], k)
+    if found is None:
+        print(NOT_YET)
+    elif not isinstance(found, (list, tuple, np.ndarray)):
+        _wrong(f'{type(found).__name__}: expected a list of tokens')
+    elif others := [each for each in found if not isinstance(each, str)]:
+        _wrong(f'{others[0]} is not a token')
+    elif len(found) != k:
+        _wrong(f'k = {k}, but {len(found)} tokens')
+    elif [*found] == ranked[:k]:
+        _right('the most probable one first')
+    elif [*found] == ranked[:k][::-1]:
+        _wrong('the most probable one comes last')
+    elif {*found} == {*ranked[:k]}:
+        _wrong('the right tokens in another order')
+    elif {*found} == {*ranked[-k:]}:
+        _wrong('these are the least probable tokens')
+    else:
+        _wrong('not the most probable tokens')
+
+
 def check_attention(attention: Callable[..., Any]) -> None:
     """Check a head of attention without masks.
 

@@ -256,6 +256,17 @@ print(d2lbert.evaluate(longer).table())
 
 # %% fill [markdown]
 
+
+# %% most-probable-turn
+def most_probable(p, tokens, k):
+    """Return the k most probable tokens, the most probable one first."""
+    return None  # your turn
+
+
+exercises.check_most_probable(most_probable)
+
+# %% most-probable-solution [markdown]
+
 # %% fill-figure
 shorter = d2lbert.pretrain(steps=50, **settings)
 nets = {
