@@ -24,6 +24,7 @@ from d2lbert.book.animator import DPI
 from d2lbert.data.batches import Batches
 from d2lbert.data.corpus import read_lines
 from d2lbert.data.examples import load_examples
+from d2lbert.evaluation.levels import entropies
 from d2lbert.frameworks import FRAMEWORKS, label_of, load_tab
 from d2lbert.parity.report import (
     REPORT_FILE,
@@ -99,10 +100,7 @@ def padding(figure: Figure, runs: Path) -> None:
         label='mean over all slots, padding included',
     )
     axes.fill_between(steps, *averages.values(), color='0.9')
-    examples = batches.examples
-    counts = np.bincount(examples.mlm_labels[examples.mlm_weights > 0])
-    shares = counts[counts > 0] / counts.sum()
-    entropy = -(shares * np.log(shares)).sum()
+    entropy = entropies(batches.examples)['mlm_loss']
     for label, level, dashes in (
         ('chance', np.log(trainer.net.vocab_size), ':'),
         ('word frequencies', entropy, '--'),

@@ -162,6 +162,10 @@ def test_the_picture_has_both_curves(
     ]
     levels = run.evaluations[0]['frequencies']
     assert drawn['word frequencies'][0, 1] == levels['nsp_loss']
+    run.evaluations.clear()
+    display.draw_losses([run], tmp_path / 'losses')
+    level = drawn[display.frequencies_label(run.config)][0, 1]
+    assert level == run.frequencies['nsp_loss'] != levels['nsp_loss']
 
 
 def test_the_command_evaluates_while_it_trains(

@@ -26,6 +26,7 @@ from d2lbert.evaluation.levels import (
     answers_of,
     chance,
     count_frequencies,
+    entropies,
     frequent,
     unmasked,
 )
@@ -207,6 +208,20 @@ def test_padded_slots_are_not_asked():
     assert (
         answers.mlm_labels == BATCH.mlm_labels[answers.rows, answers.slots]
     ).all()
+
+
+def test_the_entropies_are_the_least_losses_of_one_guess_for_all():
+    answers, found = answers_of(BATCH), entropies(BATCH)
+    tokens = np.bincount(answers.mlm_labels) / len(answers.mlm_labels)
+    pairs = np.bincount(answers.nsp_labels) / len(answers.nsp_labels)
+    mlm_loss = -np.log(tokens[answers.mlm_labels]).mean()
+    nsp_loss = -np.log(pairs[answers.nsp_labels]).mean()
+    assert math.isclose(found['mlm_loss'], mlm_loss)
+    assert math.isclose(found['nsp_loss'], nsp_loss)
+    slots = entropies(BATCH, 'slots')
+    share = (BATCH.mlm_weights > 0).mean()
+    assert math.isclose(slots['mlm_loss'], share * mlm_loss)
+    assert slots['nsp_loss'] == found['nsp_loss']
 
 
 # ---- standard errors -------------------------------------------------

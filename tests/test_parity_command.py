@@ -149,7 +149,7 @@ def test_the_twin_differs_by_rounding(both_tabs, text_file):
 
 def test_numbers_that_json_has_not():
     lost = parity.compare_arrays('x', 'x', [np.nan], [1.0], 1e-6)
-    report = Report(Config(), ('torch', 'mxnet'), 'float32', [lost])
+    report = Report(Config(), ('torch', 'mxnet'), 'float32', 9, {}, [lost])
     assert report.as_dict()['differences'][0]['max_abs'] is None
     strictly(json.dumps(report.as_dict()))
     assert math.isinf(lost.max_abs)

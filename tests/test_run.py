@@ -303,6 +303,7 @@ def test_reading_a_run_back(train, backend_name, tmp_path):
     assert again.config == run.config
     assert again.history == run.history
     assert again.results() == run.results()
+    assert again.frequencies == run.frequencies != {}
     assert again.vocab.idx_to_token == run.vocab.idx_to_token
     assert same_weights(get_weights(again.net), get_weights(run.net))
     assert type(again.net) is type(run.net)

@@ -65,6 +65,30 @@ def answers_of(examples: Examples) -> Answers:
     return Answers(rows, slots, labels, nsp_labels)
 
 
+def entropies(
+    examples: Examples, mlm_average: str = 'predictions'
+) -> dict[str, float]:
+    """Return both losses of the frequencies of the answers, in nats.
+
+    They are entropies, −Σ p ln p: the least loss of a guesser that looks at
+    nothing but these frequencies. `mlm_average`: see `Recipe`; in a mean over
+    all slots a padded one counts, and costs nothing.
+    """
+    answers = answers_of(examples)
+    mlm_loss = entropy(answers.mlm_labels)
+    if mlm_average == 'slots':
+        num_slots = examples.column('mlm_weights', slice(None)).size
+        mlm_loss *= len(answers.mlm_labels) / max(1, num_slots)
+    return {'mlm_loss': mlm_loss, 'nsp_loss': entropy(answers.nsp_labels)}
+
+
+def entropy(labels: np.ndarray) -> float:
+    """Return the entropy of labels, `(N,)`, in nats."""
+    counts = np.bincount(labels)
+    p = counts[counts > 0] / max(1, len(labels))
+    return float(-(p * np.log(p)).sum())
+
+
 def count_frequencies(examples: Examples, vocab: Vocab) -> Frequencies:
     """Count the tokens and the pairs of the training examples.
 

@@ -23,7 +23,7 @@ from d2lbert.data.files import output_errors, write_file
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, check_choice
 from d2lbert.evaluation.evaluate import chunks_of, means, score
-from d2lbert.evaluation.levels import answers_of
+from d2lbert.evaluation.levels import answers_of, entropies
 from d2lbert.frameworks import label_of, load_tab
 from d2lbert.parity import (
     TOLERANCES,
@@ -79,12 +79,15 @@ class Report:
     itself with one weight changed by rounding; `kinks`: gradients that
     differed for the weights that were drawn first and agree for others, as
     they do where an input of a ReLU was within rounding of zero. Neither
-    counts as a failure.
+    counts as a failure. `vocab_size`: of the vocabulary; `frequencies`: what
+    the word frequencies score, see `entropies`.
     """
 
     config: Config
     backends: tuple[str, str]
     dtype: str
+    vocab_size: int
+    frequencies: dict[str, float]
     differences: list[Difference] = field(default_factory=list)
     histories: dict[str, list[list[float]]] = field(default_factory=dict)
     twin: list[Difference] = field(default_factory=list)
@@ -151,9 +154,11 @@ class Report:
             write_file(folder / REPORT_FILE, content.encode() + b'\n')
         title = f'recipe {self.config.recipe} · {self.config.title()}'
         picture = folder / PICTURE
+        name = display.frequencies_label(self.config)
         with display.drawing():
             display.draw_parity(
-                self.histories, picture, f'{title} · {self.dtype}'
+                *(self.histories, picture, f'{title} · {self.dtype}'),
+                *(self.vocab_size, {name: self.frequencies}),
             )
         return picture.with_suffix('.png')
 
@@ -233,7 +238,10 @@ def compare_runs(
 ) -> Report:
     """Compare one step and a training of two runs that have begun alike."""
     names = ours.config.backend, theirs.config.backend
-    report = Report(ours.config, names, dtype)
+    report = Report(
+        *(ours.config, names, dtype, len(ours.vocab)),
+        entropies(batches.examples, ours.config.own_recipe().mlm_average),
+    )
     allowed = TOLERANCES[dtype]
     weights = {
         name: W.astype(dtype) for name, W in get_weights(ours.net).items()

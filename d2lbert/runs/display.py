@@ -7,7 +7,7 @@ import math
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from d2lbert.frameworks import FRAMEWORKS, label_of
 
 if TYPE_CHECKING:
     from d2lbert.evaluation.evaluate import Evaluation
+    from d2lbert.runs.config import Config
     from d2lbert.runs.run import Run
 
 #: Both losses of each step, `[[mlm, nsp], …]`, by a label that begins with
@@ -31,6 +32,10 @@ Histories = Mapping[str, Sequence[Sequence[float]]]
 DASHES, THIN = ((), (3.7, 1.6), (1, 1.65), (6.4, 1.6, 1, 1.6)), 1.5
 SUFFIXES = ('.png', '.svg')
 TASKS = ('Masked language modelling', 'Next sentence prediction')
+LOSSES = ('mlm_loss', 'nsp_loss')
+FREQUENCIES = 'word frequencies'
+#: The lines of guessers: chance, and one or two of word frequencies.
+LEVELS = (0, (1, 2)), '--', '-.'
 #: A picture takes less memory than this.
 DRAWING_BYTES = 1 << 28
 #: Smaller differences of losses than this are not drawn.
@@ -204,17 +209,10 @@ def draw_losses(
     title = title or runs[0].config.title()
     figure = Figure()
     figure.suptitle(title, y=0.97, fontsize='medium', parse_math=False)
-    num_classes = (vocab_size, 2)
     for task, axes in enumerate(figure.subplots(1, 2)):
         draw_curves(axes, histories, task)
         draw_evaluations(axes, runs, task)
-        axes.axhline(
-            math.log(num_classes[task]),
-            label=f'chance: ln {vocab_size:,} and ln 2',
-            color='0.5',
-            linewidth=1,
-            linestyle=(0, (1, 2)),
-        )
+        draw_levels(axes, task, vocab_size, frequencies_of(runs))
         axes.set(title=TASKS[task], xlabel='step', ylabel='loss')
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.25)
@@ -235,14 +233,19 @@ def draw_losses(
 
 
 def draw_parity(
-    histories: Histories, path: str | Path, title: str = ''
+    histories: Histories,
+    path: str | Path,
+    title: str,
+    vocab_size: int,
+    frequencies: Mapping[str, Mapping[str, float]],
 ) -> Path:
     """Draw loss curves over each other, and their differences below.
 
-    `path`, `title`: see `draw_losses`. The differences of the
-    first history from each other one have a logarithmic scale. Equal losses
-    leave a gap there, and the word 'none' where all are equal. A single
-    history is compared with itself. Returns the path of the PNG.
+    `path`, `title`: see `draw_losses`; `vocab_size`, `frequencies`: see
+    `draw_levels`. The differences of the first history from each other one
+    have a logarithmic scale. Equal losses leave a gap there, and the word
+    'none' where all are equal. A single history is compared with itself.
+    Returns the path of the PNG.
     """
     check_memory()
     from matplotlib.figure import Figure
@@ -253,6 +256,7 @@ def draw_parity(
     (first, ours), *others = histories.items()
     for task, (curves, gaps) in enumerate(axes.T):
         draw_curves(curves, histories, task)
+        draw_levels(curves, task, vocab_size, frequencies)
         for i, (label, history) in enumerate(others or [(first, ours)]):
             apart = abs(np.subtract(ours, history))[:, task]
             both = f'{_title_of(first)} and {_title_of(label)}'
@@ -382,16 +386,13 @@ def dashed(number: int, width: float = THIN) -> Any:
 
 
 def draw_evaluations(axes: Any, runs: Sequence[Run], task: int) -> None:
-    """Draw one task's losses on held-out text, and the frequencies' loss."""
-    loss = ('mlm_loss', 'nsp_loss')[task]
-    levels: dict[float, None] = {}
+    """Draw one task's losses on held-out text."""
     for run in runs:
         found = run.evaluations
         if found:
-            levels[found[-1]['frequencies'][loss]] = None
             axes.plot(
                 [one['step'] for one in found],
-                [one[loss] for one in found],
+                [one[LOSSES[task]] for one in found],
                 label=f'{_title_of(run.label())}: {found[-1]["split"]}',
                 color=_color_of(run.label()),
                 linestyle=':',
@@ -400,13 +401,48 @@ def draw_evaluations(axes: Any, runs: Sequence[Run], task: int) -> None:
                 markerfacecolor='white',
                 zorder=3,
             )
-    for number, level in enumerate(levels):
+
+
+def frequencies_of(runs: Iterable[Run]) -> dict[str, Mapping[str, float]]:
+    """Return the losses of the word frequencies of some runs, by label.
+
+    Those of held-out text stand for those of the training text, unless that
+    is averaged otherwise.
+    """
+    found: dict[str, Mapping[str, float]] = {}
+    for run in runs:
+        if run.frequencies:
+            found[frequencies_label(run.config)] = run.frequencies
+        if run.evaluations:
+            found[FREQUENCIES] = run.evaluations[-1]['frequencies']
+    return found
+
+
+def frequencies_label(config: Config) -> str:
+    """Return what to call the losses of the word frequencies."""
+    slots = config.own_recipe().mlm_average == 'slots'
+    return f'{FREQUENCIES}, padding counted' if slots else FREQUENCIES
+
+
+def draw_levels(
+    axes: Any,
+    task: int,
+    vocab_size: int,
+    frequencies: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Draw one task's losses of guessers that do not look at the text.
+
+    They are chance and the word frequencies. `frequencies`: the losses of
+    these, by label.
+    """
+    levels = {
+        f'chance: ln {vocab_size:,} and ln 2': math.log((vocab_size, 2)[task])
+    }
+    for label, losses in frequencies.items():
+        levels[label] = losses[LOSSES[task]]
+    for dashes, (label, level) in zip(LEVELS, levels.items(), strict=False):
         axes.axhline(
-            level,
-            label='' if number else 'word frequencies',
-            color='0.3',
-            linewidth=1,
-            linestyle='--',
+            level, label=label, color='0.4', linewidth=1, linestyle=dashes
         )
 
 

@@ -17,7 +17,7 @@ from d2lbert.data.files import sha256, sha256_of
 from d2lbert.data.vocab import Vocab
 from d2lbert.errors import InputError, warn
 from d2lbert.evaluation.evaluate import Evaluator
-from d2lbert.evaluation.levels import count_frequencies
+from d2lbert.evaluation.levels import count_frequencies, entropies
 from d2lbert.frameworks import label_of, load_tab
 from d2lbert.runs import display
 from d2lbert.runs.config import Config
@@ -158,7 +158,12 @@ class Pretraining(Training):
         if self.progress and memory and memory.total >= LARGE:
             display.note(f'{memory.line()}; --dry-run lists its parts')
         net = new_net(self.tab, config, self.vocab, self.devices)
-        return Run(config, net, self.vocab, self.devices, self.group.size)
+        return Run(
+            *(config, net, self.vocab, self.devices, self.group.size),
+            frequencies=entropies(
+                self.examples, config.own_recipe().mlm_average
+            ),
+        )
 
     @property
     def num_steps(self) -> int:

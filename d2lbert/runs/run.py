@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -58,8 +58,12 @@ class Run(TrainedRun):
     """A pretrained network, its vocabulary, and how the training went.
 
     The fields are those of `TrainedRun`. `steps` are of `Step`, and
-    `evaluations` what `Evaluation.as_dict` returns.
+    `evaluations` what `Evaluation.as_dict` returns. `frequencies`: what the
+    word frequencies score on the training examples, as the recipe averages
+    it, where it is known: see `entropies`.
     """
+
+    frequencies: dict[str, float] = field(default_factory=dict)
 
     COMMAND: ClassVar[str] = 'pretrain'
     NOUN: ClassVar[str] = 'run'
@@ -172,6 +176,7 @@ class Run(TrainedRun):
             'mlm_loss': self.mlm_loss,
             'nsp_loss': self.nsp_loss,
             'pairs_per_sec': self.pairs_per_sec,
+            'frequencies': self.frequencies,
             'history': self.history,
         }
 
@@ -298,4 +303,5 @@ def load_run(
     tab = load_tab(backend or config.backend)
     net = tab.BERTModel(**config.net_arguments(len(found.vocab)))
     put_weights(net, weights, path, gpu)
-    return Run(config, net, **found.fields())
+    frequencies = found.record['results'].get('frequencies', {})
+    return Run(config, net, **found.fields(), frequencies=frequencies)
