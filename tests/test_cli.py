@@ -190,6 +190,7 @@ def test_pretrain(pretrain, backend_name, tmp_path):
         'mlm_loss',
         'nsp_loss',
         'pairs_per_sec',
+        'frequencies',
         'history',
     ]
     assert results['backend'] == backend_name
