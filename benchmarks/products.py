@@ -131,7 +131,9 @@ def time_products(
     works = []
     for share in filter(None, shares):
         memory = new_memory(share)
-        works.append([call(one, memory, in_numpy(one)) for one in share])
+        works.append(
+            [multiplication(one, memory, in_numpy(one)) for one in share]
+        )
 
     def compute(calls: Sequence[Callable[[], Any]]) -> None:
         for multiply in calls:
@@ -172,7 +174,7 @@ def new_memory(products: Iterable[Product]) -> list[np.ndarray]:
     ]
 
 
-def call(
+def multiplication(
     product: Product, memory: Sequence[np.ndarray], in_numpy: bool
 ) -> Callable[[], Any]:
     """Return what makes a product in memory that is there."""

@@ -359,7 +359,7 @@ def display(results: Results) -> Gaps:
 #: What `make stale` looks for.
 MEASURED = (
     'Measured at commit `{}` with the code of `backends/`, `d2lbert/`, '
-    '`benchmarks/`.'
+    '`benchmarks/*.py`.'
 )
 #: The title of each section in page.md, and what fills its gaps.
 SECTIONS: Mapping[str, Callable[[Results], Gaps]] = {
@@ -417,7 +417,9 @@ def page(results: Results) -> str:
     pieces = [
         top.format(
             warnings=''.join(f'\n\n**{line}**' for line in warnings),
-            reached=targets_table(targets.reached(measured)),
+            reached=targets_table(
+                targets.reached(measured, results['machine']['cores'])
+            ),
             kept=targets_table(targets.kept(measured)),
         )
     ]

@@ -19,6 +19,7 @@ from benchmarks.numbers import (
     spread,
     table,
 )
+from benchmarks.profiling import KINDS, PYTHON
 from benchmarks.workload import FRAMEWORKS
 from d2lbert.frameworks import FRAMEWORKS as ALL_FRAMEWORKS
 from d2lbert.frameworks import label_of
@@ -33,7 +34,8 @@ class Target(NamedTuple):
     """What is to be reached, and what was measured.
 
     `limit`, `aim`: the factor to reach, or with `at_most` to stay below;
-    `possible`: what code would reach that makes the matrix products alone.
+    `possible`: what code would reach that makes the matrix products alone;
+    `operators`: what our own operators would, with nothing between them.
     """
 
     what: str
@@ -43,6 +45,7 @@ class Target(NamedTuple):
     unit: str = TIMES
     at_most: bool = False
     possible: Spread | None = None
+    operators: Spread | None = None
 
     def meets(self, limit: float) -> bool:
         """Say whether the median reaches a limit, or stays below it."""
@@ -56,10 +59,14 @@ class Target(NamedTuple):
             return 'yes, and the aim'
         if self.meets(self.limit):
             return 'yes' if self.aim is None else 'yes, the aim is not'
-        if self.possible is None:
-            return '**no**'
-        possible = self.possible.text(unit=self.unit)
-        return f'**no**; the products alone {possible}'
+        verdict = '**no**'
+        for what, bound in (
+            ('the products', self.possible),
+            ('our operators', self.operators),
+        ):
+            if bound is not None:
+                verdict += f'; {what} alone {bound.text(unit=self.unit)}'
+        return verdict
 
     def cells(self) -> list[str]:
         """Return a row of the table."""
@@ -85,18 +92,26 @@ def targets_table(rows: Iterable[Target]) -> str:
     return table(head, [target.cells() for target in rows])
 
 
-def training(results: Results) -> Iterator[Target]:
-    """Compare speed, memory and share of the processor, for each tab."""
+def training(
+    results: Results, operators: Mapping[str, float]
+) -> Iterator[Target]:
+    """Compare speed, memory and share of the processor, for each tab.
+
+    `operators`: see `operator_speeds`; empty where they were not measured.
+    """
     for framework, times, percent in (('torch', 3.5, 65), ('mxnet', 6, 50)):
         name, runs = label_of(framework), results[framework]
         ours, theirs = runs['ours'], runs['textbook']
         possible = products_speeds(results, framework)
+        speeds = column(theirs, 'pairs_per_sec')
+        own = [operators[framework]] * len(speeds) if operators else None
         yield Target(
             f'training, {name}, pairs/s as printed',
             times,
             None,
             ratio(ours, theirs, 'pairs_per_sec'),
-            possible=paired(possible, column(theirs, 'pairs_per_sec')),
+            possible=paired(possible, speeds),
+            operators=own and paired(own, speeds),
         )
         what = f'peak memory of training, {name}, textbook / ours'
         yield Target(what, 2, 3, ratio(theirs, ours, 'peak_bytes'))
@@ -107,7 +122,29 @@ def training(results: Results) -> Iterator[Target]:
             rate_share(results, framework, column(ours, 'pairs_per_sec')),
             ' %',
             possible=rate_share(results, framework, possible),
+            operators=own and rate_share(results, framework, own),
         )
+
+
+def operator_speeds(
+    profile: Results, cores: int, batch_size: int
+) -> dict[str, float]:
+    """Return the pairs/s that our operators alone allow, by framework.
+
+    Each takes as long as on one core, all cores share them without loss, and
+    Python takes no time.
+    """
+    return {
+        framework: cores * batch_size / operators
+        for framework in FRAMEWORKS
+        if (operators := operator_seconds(profile[framework]['ours']))
+    }
+
+
+def operator_seconds(profile: Results) -> float:
+    """Return the time of a step without Python, on one core."""
+    seconds = profile['seconds']
+    return sum(seconds[kind] for kind in KINDS if kind != PYTHON)
 
 
 def products_speeds(results: Results, framework: str) -> list[float]:
@@ -287,10 +324,18 @@ def display(results: Results, training: Results) -> Iterator[Target]:
     yield at_most(name, 1, spread(shares), ' %')
 
 
-def reached(measured: Mapping[str, Results]) -> list[Target]:
+def reached(measured: Mapping[str, Results], cores: int) -> list[Target]:
     """Return the targets of the sections that were measured."""
-    return of_sections(
-        measured, (training, loading, reloading, representing, importing)
+    found, operators = [], {}
+    if 'training' in measured:
+        results = measured['training']
+        if 'profile' in measured:
+            operators = operator_speeds(
+                measured['profile'], cores, results['batch_size']
+            )
+        found += training(results, operators)
+    return found + of_sections(
+        measured, (loading, reloading, representing, importing)
     )
 
 

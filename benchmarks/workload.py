@@ -82,10 +82,14 @@ def encoding_flops(lens: Iterable[int], sizes: Sizes = CHAPTER) -> float:
     Those of its matrix products without padding: of n tokens in each block,
     times 2, n (4 H² + 2 H F) + 2 n² H. See `useful_flops`.
     """
-    return 2 * sizes.num_blks * sum(block_products(n, sizes) for n in lens)
+    return (
+        2
+        * sizes.num_blks
+        * sum(block_multiplications(n, sizes) for n in lens)
+    )
 
 
-def block_products(n: int, sizes: Sizes) -> int:
+def block_multiplications(n: int, sizes: Sizes) -> int:
     """Return the multiplications of a block for a row of n tokens."""
     H, F, *_ = sizes
     return n * (4 * H * H + 2 * H * F) + 2 * n * n * H
@@ -113,7 +117,7 @@ def useful_flops(
     ):
         predicted = row_positions[row_weights > 0]
         p, q = len(predicted), len(set(predicted.tolist()) | {0})
-        block = block_products(n, sizes)
+        block = block_multiplications(n, sizes)
         last = 2 * n * H * H + q * (2 * H * H + 2 * H * F) + 2 * n * q * H
         heads = p * (H * H + H * vocab_size) + H * H + 2 * H
         total += (num_blks - 1) * block + last + heads

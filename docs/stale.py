@@ -22,8 +22,6 @@ MEASURED = re.compile(
 )
 #: What `git describe --dirty` adds where the code was not committed.
 DIRTY = '-dirty'
-#: What `make bench` writes beside its code, as Git's patterns.
-NOT_CODE = (':!benchmarks/results*', ':!benchmarks/growth.png')
 
 
 def measurements(text: str) -> Iterator[tuple[str, list[str]]]:
@@ -44,9 +42,7 @@ def changed_since(root: Path, commit: str, paths: list[str]) -> list[str]:
     if commit.endswith(DIRTY):
         return ['the code that was measured had not been committed']
     try:
-        files = git(
-            root, 'diff', '--name-only', commit, '--', *paths, *NOT_CODE
-        )
+        files = git(root, 'diff', '--name-only', commit, '--', *paths)
     except subprocess.CalledProcessError as error:
         return [error.stderr.strip().splitlines()[0]]
     return files.split('\n')[:-1]

@@ -272,7 +272,7 @@ def test_what_a_measurement_writes_is_not_its_code(repository, tmp_path):
     repository('commit', '--quiet', '--message', 'Results')
     commit = repository('rev-parse', '--short', 'HEAD')
     (tmp_path / 'README.md').write_text(
-        f'Measured at commit `{commit}` with the code of `benchmarks/`.'
+        f'Measured at commit `{commit}` with the code of `benchmarks/*.py`.'
     )
     results.write_text('[]')
     assert not list(stale.stale(tmp_path))
