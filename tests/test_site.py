@@ -40,14 +40,16 @@ NOTEBOOKS = [
     for path in sorted(SITE.glob('notebooks/*/*-*.html'))
 ]
 NOTEBOOK = 'notebooks/en/bert-torch'
-#: One of each kind, in each language.
+#: One of each kind, in each language, and in English of each framework.
 PAGES = [
     *(*FIRST, *SEARCHES, *ENGLISH),
     *(
-        f'{kind}/{language}/{name}-torch'
+        f'{kind}/{language}/{name}-{framework}'
         for kind in ('notebooks', 'slides')
         for name in ('bert', 'finetuning')
         for language in LANGUAGES
+        for framework in FRAMEWORKS
+        if language == 'en' or framework == 'torch'
     ),
 ]
 PHONE = {'width': 360, 'height': 740}
