@@ -2,7 +2,8 @@
 
 MXNet's metadata forbids NumPy 2, and so Python 3.13, where it works all the
 same: hence `--no-deps`. PyTorch comes along where a build for the processor
-can be had, the default being gigabytes of CUDA.
+can be had, the default being gigabytes of CUDA, and JAX where it takes the
+same NumPy.
 """
 
 import sys
@@ -34,14 +35,19 @@ def tests(session: nox.Session, version: str) -> None:
     folder = Path('.nox') / f'python-{version}'
     python = str(folder / 'bin' / 'python')
     pip = (python, '-m', 'pip', 'install', '--quiet')
+    numpy = f'numpy=={NUMPYS[version]}'
     session.run(PYTHONS[version], '-m', 'venv', str(folder))
     session.run(
         *pip, '--editable', '.', 'pytest', 'hypothesis', 'requests',
-        'graphviz', f'numpy=={NUMPYS[version]}',
+        'graphviz', numpy,
     )  # fmt: skip
     session.run(*pip, '--no-deps', 'mxnet==1.9.1')
     session.run(
         *pip, '--only-binary=:all:', 'torch==2.13.0+cpu',
+        success_codes=[0, 1],
+    )  # fmt: skip
+    session.run(
+        *pip, '--only-binary=:all:', 'jax', 'flax', numpy,
         success_codes=[0, 1],
     )  # fmt: skip
     session.run(python, '-m', 'pytest', *session.posargs)

@@ -172,6 +172,7 @@ def train(text_file):
     """Trains a tiny network on a small text."""
 
     def train(backend_name, **options):
+        require(backend_name)
         options = RUN_SIZES | {'corpus': text_file, 'steps': 2} | options
         return d2lbert.pretrain(
             backend=backend_name, progress=False, **options

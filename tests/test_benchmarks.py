@@ -148,6 +148,7 @@ def test_products_of_encoding_are_its_arithmetic():
 
 
 def test_products_are_computed_where_that_is_said():
+    require('torch')
     asked = []
 
     def in_numpy(product):
@@ -163,6 +164,7 @@ def test_products_are_computed_where_that_is_said():
 
 @pytest.mark.parametrize('in_numpy', [True, False])
 def test_a_product_is_one(in_numpy):
+    require('torch')
     one = products.Product(2, 3, 4, 6)
     A, B, out = memory = products.new_memory([one])
     products.multiplication(one, memory, in_numpy)()

@@ -169,11 +169,11 @@ def test_the_picture_has_both_curves(
 
 
 def test_the_command_evaluates_while_it_trains(
-    run, text_file, held_out, tmp_path
+    run, one_backend, text_file, held_out, tmp_path
 ):
     done = run(
         *('pretrain', '--batch-size=8', '--max-len=32', '--num-hiddens=8'),
-        *('--ffn-num-hiddens=16', '--devices=cpu', '--backend=torch'),
+        *('--ffn-num-hiddens=16', '--devices=cpu', '--backend', one_backend),
         *('--steps=4', '--evaluate-every=2', '--corpus', text_file),
         *('--split', held_out, '--out', tmp_path / 'run'),
     )
@@ -192,5 +192,5 @@ def test_what_cannot_be_evaluated(train, one_backend, saved, run):
         train(one_backend, evaluate_every=0)
     with pytest.raises(InputError, match="split = ''"):
         train(one_backend, evaluate_every=1, split='')
-    done = run('evaluate', saved('torch'), '--best')
+    done = run('evaluate', saved(one_backend), '--best')
     assert_refused(done, 'no best weights', '--evaluate-every')

@@ -256,8 +256,12 @@ NO_HOME = '~nosuchuser/x'
         ('convert', NO_HOME, '--to', 'safetensors', '--out', 'x'),
     ],
 )
-def test_a_home_folder_that_is_not_known(run, tmp_path, monkeypatch, args):
+def test_a_home_folder_that_is_not_known(
+    run, one_backend, tmp_path, monkeypatch, args
+):
     monkeypatch.chdir(tmp_path)
+    if args[0] == 'pretrain':
+        args += ('--backend', one_backend)
     done = run(*args)
     assert done.status == 2 and 'Traceback' not in done.err
     assert f'{NO_HOME}: the home folder of ~nosuchuser is not' in done.err
@@ -266,11 +270,12 @@ def test_a_home_folder_that_is_not_known(run, tmp_path, monkeypatch, args):
 
 @pytest.mark.parametrize('name', ['D2LBERT_CACHE', 'D2LBERT_WIKITEXT2'])
 def test_a_variable_with_a_home_folder_that_is_not_known(
-    run, tmp_path, monkeypatch, name
+    run, one_backend, tmp_path, monkeypatch, name
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(name, NO_HOME)
-    done = run('pretrain', *TINY, '--corpus=wikitext-2', '--out=run')
+    options = (*TINY, '--backend', one_backend, '--corpus=wikitext-2')
+    done = run('pretrain', *options, '--out=run')
     assert_refused(done, f'{name}={NO_HOME}: the home folder of ~nosuchuser')
     assert not list(tmp_path.iterdir())
 

@@ -345,7 +345,8 @@ def test_commands(run, saved, one_backend, tmp_path):
 def test_errors_are_one_line(run, saved, one_backend, tmp_path):
     folder = saved(one_backend)
     assert_refused(run('infer', folder, 'a', 'b'), 'no fine-tuned run')
-    assert_refused(run('finetune', tmp_path / 'none'), 'expected the folder')
+    done = run('finetune', tmp_path / 'none', '--backend', one_backend)
+    assert_refused(done, 'expected the folder')
     done = run('finetune', folder, '--backend', one_backend, '--out', folder)
     assert_refused(done, 'holds')
 

@@ -400,10 +400,13 @@ def test_checkpointed_blocks_are_named_where_they_help(
     assert remedy.startswith('give --checkpoint-blocks, with which')
 
 
-def test_a_large_training_says_so_in_one_line(run, monkeypatch, tmp_path):
+def test_a_large_training_says_so_in_one_line(
+    run, one_backend, monkeypatch, tmp_path
+):
     # That of the tests' own process depends on what ran before
     monkeypatch.setattr(memory, 'resident_bytes', lambda: 4 * 10**8)
     options = ('--steps', 1, '--batch-size', 8, '--devices', 'cpu')
+    options += ('--backend', one_backend)
     done = run('pretrain', *options, '--out', tmp_path / 'small')
     assert 'at its peak' not in done.err
     monkeypatch.setattr('d2lbert.runs.pretraining.LARGE', 1)

@@ -59,6 +59,7 @@ DESK = {'width': 1280, 'height': 900}
 @pytest.fixture
 def load(monkeypatch):
     """Imports a file of docs/site, which is no package."""
+    pytest.importorskip('nbformat')
     monkeypatch.syspath_prepend(ROOT / 'docs' / 'site')
     return importlib.import_module
 
