@@ -46,8 +46,5 @@ def tests(session: nox.Session, version: str) -> None:
         *pip, '--only-binary=:all:', 'torch==2.13.0+cpu',
         success_codes=[0, 1],
     )  # fmt: skip
-    session.run(
-        *pip, '--only-binary=:all:', 'jax', 'flax', numpy,
-        success_codes=[0, 1],
-    )  # fmt: skip
+    session.run(*pip, '--editable', '.[jax]', numpy, success_codes=[0, 1])
     session.run(python, '-m', 'pytest', *session.posargs)
