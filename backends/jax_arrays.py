@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import enable_x64
+from jax import experimental
 
 from backends.flax_names import is_turned, name_of, turned
 from backends.parameters import cut_normal
@@ -23,6 +23,9 @@ PROCESS = os.getpid()
 
 #: The standard deviation of N(0, 1) without what is beyond ±2.
 CUT_DEVIATION = 0.87962566103423978
+
+#: A context whose arrays may have 64 bits; JAX before 0.8 has another place.
+enable_x64 = (jax if hasattr(jax, 'enable_x64') else experimental).enable_x64
 
 _thread = local()
 

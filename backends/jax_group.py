@@ -14,10 +14,11 @@ import numpy as np
 
 # The service's keys have no public name yet
 from jax._src.distributed import global_state
-from jax.experimental import enable_x64, multihost_utils
+from jax.experimental import multihost_utils
 
 from backends import groups
 from backends.groups import number_in
+from backends.jax_arrays import enable_x64
 from backends.jax_service import Service, connected
 
 
