@@ -1,4 +1,6 @@
-"""The tests on every Python that is here: `make test-matrix`.
+"""The tests on every Python that is here, and with an old JAX.
+
+    make test-matrix
 
 MXNet's metadata forbids NumPy 2, and so Python 3.13, where it works all the
 same: hence `--no-deps`. PyTorch comes along where a build for the processor
@@ -48,3 +50,20 @@ def tests(session: nox.Session, version: str) -> None:
     )  # fmt: skip
     session.run(*pip, '--editable', '.[jax]', numpy, success_codes=[0, 1])
     session.run(python, '-m', 'pytest', *session.posargs)
+
+
+@nox.session(venv_backend='none')
+def oldest_jax(session: nox.Session) -> None:
+    """Run the tests of JAX with the oldest that the README promises."""
+    if '3.10' not in PYTHONS:
+        session.skip('there is no Python 3.10 here')
+    folder = Path('.nox') / 'oldest-jax'
+    python = str(folder / 'bin' / 'python')
+    session.run(PYTHONS['3.10'], '-m', 'venv', str(folder))
+    session.run(
+        *(python, '-m', 'pip', 'install', '--quiet', '--editable', '.'),
+        *('pytest', 'hypothesis', 'jax==0.6.2', 'flax==0.10.7'),
+    )
+    files = ('test_jax.py', 'test_backends.py', 'test_precision.py')
+    paths = (f'tests/{file}' for file in files)
+    session.run(python, '-m', 'pytest', *paths, *session.posargs)

@@ -41,9 +41,16 @@ def parameters_of(net: nnx.Module) -> nnx.State:
 def shapes_of(state: nnx.State) -> dict[str, tuple[int, ...]]:
     """Return the shape of each array by its parameter's name."""
     return {
-        name_of(path): X.shape[::-1] if is_turned(path) else X.shape
-        for path, X in nnx.to_flat_state(state)
+        name_of(path): shape[::-1] if is_turned(path) else shape
+        for path, variable in nnx.to_flat_state(state)
+        for shape in [array_of(variable).shape]
     }
+
+
+def array_of(variable: Any) -> jax.Array:
+    """Return the array of one variable, in old versions of Flax too."""
+    (X,) = jax.tree.leaves(variable)
+    return X
 
 
 # With its argument the result is on the same device
@@ -57,9 +64,9 @@ def named(state: nnx.State, ending: str = '') -> dict[str, np.ndarray]:
     """Return copies of arrays by the parameters' names and an ending."""
     return {
         name_of(path) + ending: np.array(
-            turned(path, np.asarray(X[...])), order='C'
+            turned(path, np.asarray(array_of(variable))), order='C'
         )
-        for path, X in nnx.to_flat_state(state)
+        for path, variable in nnx.to_flat_state(state)
     }
 
 
@@ -76,14 +83,14 @@ def state_of(
     return nnx.from_flat_state(
         (
             path,
-            X.replace(
+            variable.replace(
                 to_device(
                     turned(path, arrays[name_of(path) + ending]),
-                    device or X[...].device,
+                    device or array_of(variable).device,
                 )
             ),
         )
-        for path, X in nnx.to_flat_state(like)
+        for path, variable in nnx.to_flat_state(like)
     )
 
 

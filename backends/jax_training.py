@@ -366,12 +366,11 @@ class Adam(base.Optimizer):
         self.net, self.lr, self.epsilon_inside = net, lr, epsilon_inside
         self.weight_decay = weight_decay
 
-        def is_learned(path: Any, value: Any) -> bool:
-            is_parameter = isinstance(value, nnx.Param)
-            return is_parameter and not name_of(path).endswith(frozen)
+        def is_learned(path: Any, _: Any) -> bool:
+            return not name_of(path).endswith(frozen)
 
-        self.is_learned = is_learned
-        parameters = nnx.state(net, is_learned)
+        self.learned = nnx.All(nnx.Param, is_learned)
+        parameters = nnx.state(net, self.learned)
         with width_of(parameters):
             self.m, self.v = (zeros_like(parameters) for _ in 'mv')
         single = jax.tree.leaves(parameters)[0].dtype == jnp.float32
@@ -392,11 +391,11 @@ class Adam(base.Optimizer):
         lr = rate * root / (1 - beta1**self.num_steps)
         rounding = self.rounding if self.epsilon_inside else 1.0
         epsilon = adam.EPSILON * (1 if self.epsilon_inside else root)
-        parameters = nnx.state(self.net, self.is_learned)
+        parameters = nnx.state(self.net, self.learned)
         with width_of(parameters):
             parameters, self.m, self.v = updated(
                 parameters,
-                nnx.filter_state(given, self.is_learned),
+                nnx.filter_state(given, self.learned),
                 self.m,
                 self.v,
                 lr / rounding,
