@@ -83,6 +83,7 @@ def test_a_slow_kind_is_noticed():
     slow = finish(python(code, **{blas.VARIABLE: 'Prescott'}))
     if slow.out == 'None\n':
         pytest.skip("NumPy's library is not OpenBLAS")
-    assert slow == (0, 'Prescott\n', '')
+    # NumPy 2.5's OpenBLAS calls it a Katmai
+    assert slow in ((0, 'Prescott\n', ''), (0, 'Katmai\n', ''))
     fast = finish(python(code, **{blas.VARIABLE: 'Haswell'}))
     assert fast == (0, 'None\n', '')
