@@ -305,7 +305,7 @@ def test_every_measurement_names_code_that_exists():
     ]
     assert found
     for path in found:
-        assert (ROOT / path).exists(), path
+        assert any(ROOT.glob(path.rstrip('/'))), path
 
 
 @pytest.mark.parametrize('heading', ['The hour', 'The second hour'])
