@@ -100,9 +100,10 @@ def padding(figure: Figure, runs: Path) -> None:
         label='mean over all slots, padding included',
     )
     axes.fill_between(steps, *averages.values(), color='0.9')
-    entropy = entropies(batches.examples)['mlm_loss']
+    vocab_size = trainer.net.vocab_size
+    entropy = entropies(batches.examples, vocab_size)['mlm_loss']
     for label, level, dashes in (
-        ('chance', np.log(trainer.net.vocab_size), ':'),
+        ('chance', np.log(vocab_size), ':'),
         ('word frequencies', entropy, '--'),
     ):
         axes.axhline(

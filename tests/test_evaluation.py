@@ -210,15 +210,19 @@ def test_padded_slots_are_not_asked():
     ).all()
 
 
-def test_the_entropies_are_the_least_losses_of_one_guess_for_all():
-    answers, found = answers_of(BATCH), entropies(BATCH)
+@pytest.mark.parametrize('num_rows', [1, 5, 1000])
+def test_the_entropies_are_the_least_losses_of_one_guess_for_all(
+    num_rows, monkeypatch
+):
+    monkeypatch.setattr('d2lbert.evaluation.levels.ROWS', num_rows)
+    answers, found = answers_of(BATCH), entropies(BATCH, 50)
     tokens = np.bincount(answers.mlm_labels) / len(answers.mlm_labels)
     pairs = np.bincount(answers.nsp_labels) / len(answers.nsp_labels)
     mlm_loss = -np.log(tokens[answers.mlm_labels]).mean()
     nsp_loss = -np.log(pairs[answers.nsp_labels]).mean()
     assert math.isclose(found['mlm_loss'], mlm_loss)
     assert math.isclose(found['nsp_loss'], nsp_loss)
-    slots = entropies(BATCH, 'slots')
+    slots = entropies(BATCH, 50, 'slots')
     share = (BATCH.mlm_weights > 0).mean()
     assert math.isclose(slots['mlm_loss'], share * mlm_loss)
     assert slots['nsp_loss'] == found['nsp_loss']

@@ -16,6 +16,8 @@ from d2lbert.data.vocab import CLS, PAD, SEP, Vocab
 
 #: What an example has as many of as its form asks for.
 FORM = (CLS, SEP, PAD)
+#: How many examples are counted at a time: a corpus may be large.
+ROWS = 64 * BLOCK
 #: How many guesses count as a success of the measure `mlm_top5`.
 TOP = 5
 
@@ -66,7 +68,7 @@ def answers_of(examples: Examples) -> Answers:
 
 
 def entropies(
-    examples: Examples, mlm_average: str = 'predictions'
+    examples: Examples, vocab_size: int, mlm_average: str = 'predictions'
 ) -> dict[str, float]:
     """Return both losses of the frequencies of the answers, in nats.
 
@@ -74,19 +76,25 @@ def entropies(
     nothing but these frequencies. `mlm_average`: see `Recipe`; in a mean over
     all slots a padded one counts, and costs nothing.
     """
-    answers = answers_of(examples)
-    mlm_loss = entropy(answers.mlm_labels)
-    if mlm_average == 'slots':
-        num_slots = examples.column('mlm_weights', slice(None)).size
-        mlm_loss *= len(answers.mlm_labels) / max(1, num_slots)
-    return {'mlm_loss': mlm_loss, 'nsp_loss': entropy(answers.nsp_labels)}
+    labels, pairs, num_slots = np.zeros(vocab_size, int), np.zeros(2, int), 0
+    for start in range(0, examples.num_examples, ROWS):
+        rows = slice(start, start + ROWS)
+        is_asked = examples.column('mlm_weights', rows) > 0
+        asked = examples.column('mlm_labels', rows)[is_asked]
+        labels += np.bincount(asked, minlength=vocab_size)
+        pairs += np.bincount(examples.column('nsp_labels', rows), minlength=2)
+        num_slots += is_asked.size
+    share = labels.sum() / num_slots if mlm_average == 'slots' else 1.0
+    return {
+        'mlm_loss': float(share * entropy(labels)),
+        'nsp_loss': float(entropy(pairs)),
+    }
 
 
-def entropy(labels: np.ndarray) -> float:
-    """Return the entropy of labels, `(N,)`, in nats."""
-    counts = np.bincount(labels)
-    p = counts[counts > 0] / max(1, len(labels))
-    return float(-(p * np.log(p)).sum())
+def entropy(counts: np.ndarray) -> float:
+    """Return −Σ p ln p for what occurs so often, in nats."""
+    p = counts[counts > 0] / counts.sum()
+    return -(p * np.log(p)).sum()
 
 
 def count_frequencies(examples: Examples, vocab: Vocab) -> Frequencies:
@@ -96,8 +104,8 @@ def count_frequencies(examples: Examples, vocab: Vocab) -> Frequencies:
     because they are never asked for.
     """
     tokens, pairs = np.zeros(len(vocab), int), np.zeros(2, int)
-    for start in range(0, examples.num_examples, 64 * BLOCK):
-        batch = examples.rows(slice(start, start + 64 * BLOCK))
+    for start in range(0, examples.num_examples, ROWS):
+        batch = examples.rows(slice(start, start + ROWS))
         found = np.bincount(unmasked(batch).ravel(), minlength=len(vocab))
         tokens += found
         pairs += np.bincount(batch.nsp_labels, minlength=2)

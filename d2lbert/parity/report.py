@@ -238,10 +238,11 @@ def compare_runs(
 ) -> Report:
     """Compare one step and a training of two runs that have begun alike."""
     names = ours.config.backend, theirs.config.backend
-    report = Report(
-        *(ours.config, names, dtype, len(ours.vocab)),
-        entropies(batches.examples, ours.config.own_recipe().mlm_average),
+    vocab_size = len(ours.vocab)
+    frequencies = entropies(
+        batches.examples, vocab_size, ours.config.own_recipe().mlm_average
     )
+    report = Report(ours.config, names, dtype, vocab_size, frequencies)
     allowed = TOLERANCES[dtype]
     weights = {
         name: W.astype(dtype) for name, W in get_weights(ours.net).items()

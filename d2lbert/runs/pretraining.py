@@ -161,7 +161,9 @@ class Pretraining(Training):
         return Run(
             *(config, net, self.vocab, self.devices, self.group.size),
             frequencies=entropies(
-                self.examples, config.own_recipe().mlm_average
+                self.examples,
+                len(self.vocab),
+                config.own_recipe().mlm_average,
             ),
         )
 
