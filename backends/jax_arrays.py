@@ -24,7 +24,7 @@ PROCESS = os.getpid()
 #: The standard deviation of N(0, 1) without what is beyond ±2.
 CUT_DEVIATION = 0.87962566103423978
 
-#: A context whose arrays may have 64 bits; JAX before 0.8 has another place.
+#: A context whose arrays may have 64 bits. In JAX 0.7 it is elsewhere.
 enable_x64 = (jax if hasattr(jax, 'enable_x64') else experimental).enable_x64
 
 _thread = local()

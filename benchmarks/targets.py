@@ -134,10 +134,10 @@ def operator_speeds(
     Each takes as long as on one core, all cores share them without loss, and
     Python takes no time.
     """
+    num_pairs = cores * batch_size
     return {
-        framework: cores * batch_size / operators
+        framework: num_pairs / operator_seconds(profile[framework]['ours'])
         for framework in FRAMEWORKS
-        if (operators := operator_seconds(profile[framework]['ours']))
     }
 
 

@@ -265,6 +265,10 @@ TINY = (
     '--ffn-num-hiddens=16',
     '--devices=cpu',
 )
+# What NumPy's OpenBLAS calls a processor with OPENBLAS_CORETYPE=Prescott
+OLDEST_KIND = (
+    'Katmai' if np.lib.NumpyVersion(np.__version__) >= '2.4.0' else 'Prescott'
+)
 MAIN = 'from d2lbert.cli import main; main()'
 unix = pytest.mark.skipif(os.name == 'nt', reason='Windows has other signals')
 

@@ -34,7 +34,7 @@ SIZES = (
 )
 #: By how much memory may grow from the third quarter of a run to the last.
 #: Before, JAX compiles for a shape of batches that occurs for the first time.
-MOST_GROWTH = 0.05
+MOST_GROWTH = 0.025
 
 
 class Process:
